@@ -1,0 +1,308 @@
+"""One frozen configuration: what the flags and the TOML file say, checked, and written to every output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_dl import zoo
+from bids_dl.errors import MissingInputError, UsageError
+
+ZOOS = ("features", "models", "fusions", "explainers")
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which participants and files are looked at."""
+
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    task_id: tuple[str, ...] = ()
+    include: Mapping[str, Any] = field(default_factory=dict)
+    bids_filter: Mapping[str, Any] = field(default_factory=dict)
+    derivatives: Mapping[str, str] = field(default_factory=dict)
+    bids_database_dir: str = ""
+    skip_bids_validation: bool = False
+    no_derivatives: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """How and where it runs; nothing here changes a result."""
+
+    nprocs: int = 0
+    omp_nthreads: int = 0
+    mem_mb: int = 0
+    use_plugin: str = ""
+    work_dir: str = ""
+    clean_workdir: bool = False
+    write_graph: bool = False
+    stop_on_first_crash: bool = False
+    resource_monitor: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    verbose: int = 0
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods chosen from one zoo, and the options of those that differ from their defaults."""
+
+    names: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Return the options given for one method."""
+        return dict(self.options.get(name, {}))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is predicted, and which columns are confounds; empty means chosen from participants.tsv."""
+
+    names: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    positive: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """What is learned from the training rows before a model sees them."""
+
+    remove_confounds: bool = False
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How participants are divided into training, validation and test."""
+
+    kind: str = "kfold"
+    n_folds: int = 5
+    n_repeats: int = 1
+    validation_fraction: float = 0.2
+    group_column: str = ""
+    site_column: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The one training loop's settings; 0 leaves the choice to the kind of input."""
+
+    n_epochs: int = 0
+    patience: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    weight_decay: float = -1.0
+    n_members: int = 0
+    class_weights: bool = True
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Intervals and permutation tests. ``n_retrained`` 0 retrains the cheap models on small cohorts only."""
+
+    n_bootstraps: int = 2000
+    n_permutations: int = 2000
+    n_retrained: int = 0
+    shuffle_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    bids_dir: str
+    output_dir: str
+    analysis_level: str
+    random_seed: int = 0
+    bundles: tuple[str, ...] = ()
+    select: Select = field(default_factory=Select)
+    run: Run = field(default_factory=Run)
+    features: Methods = field(default_factory=Methods)
+    targets: Targets = field(default_factory=Targets)
+    models: Methods = field(default_factory=Methods)
+    fusions: Methods = field(default_factory=Methods)
+    explainers: Methods = field(default_factory=Methods)
+    normalization: Normalize = field(default_factory=Normalize)
+    splits: Splits = field(default_factory=Splits)
+    training: Training = field(default_factory=Training)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def bids(self) -> Path:
+        """The dataset's folder."""
+        return Path(self.bids_dir)
+
+    @property
+    def out(self) -> Path:
+        """The output folder."""
+        return Path(self.output_dir)
+
+    @property
+    def work(self) -> Path:
+        """The work folder, inside the output unless named."""
+        return Path(self.run.work_dir) if self.run.work_dir else self.out / "work"
+
+
+def _section(cls: type, given: Mapping[str, Any], where: str) -> Any:
+    """Build one section, refusing unknown keys and values of another kind."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key in given:
+        if key not in known:
+            raise UsageError(f"the configuration has no key '{where}{key}'; {zoo.nearest(key, known)}")
+    return cls(**{key: _value(hints[key], value, f"{where}{key}") for key, value in given.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Convert one TOML value to the field's type."""
+    if hint is Methods:
+        return _methods(value, where)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"'{where}' is a section of the configuration: write [{where}] with keys below it.")
+        return _section(typing.cast(type, hint), value, f"{where}.")
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"'{where}' is {value!r}; expected a list.")
+        return tuple(str(v) for v in value)
+    kinds = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}.get(origin, (Mapping,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and origin is not bool):
+        raise UsageError(f"'{where}' is {value!r}; expected {getattr(origin, '__name__', origin)}.")
+    return origin(value) if origin in (float, int, bool, str) else dict(value)
+
+
+def _methods(value: Any, where: str) -> Methods:
+    """Read a zoo's section: ``names`` and a table of options a method."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"'{where}' is a section: write [{where}] names = [...] and [{where}.METHOD] for options.")
+    names = value.get("names", ())
+    if not isinstance(names, (list, tuple)):
+        raise UsageError(f"'{where}.names' is {names!r}; expected a list.")
+    tables = {k: v for k, v in value.items() if k not in {"names", "options"}} | dict(value.get("options", {}))
+    for name in [*tables, *(n.split("+")[0] for n in names)]:
+        zoo.check(where, name)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise UsageError(f"'{where}.{name}' is {table!r}; expected a table of options.")
+        zoo.check_options(where, name, table)
+    return Methods(tuple(map(str, names)), {k: dict(v) for k, v in tables.items()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    UsageError
+        If it is not TOML.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"the configuration file {path} does not exist.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{path} is not valid TOML: {problem}.") from problem
+
+
+def from_mapping(given: Mapping[str, Any]) -> Config:
+    """Build and check a configuration from nested mappings.
+
+    Raises
+    ------
+    UsageError
+        For unknown keys and values, naming the nearest valid one.
+    """
+    config: Config = _section(Config, given, "")
+    _check_ranges(config)
+    return config
+
+
+def _check_ranges(config: Config) -> None:
+    choices = {
+        "run.device": (config.run.device, ("auto", "cpu", "cuda")),
+        "splits.kind": (config.splits.kind, ("kfold", "leave-site-out", "file")),
+    }
+    for where, (value, valid) in choices.items():
+        if value not in valid:
+            raise UsageError(f"'{where}' is '{value}'; {zoo.nearest(value, valid)}")
+    if config.splits.n_folds < 2:
+        raise UsageError(f"'splits.n_folds' is {config.splits.n_folds}; at least 2 folds are needed.")
+    if not 0 < config.splits.validation_fraction < 1:
+        raise UsageError(f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1.")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another; the second wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested plain mappings, the inverse of `from_mapping`."""
+    plain = dataclasses.asdict(config)
+    for name in ZOOS:
+        plain[name] = {"names": list(plain[name]["names"]), **plain[name]["options"]}
+    return _plain(plain)  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_toml(config: Config) -> str:
+    """Write the configuration as TOML that reproduces the run."""
+    plain = to_mapping(config)
+    head = {k: v for k, v in plain.items() if not isinstance(v, dict)}
+    tables = {k: v for k, v in plain.items() if isinstance(v, dict)}
+    return "\n".join([*_lines(head), *(line for k, v in tables.items() for line in _table(k, v))]) + "\n"
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(k)} = {_inline(v)}" for k, v in values.items() if v is not None]
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", f"[{name}]", *_lines(values)]
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(_lines(value)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name the keys in which two configurations differ."""
+    found: list[str] = []
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
+
+

@@ -1,0 +1,175 @@
+"""nipype runs both levels: tasks with their order become one cached, resumable graph. The only file that knows nipype."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_dl.config import Config
+from bids_dl.derivatives import remove
+from bids_dl.errors import MissingInputError, UsageError
+
+LOG = logging.getLogger("bids_dl")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step: a function named ``module:function``, its JSON arguments, and the tasks whose results it waits for.
+
+    ``redo`` runs it even where the cache says that it is done, for outputs that have gone missing.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any]
+    after: Sequence[str] = ()
+    redo: bool = False
+    memory_gb: float = 0.25
+    stamp: str = field(default="", compare=False)
+
+
+def call(step: str, arguments: str, stamp: str, upstream: list[object]) -> object:
+    """Run in a worker: import the function, hand it its arguments; its result is plain JSON data."""
+    import importlib
+    import json
+
+    module, _, name = step.partition(":")
+    return getattr(importlib.import_module(module), name)(**json.loads(arguments))
+
+
+def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step") -> dict[str, Any]:
+    """Run tasks in their order, several at once, skipping what an earlier run finished.
+
+    Returns
+    -------
+    dict
+        Result of each task that ended well; a task that failed, or waited for one, is missing. The reason of
+        a failure is in the crash files of ``OUTPUT_DIR/logs``.
+    """
+    if config.run.clean_workdir:
+        remove([config.work / name])
+    _settings(config)
+    workflow, nodes = _graph(config, name, tasks)
+    if config.run.write_graph:
+        workflow.write_graph(dotfilename=str(config.out / "logs" / f"{name}.dot"), graph2use="flat", format="svg")
+    graph = None
+    with _progress(len(tasks), name, unit) as advance:
+        try:
+            graph = workflow.run(**_plugin(config, advance))
+        except RuntimeError as problem:
+            LOG.debug("nipype ended with: %s", problem)
+    return _results(graph, nodes)
+
+
+def _settings(config: Config) -> None:
+    """Quiet nipype, point its crash files into the output, and let small steps not wait for polling."""
+    from nipype import config as nipype_config
+    from nipype import logging as nipype_logging
+
+    level = "WARNING" if config.run.verbose < 2 else "INFO"
+    nipype_config.update_config({
+        "execution": {
+            "crashdump_dir": str(config.out / "logs"), "crashfile_format": "txt", "check_version": "false",
+            "poll_sleep_duration": "0.05", "hash_method": "content", "remove_unnecessary_outputs": "false",
+            "stop_on_first_crash": str(config.run.stop_on_first_crash).lower(), "stop_on_unknown_version": "false",
+        },
+        "logging": {"workflow_level": level, "interface_level": level, "log_to_file": "false"},
+        "monitoring": {"enabled": str(config.run.resource_monitor).lower(), "sample_frequency": "1"},
+    })  # fmt: skip
+    nipype_logging.update_logging(nipype_config)
+    if config.run.resource_monitor:
+        nipype_config.enable_resource_monitor()
+    if config.run.verbose < 2:
+        for logger in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+
+
+def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[str, Any]]:
+    from nipype import Function, Merge, Node, Workflow
+
+    workflow = Workflow(name, base_dir=str(config.work))
+    nodes: dict[str, Any] = {}
+    for task in tasks:
+        interface = Function(function=call, output_names=["result"])
+        node = Node(interface, task.name, overwrite=task.redo or None, mem_gb=task.memory_gb)
+        node.inputs.step = task.function
+        node.inputs.arguments = json.dumps(task.arguments, sort_keys=True)
+        node.inputs.stamp = task.stamp
+        node.inputs.upstream = []
+        workflow.add_nodes([node])
+        if task.after:
+            merge = Node(Merge(len(task.after)), f"{task.name}_waits", run_without_submitting=True)
+            for position, before in enumerate(task.after, 1):
+                workflow.connect(nodes[before], "result", merge, f"in{position}")
+            workflow.connect(merge, "out", node, "upstream")
+        nodes[task.name] = node
+    return workflow, nodes
+
+
+def n_processes(config: Config) -> int:
+    """Processes at once: as asked, else the cores this process may use."""
+    return config.run.nprocs or len(os.sched_getaffinity(0))
+
+
+def _plugin(config: Config, advance: Callable[..., None]) -> dict[str, Any]:
+    """Choose nipype's engine: the user's settings, several processes, or none."""
+    if config.run.use_plugin:
+        return _user_plugin(Path(config.run.use_plugin))
+    if n_processes(config) == 1:
+        return {"plugin": "Linear", "plugin_args": {"status_callback": advance}}
+    arguments: dict[str, Any] = {"n_procs": n_processes(config), "raise_insufficient": False, "status_callback": advance}
+    if config.run.mem_mb:
+        arguments["memory_gb"] = config.run.mem_mb / 1024
+    return {"plugin": "MultiProc", "plugin_args": arguments}
+
+
+def _user_plugin(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise MissingInputError(f"the plugin file {path} does not exist.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as problem:
+        raise UsageError(f"{path} is not YAML: {problem}.") from problem
+    if not isinstance(content, dict) or "plugin" not in content:
+        raise UsageError(f"{path} needs a line 'plugin: NAME', and 'plugin_args' where the plugin takes some.")
+    os.environ.setdefault("LOGNAME", "bids_dl")
+    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args", {})}
+
+
+class _progress:
+    """Show a bar on a terminal; say nothing elsewhere."""
+
+    def __init__(self, total: int, name: str, unit: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Callable[..., None]:
+        return self._advance
+
+    def _advance(self, node: Any, status: str) -> None:
+        if status in {"end", "exception"} and not node.name.endswith("_waits"):
+            self.bar.update()
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _results(graph: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what each node left behind; one that failed has no result."""
+    ran = {node.name: node for node in graph.nodes()} if graph is not None else nodes
+    found: dict[str, Any] = {}
+    for name in nodes:
+        try:
+            found[name] = ran[name].result.outputs.result
+        except Exception as problem:  # a node that never ran raises whatever its cache reader meets
+            LOG.debug("%s left no result: %s", name, problem)
+    return found

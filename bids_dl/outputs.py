@@ -1,0 +1,181 @@
+"""What a run leaves beside its results: logs, the resolved configuration, the validator's words, predictions, methods."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bids_dl import config as configuration
+from bids_dl import derivatives
+from bids_dl.config import Config
+from bids_dl.errors import OutputError
+
+LOG = logging.getLogger("bids_dl")
+
+
+def start_logging(config: Config) -> None:
+    """Say what happens on stderr, a line a step."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    LOG.handlers = [handler]
+    LOG.setLevel(logging.DEBUG if config.run.verbose else logging.INFO)
+    LOG.propagate = False
+
+
+def configuration_path(out: Path, level: str) -> Path:
+    """Name the resolved configuration of a level."""
+    return out / "logs" / f"bids_dl_{level}.toml"
+
+
+def refuse_other_configuration(config: Config, level: str, decisive: Sequence[str]) -> None:
+    """Refuse to mix results of two configurations in one folder.
+
+    Parameters
+    ----------
+    config
+        The present one.
+    level
+        ``participant`` or ``group``.
+    decisive
+        Keys, or sections of them, that change results.
+
+    Raises
+    ------
+    OutputError
+        Naming the keys that differ.
+    """
+    path = configuration_path(config.out, level)
+    if not path.is_file():
+        return
+    old = tomllib.loads(path.read_text(encoding="utf-8"))
+    new = tomllib.loads(configuration.to_toml(config))
+    changed = [k for k in configuration.differences(old, new) if any(k == d or k.startswith(f"{d}.") for d in decisive)]
+    if not changed:
+        return
+    if not config.run.overwrite:
+        raise OutputError(
+            f"{config.out} holds {level} results of another configuration (different: {', '.join(changed[:6])}); "
+            "choose another output folder, or pass --overwrite to replace them."
+        )
+    _discard(config.out, level)
+
+
+def _discard(out: Path, level: str) -> None:
+    """Remove the results that are about to be replaced."""
+    if level == "group":
+        derivatives.remove([out / "group", out / "group.html"])
+    else:
+        derivatives.remove([*out.glob("sub-*"), out / "logs" / "participants"])
+
+
+def write_configuration(config: Config, level: str) -> None:
+    """Write the resolved configuration; given as --config-file it reproduces the run."""
+    derivatives.write_text(configuration_path(config.out, level), configuration.to_toml(config))
+
+
+def note_run(config: Config, run_id: str) -> None:
+    """Keep one line for every run of a level."""
+    path = config.out / "logs" / "runs.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(f"{run_id}\t{config.analysis_level}\n")
+
+
+def start_validation(config: Config) -> subprocess.Popen[bytes] | None:
+    """Start the BIDS validator beside the extraction, where it is installed and the whole dataset is asked for."""
+    tool = shutil.which("bids-validator-deno") or shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    done = config.out / "logs" / "validation.json"
+    if config.select.skip_bids_validation or config.select.participant_label or tool is None or done.is_file():
+        return None
+    raw = done.with_name("validation_raw.json")
+    done.parent.mkdir(parents=True, exist_ok=True)
+    command = [tool, str(config.bids), "--ignoreNiftiHeaders", "--format", "json", "-o", str(raw)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finish_validation(config: Config, process: subprocess.Popen[bytes] | None) -> None:
+    """Count what the validator found; an invalid dataset is said, not refused: many a good one is not valid."""
+    if process is None:
+        return
+    try:
+        process.wait(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        LOG.warning("the BIDS validator took more than ten minutes and was stopped; --skip-bids-validation leaves it out.")
+        return
+    raw = config.out / "logs" / "validation_raw.json"
+    if not raw.is_file():
+        LOG.warning("the BIDS validator did not run (exit code %d).", process.returncode)
+        return
+    issues = json.loads(raw.read_text(encoding="utf-8")).get("issues", {}).get("issues", [])
+    counts: dict[str, dict[str, int]] = {"error": {}, "warning": {}}
+    for issue in issues:
+        kind = counts.setdefault(issue.get("severity", "warning"), {})
+        kind[issue["code"]] = kind.get(issue["code"], 0) + 1
+    derivatives.write_json(config.out / "logs" / "validation.json", counts)
+    raw.unlink()
+    if counts["error"]:
+        said = ", ".join(f"{code} ({n})" for code, n in sorted(counts["error"].items()))
+        LOG.warning("the BIDS validator found errors in %s: %s.", config.bids, said)
+
+
+def write_problems(out: Path, records: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """List every participant with a problem, and its reason."""
+    import pandas as pd
+
+    rows = [
+        {"participant_id": i, "scan": p.get("scan", ""), "feature": p.get("feature", ""), "reason": p["reason"]}
+        for i, r in records.items()
+        for p in (r["problems"] if r else [{"reason": "stopped before it was written; see logs/crash-*."}])
+    ]
+    table = pd.DataFrame(rows, columns=["participant_id", "scan", "feature", "reason"])
+    derivatives.write_table(out / "logs" / "problems.tsv", table)
+
+
+def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> None:
+    """Join the participants' predictions into one table a bundle, under ``phenotype/``."""
+    import pandas as pd
+
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for entry in record.get("predictions", []):
+            rows.setdefault(entry["bundle"], []).append({"participant_id": record["participant_id"], **entry["row"]})
+    for name, entries in rows.items():
+        table = pd.DataFrame(entries)
+        described = {c: PREDICTION_COLUMNS.get(c, f"Output for '{c.removeprefix('score_')}'") for c in table.columns}
+        path = derivatives.write_table(config.out / "phenotype" / f"{name}.tsv", table)
+        meta = {"MeasurementToolMetadata": {"Description": f"Predictions of the bids_dl bundle {name}"}}
+        derivatives.write_json(path.with_suffix(".json"), meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"})
+        LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
+
+
+PREDICTION_COLUMNS = {
+    "participant_id": "Participant",
+    "y_score": "Probability of the positive class, or the predicted quantity",
+    "prediction": "Predicted class or quantity",
+    "excluded": "Why there is no prediction; n/a where there is one",
+}
+
+
+def write_methods(config: Config, level: str) -> None:
+    """Write the methods text of what was done, for a paper, in Markdown."""
+    from bids_dl import report
+
+    report.write_methods(config.out, level)
+
+
+def reports_only(config: Config, modes: frozenset[str]) -> int:
+    """Make the texts and reports anew from what lies in the output folder."""
+    from bids_dl import report
+
+    write_methods(config, config.analysis_level)
+    if "boilerplate_only" not in modes:
+        report.write_all(config.out, config.analysis_level)
+    return 0

@@ -1,0 +1,211 @@
+"""Level 1: features of every participant, and trained models applied to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bids_dl import derivatives, engine, outputs, query, zoo
+from bids_dl import config as configuration
+from bids_dl.config import Config
+from bids_dl.errors import BidsDLError, NothingSelectedError
+from bids_dl.records import Feature, Scan
+
+LOG = logging.getLogger("bids_dl")
+BATCH = 8
+"""Participants a node: enough to pay for the node, few enough to resume and to spread well."""
+
+CONSUMES = {"timeseries": {"timeseries", "bold"}, "connectivity": {"relmat", "matrix"}, "t1w": {"T1w"}}
+"""Which kinds of scan each feature is extracted from; connectivity also follows from each time series."""
+
+
+def run(config: Config, modes: frozenset[str]) -> int:
+    """Extract features from every participant asked for, apply bundles, write reports.
+
+    Returns
+    -------
+    int
+        0, or 1 where some participants failed; they are listed in ``logs`` and in the reports.
+    """
+    outputs.start_logging(config)
+    if modes & {"reports_only", "boilerplate_only"}:
+        return outputs.reports_only(config, modes)
+    scans = query.find(config)
+    if "dry_run" in modes:
+        return _say_plan(config, scans)
+    outputs.refuse_other_configuration(config, "participant", ("features", "select.derivatives", "bids_dir"))
+    derivatives.write_description(config.out, query.datasets(config))
+    validation = outputs.start_validation(config)
+    bundles = [str(Path(b).resolve()) for b in config.bundles]
+    outputs.write_configuration(config, "participant")
+    tasks = _tasks(config, scans, bundles)
+    engine.run(config, "participant", tasks, unit="batch")
+    outputs.finish_validation(config, validation)
+    records = [read_record(config.out, i) for i in scans]
+    if bundles:
+        outputs.write_predictions(config, [r for r in records if r])
+    outputs.write_methods(config, "participant")
+    return _conclude(config, dict(zip(scans, records, strict=True)))
+
+
+def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
+    for participant_id, mine in scans.items():
+        print(participant_id, *(f"\n  {s.path}" for s in mine) if mine else ("(nothing usable)",))
+    print(f"{len(scans)} participants; features: {', '.join(_wanted(config))}; output: {config.out}")
+    return 0
+
+
+def _wanted(config: Config) -> tuple[str, ...]:
+    """Return the features asked for, all that are extracted from scans unless named."""
+    return config.features.names or tuple(n for n in zoo.names("features") if n in CONSUMES)
+
+
+def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) -> list[engine.Task]:
+    """Group participants into tasks. A task's stamp changes when one of its files does."""
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    ids = list(scans)
+    tasks = []
+    for start in range(0, len(ids), BATCH):
+        mine = ids[start : start + BATCH]
+        given = configuration.to_mapping(config)
+        given["run"] = {}
+        arguments = {"config": given, "scans": {i: [_packed(s) for s in scans[i]] for i in mine}, "bundles": bundles}
+        missing = any(not record_path(config.out, i).is_file() for i in mine)
+        name = f"{mine[0]}_and_{len(mine) - 1}".replace("-", "_").replace("+", "_")
+        tasks.append(engine.Task(name, "bids_dl.participant:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine)))
+    outputs.note_run(config, run_id)
+    return tasks
+
+
+def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
+    files = [s.path for i in ids for s in scans[i]]
+    return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files])
+
+
+def _packed(scan: Scan) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(scan).items() if v is not None}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Scan:
+    paths = {k: Path(packed[k]) for k in ("path", "dataset", "mask", "confounds") if k in packed}
+    return Scan(**{**packed, **paths})
+
+
+def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]], bundles: list[str]) -> list[str]:
+    """Extract a few participants' features one after another; a failure is noted and the next one goes on."""
+    settings = configuration.from_mapping(config)
+    for participant_id, packed in scans.items():
+        record = process(settings, participant_id, [_unpacked(p) for p in packed])
+        if bundles:
+            record["predictions"] = _predict(settings, participant_id, bundles, record)
+        derivatives.write_json(record_path(settings.out, participant_id), record)
+        _report(settings, participant_id)
+    return list(scans)
+
+
+def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[str, Any]:
+    """Extract one participant's features and note for each what it came from, or why there is none."""
+    record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": []}
+    wanted = _wanted(config)
+    for scan in scans:
+        for name in wanted:
+            if name in CONSUMES and scan.entities["suffix"] in CONSUMES[name]:
+                _extract(config, record, name, scan)
+    if "connectivity" in wanted:
+        _connect(config, record, scans)
+    if not record["features"] and not record["problems"]:
+        record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
+    return record
+
+
+def _connect(config: Config, record: dict[str, Any], scans: Sequence[Scan]) -> None:
+    """Correlate each series of this participant for which no derivative gave a matrix."""
+    given = {(s.entities.get("task"), s.entities.get("run"), s.entities.get("atlas")) for s in scans if s.entities["suffix"] in {"relmat", "matrix"}}
+    series = [f for f in record["features"] if f["feature"] == "timeseries"]
+    for entry in series:
+        path = config.out / entry["path"]
+        names = query.entities(path)
+        if (names.get("task"), names.get("run"), names.get("atlas")) not in given:
+            _extract(config, record, "connectivity", Scan(path, names, config.out))
+
+
+def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> Path | None:
+    """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
+    try:
+        feature: Feature = zoo.load("features", name)(scan, **config.features.of(name))
+        path = derivatives.write_feature(config.out, scan, feature)
+    except OSError:
+        raise
+    except BidsDLError as problem:
+        record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})
+        return None
+    except Exception as problem:  # one participant's surprise must not stop the others
+        crash = config.out / "logs" / f"crash-{scan.name}-{name}.txt"
+        derivatives.write_text(crash, traceback.format_exc())
+        reason = f"{scan.name}: unexpected {type(problem).__name__}: {problem}; details in logs/{crash.name}."
+        record["problems"].append({"scan": scan.name, "feature": name, "reason": reason})
+        return None
+    record["features"].append(_noted(config, name, scan, feature, path))
+    return path
+
+
+def _noted(config: Config, name: str, scan: Scan, feature: Feature, path: Path) -> dict[str, Any]:
+    """Describe a feature that was written, for the report and for the group level."""
+    import numpy as np
+
+    noted = {
+        "feature": name, "path": str(path.relative_to(config.out)), "source": str(scan.path), "prepared": scan.prepared,
+        "shape": list(feature.values.shape), "unit": feature.unit, "n_missing": int(np.isnan(feature.values).any(axis=0).sum())
+        if feature.affine is None else 0,
+    }  # fmt: skip
+    displacement = feature.metadata.get("MeanFramewiseDisplacement")
+    return noted | ({"mean_fd": displacement} if displacement is not None else {})
+
+
+def _predict(config: Config, participant_id: str, bundles: Sequence[str], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Apply each bundle to this participant's features; a refusal is an entry with its reason."""
+    from bids_dl import bundle
+
+    return [bundle.predict_participant(Path(path), config, participant_id, record) for path in bundles]
+
+
+def _report(config: Config, participant_id: str) -> None:
+    from bids_dl import report
+
+    report.write_participant(config.out, participant_id)
+
+
+def record_path(out: Path, participant_id: str) -> Path:
+    """Name the file that says what was found for a participant."""
+    return out / "logs" / "participants" / f"{participant_id}.json"
+
+
+def read_record(out: Path, participant_id: str) -> dict[str, Any] | None:
+    """Read what was found for a participant; None if the run did not reach it."""
+    path = record_path(out, participant_id)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _conclude(config: Config, records: Mapping[str, dict[str, Any] | None]) -> int:
+    """Say how it went: the counts, then every participant with a problem."""
+    failed = {i: r for i, r in records.items() if r is None or r["problems"]}
+    counts: dict[str, int] = {}
+    for record in records.values():
+        for name in {f["feature"] for f in (record or {"features": []})["features"]}:
+            counts[name] = counts.get(name, 0) + 1
+    LOG.info("%d participants: %s.", len(records), ", ".join(f"{k} from {v}" for k, v in sorted(counts.items())) or "no feature")
+    for participant_id, record in list(failed.items())[:20]:
+        reasons = [p["reason"] for p in record["problems"]] if record else ["stopped before it was written; see logs/crash-*."]
+        LOG.warning("%s: %s", participant_id, " ".join(reasons))
+    if len(failed) > 20:
+        LOG.warning("… and %d more; all are in %s.", len(failed) - 20, config.out / "logs" / "problems.tsv")
+    outputs.write_problems(config.out, records)
+    if not counts:
+        raise NothingSelectedError(f"no feature could be extracted from any of the {len(records)} participants; the reasons are above.")
+    return 1 if failed else 0

@@ -1,0 +1,358 @@
+"""From BIDS datasets to the scans that features can be extracted from. The only file that knows pybids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import zoo
+from bids_dl.config import Config, Select
+from bids_dl.errors import DataError, InvalidDatasetError, MissingInputError, NothingSelectedError
+from bids_dl.records import Array, Scan
+
+QUERIES: dict[str, dict[str, Any]] = {
+    "t1w": {"suffix": "T1w", "extension": [".nii.gz", ".nii"]},
+    "bold": {"suffix": "bold", "extension": [".nii.gz", ".nii"]},
+    "timeseries": {"suffix": "timeseries", "extension": [".tsv"]},
+    "relmat": {"suffix": ["relmat", "matrix"], "extension": [".tsv"]},
+}
+"""What is looked for; the keys are those of ``--bids-filter-file``."""
+
+SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152NLin2009aAsym", "MNI152NLin2009aSym", "MNI152Lin", "MNI")
+SYNONYMS = {"seg": "atlas", "meas": "stat"}
+PYBIDS_NAMES = {"sub": "subject", "ses": "session"}
+
+
+def entities(path: Path) -> dict[str, str]:
+    """Read the entities of a BIDS name, in their short form, with suffix and datatype.
+
+    Older tools' ``seg-`` and ``meas-`` are read as today's ``atlas-`` and ``stat-``.
+    """
+    stem = path.name.split(".")[0]
+    parts = [part.partition("-") for part in stem.split("_")]
+    found = {SYNONYMS.get(key, key): value for key, dash, value in parts if dash}
+    datatype = path.parent.name if not path.parent.name.startswith(("sub-", "ses-")) else ""
+    return found | {"suffix": parts[-1][0], "datatype": datatype}
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Read dataset_description.json.
+
+    Raises
+    ------
+    InvalidDatasetError
+        If it is missing, or not JSON with a Name and a BIDSVersion.
+    """
+    file = folder / "dataset_description.json"
+    if not file.is_file():
+        raise InvalidDatasetError(f"{folder} has no dataset_description.json; it is not a BIDS dataset.")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as problem:
+        raise InvalidDatasetError(f"{file} is not JSON: {problem}.") from problem
+    missing = {"Name", "BIDSVersion"} - set(content)
+    if missing:
+        raise InvalidDatasetError(f"{file} lacks {' and '.join(sorted(missing))}; add it.")
+    return content
+
+
+def is_derivative(folder: Path) -> bool:
+    """Tell whether a dataset says that it is derived from another."""
+    content = description(folder)
+    return content.get("DatasetType") == "derivative" or "GeneratedBy" in content or "PipelineDescription" in content
+
+
+def datasets(config: Config) -> dict[str, Path]:
+    """List the datasets to look in: the one given, those named, and those in its derivatives folder.
+
+    Raises
+    ------
+    MissingInputError, InvalidDatasetError
+        If one that was named cannot be used.
+    """
+    found = {"bids": config.bids}
+    description(config.bids)
+    for name, path in config.select.derivatives.items():
+        if not Path(path).is_dir():
+            raise MissingInputError(f"the derivative dataset {name}={path} does not exist.")
+        description(Path(path))
+        found[name] = Path(path)
+    nested = config.bids / "derivatives"
+    if nested.is_dir() and not config.select.no_derivatives:
+        for folder in sorted(nested.iterdir()):
+            usable = (folder / "dataset_description.json").is_file() and folder != config.out
+            if usable and folder not in found.values():
+                found.setdefault(folder.name, folder)
+    return found
+
+
+def participant_ids(config: Config) -> list[str]:
+    """List the participants asked for: folders of the datasets, and labels checked against them.
+
+    Raises
+    ------
+    NothingSelectedError
+        If a label is unknown (naming the nearest), or there is nobody.
+    """
+    known = sorted({p.name for d in datasets(config).values() for p in d.glob("sub-*") if p.is_dir()})
+    if not known:
+        raise NothingSelectedError(f"{config.bids} holds no folder sub-*; is it the dataset's root?")
+    asked = [f"sub-{label.removeprefix('sub-')}" for label in config.select.participant_label]
+    for label in asked:
+        if label not in known:
+            raise NothingSelectedError(f"participant '{label}' is not in {config.bids}; {zoo.nearest(label, known)}")
+    return _included(config, sorted(set(asked)) or known)
+
+
+def _included(config: Config, ids: list[str]) -> list[str]:
+    """Keep the participants whose columns have the values that ``select.include`` names."""
+    if not config.select.include:
+        return ids
+    table = participants_table(config.bids)
+    keep = np.ones(len(table), bool)
+    for column, values in config.select.include.items():
+        if column not in table:
+            raise DataError(f"select.include: participants.tsv has no column '{column}'; {zoo.nearest(column, table.columns)}")
+        keep &= table[column].isin([str(v) for v in (values if isinstance(values, (list, tuple)) else [values])]).to_numpy()
+    kept = sorted(set(ids) & set(table.index[keep]))
+    if not kept:
+        raise NothingSelectedError(f"no participant has {dict(config.select.include)}; look at participants.tsv.")
+    return kept
+
+
+def participants_table(folder: Path) -> Any:
+    """Read participants.tsv as text, indexed by participant_id.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        If it is missing, lacks participant_id, or names someone twice.
+    """
+    return read_people(folder / "participants.tsv")
+
+
+@lru_cache(maxsize=32)
+def read_people(file: Path) -> Any:
+    """Read a table with a row a participant, all cells as text, missing cells as NaN."""
+    import pandas as pd
+
+    if not file.is_file():
+        raise MissingInputError(f"{file} is missing; a row for each participant is needed, with the columns to predict.")
+    table = pd.read_csv(file, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
+    if "participant_id" not in table:
+        raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
+    table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
+    twice = table["participant_id"][table["participant_id"].duplicated()].unique()
+    if len(twice):
+        raise DataError(f"{file}: {', '.join(twice[:5])} stands in more than one row; keep one row a participant.")
+    return table.set_index("participant_id")
+
+
+def layout(folder: Path, ids: Iterable[str], select: Select, n_known: int) -> Any:
+    """Index a dataset with pybids; where few participants are asked for, the others' folders are not entered."""
+    import bids
+
+    asked = sorted({i.removeprefix("sub-") for i in ids})
+    ignore = [re.compile(r"^/(derivatives|sourcedata|work|code|stimuli)(/|$)"), re.compile(r"/\.")]
+    if not select.bids_database_dir and len(asked) < n_known:
+        ignore.append(re.compile(rf"^/sub-(?!(?:{'|'.join(map(re.escape, asked))})(?:/|$))"))
+    indexer = bids.BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
+    stored = Path(select.bids_database_dir) / folder.name if select.bids_database_dir else None
+    return bids.BIDSLayout(
+        folder, validate=False, indexer=indexer, database_path=stored, is_derivative=is_derivative(folder),
+        config=["bids", "derivatives"],
+    )  # fmt: skip
+
+
+def find(config: Config) -> dict[str, list[Scan]]:
+    """Find, for each participant, the scans that the features can use: the best source of each kind.
+
+    Returns
+    -------
+    dict
+        participant_id → scans; a participant with nothing usable has an empty list.
+
+    Raises
+    ------
+    NothingSelectedError
+        If the labels and filters leave no file at all.
+    """
+    ids = participant_ids(config)
+    found: dict[str, list[Scan]] = {i: [] for i in ids}
+    for folder in datasets(config).values():
+        present = [i for i in ids if (folder / i).is_dir()]
+        if present:
+            n_known = sum(1 for p in folder.glob("sub-*"))
+            for path in _files(layout(folder, present, config.select, n_known), present, config.select):
+                scan = _scan(path, folder)
+                found[scan.participant_id].append(scan)
+    if not any(found.values()):
+        raise NothingSelectedError(_nothing(config))
+    return {i: best(scans) for i, scans in found.items()}
+
+
+def _nothing(config: Config) -> str:
+    asked = {"tasks": config.select.task_id, "sessions": config.select.session_label, "filters": config.select.bids_filter}
+    said = "; ".join(f"{k}: {v}" for k, v in asked.items() if v)
+    return f"{config.bids}: no T1w, BOLD, time series or connectome is left{f' by {said}' if said else ''}."
+
+
+def _files(index: Any, ids: list[str], select: Select) -> list[Path]:
+    """Ask the index for every kind of file, with the filters."""
+    limits: dict[str, Any] = {"subject": [i.removeprefix("sub-") for i in ids]} if select.bids_database_dir else {}
+    if select.session_label:
+        limits["session"] = [s.removeprefix("ses-") for s in select.session_label]
+    paths: list[Path] = []
+    for kind, query in QUERIES.items():
+        asked = {**limits, **query, **_filter(select.bids_filter, kind)}
+        if select.task_id and kind in {"bold", "timeseries"}:
+            asked["task"] = [t.removeprefix("task-") for t in select.task_id]
+        paths += [Path(p) for p in index.get(return_type="filename", **asked)]
+    return [p for p in paths if p.name.startswith("sub-")]
+
+
+def _filter(filters: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    unknown = set(filters) - set(QUERIES)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise DataError(f"the filter file has the query '{name}'; {zoo.nearest(name, QUERIES)}")
+    return {PYBIDS_NAMES.get(k, k): v for k, v in filters.get(kind, {}).items()}
+
+
+def _scan(path: Path, dataset: Path) -> Scan:
+    """Describe one file, with the mask and confounds that lie beside it."""
+    names = entities(path)
+    scan = Scan(path, names, dataset, prepared=names["suffix"] in {"timeseries", "relmat", "matrix"} or names.get("desc") == "preproc")
+    if names["suffix"] not in {"T1w", "bold"} or names.get("desc") != "preproc":
+        return scan
+    mask = path.with_name(path.name.replace("desc-preproc", "desc-brain").replace(f"_{names['suffix']}.", "_mask."))
+    table = re.sub(r"(_space-[^_]+|_res-[^_]+|_den-[^_]+)", "", path.name).split("_desc-preproc")[0]
+    confounds = path.with_name(f"{table}_desc-confounds_timeseries.tsv")
+    return replace(scan, mask=mask if mask.is_file() else None, confounds=confounds if confounds.is_file() else None)
+
+
+def _usable(scan: Scan) -> bool:
+    """Pass over tables that are no regional series, and images in a participant's own space."""
+    names = scan.entities
+    if names["suffix"] == "timeseries":
+        return "atlas" in names
+    if names["suffix"] == "matrix":
+        return names.get("desc") == "correlation"
+    if names["suffix"] in {"T1w", "bold"} and scan.prepared:
+        return names.get("space", "").startswith("MNI")
+    return "desc" not in names or names["suffix"] == "relmat"
+
+
+def best(scans: list[Scan]) -> list[Scan]:
+    """Choose one source of each acquisition: regional tables before images, prepared before raw.
+
+    Among spaces, MNI152NLin2009cAsym comes first, then the other MNI spaces; among resolutions, the first name.
+    """
+    groups: dict[tuple[str, ...], list[Scan]] = {}
+    for scan in filter(_usable, scans):
+        e = scan.entities
+        kind = {"T1w": "anat", "bold": "series", "timeseries": "series"}.get(e["suffix"], "relmat")
+        acquisition = [e.get(k, "") for k in ("ses", "task", "acq", "rec", "dir", "run")]
+        if kind == "anat":
+            acquisition = [e.get("ses", ""), e.get("run", "")]
+        if kind == "relmat" or e["suffix"] == "timeseries":
+            acquisition += [e.get(k, "") for k in ("atlas", "stat", "desc", "datatype")]
+        groups.setdefault((kind, *acquisition), []).append(scan)
+    chosen = [min(group, key=_rank) for group in groups.values()]
+    tables = {_acquisition(s) for s in chosen if s.entities["suffix"] == "timeseries"}
+    kept = [s for s in chosen if s.entities["suffix"] != "bold" or _acquisition(s) not in tables]
+    return sorted(kept, key=lambda s: s.path.name)
+
+
+def _acquisition(scan: Scan) -> tuple[str, ...]:
+    return tuple(scan.entities.get(k, "") for k in ("ses", "task", "acq", "dir", "run"))
+
+
+def _rank(scan: Scan) -> tuple[bool, int, str]:
+    space = scan.entities.get("space", "")
+    return not scan.prepared, SPACES.index(space) if space in SPACES else len(SPACES), scan.path.name
+
+
+def sidecar(path: Path, dataset: Path) -> dict[str, Any]:
+    """Read a file's metadata by BIDS inheritance: from the dataset's root down, the nearer file wins."""
+    metadata: dict[str, Any] = {}
+    folders = [dataset, *reversed([p for p in path.parents if p.is_relative_to(dataset) and p != dataset])]
+    for folder in folders:
+        for candidate in _candidates(folder, path.name.split(".")[0]):
+            metadata |= _json(candidate)
+    return metadata
+
+
+def _candidates(folder: Path, stem: str) -> list[Path]:
+    """List the JSON files of a folder that apply to a name, the most general first."""
+    own = set(stem.split("_"))
+    fitting = [p for p in _json_files(folder) if set(p.stem.split("_")) <= own and p.stem.split("_")[-1] == stem.split("_")[-1]]
+    return sorted(fitting, key=lambda p: len(p.stem.split("_")))
+
+
+@lru_cache(maxsize=4096)
+def _json_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder.glob("*.json"))
+
+
+@lru_cache(maxsize=4096)
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as problem:
+        raise DataError(f"{path} is not JSON: {problem}; mend or remove it.") from problem
+    return content if isinstance(content, dict) else {}
+
+
+def read_matrix(path: Path) -> tuple[tuple[str, ...], Array]:
+    """Read a table of numbers: names of its columns, and values (row, column) as float64.
+
+    A first column of names (XCP-D's ``Node``) is left out; a table without a header gets numbered names.
+
+    Raises
+    ------
+    DataError
+        If the table is empty or holds text.
+    """
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig") as lines:
+        first = lines.readline().rstrip("\n\r").split("\t")
+    header = None if all(map(_is_number, first)) else 0
+    try:
+        table = pd.read_csv(path, sep="\t", header=header, na_values=["n/a"], encoding="utf-8-sig", low_memory=False)
+    except (ValueError, OSError) as problem:
+        raise DataError(f"{path.name} cannot be read as a table: {problem}.") from problem
+    if header == 0 and table.shape[1] and table.dtypes.iloc[0].kind not in "fiu":
+        table = table.iloc[:, 1:]
+    text = [str(c) for c, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "fiu"]
+    if text or table.empty:
+        raise DataError(f"{path.name} {'is empty' if table.empty else f'holds text in column {text[0]}'}; expected numbers or n/a.")
+    names = tuple(str(c) if header == 0 else f"region{int(c) + 1:03d}" for c in table.columns)
+    return names, table.to_numpy(np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell == "n/a"
+    return True
+
+
+def displacement(confounds: Path) -> float:
+    """Average the framewise displacement of a confounds table, in mm; NaN where the column is missing."""
+    import pandas as pd
+
+    with confounds.open(encoding="utf-8-sig") as lines:
+        if "framewise_displacement" not in lines.readline().rstrip("\n\r").split("\t"):
+            return float("nan")
+    column = pd.read_csv(confounds, sep="\t", usecols=["framewise_displacement"], na_values=["n/a"], encoding="utf-8-sig")
+    return float(column.iloc[:, 0].mean())

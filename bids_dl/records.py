@@ -1,0 +1,172 @@
+"""The nouns that every step hands to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from bids_dl.normalization import Normalization
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file of a BIDS dataset that a feature can be extracted from, with what belongs to it."""
+
+    path: Path
+    entities: Mapping[str, str]
+    dataset: Path
+    prepared: bool = True
+    mask: Path | None = None
+    confounds: Path | None = None
+    repetition_time: float | None = None
+
+    @property
+    def participant_id(self) -> str:
+        """The BIDS participant, with its prefix."""
+        return f"sub-{self.entities['sub']}"
+
+    @property
+    def name(self) -> str:
+        """The file as a person would call it in a message."""
+        return self.path.name.split(".")[0]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What was measured from one scan: values with named dimensions, and how BIDS calls them."""
+
+    values: Array
+    dims: tuple[str, ...]
+    suffix: str
+    unit: str
+    labels: tuple[str, ...] = ()
+    entities: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    affine: Array | None = None
+    coverage: Array | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One feature of every participant: the first axis is the participant, a row of NaN is an absent one."""
+
+    values: Array
+    dims: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    entities: Mapping[str, str] = field(default_factory=dict)
+    affine: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one participant's values."""
+        return tuple(self.values.shape[1:])
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: a column, with its levels if it is a class."""
+
+    name: str
+    values: Array
+    levels: tuple[str, ...] = ()
+
+    @property
+    def is_class(self) -> bool:
+        """Whether the target is a class rather than a quantity."""
+        return bool(self.levels)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs a model needs: one logit for two classes, one a class beyond, one for a quantity."""
+        return len(self.levels) if len(self.levels) > 2 else 1
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The participants of one analysis, row by row, with their features (memory-mapped) and one target."""
+
+    participants: pd.DataFrame
+    features: Mapping[str, Block]
+    target: Target
+
+    def __post_init__(self) -> None:
+        n = len(self.participants)
+        for name, block in self.features.items():
+            if len(block.values) != n:
+                raise DataError(f"feature '{name}' has {len(block.values)} rows for {n} participants; rebuild the cohort.")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the training, validation and test participants of one fold."""
+
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    test: NDArray[np.intp]
+    name: str
+    participant_ids: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        _refuse_shared("participant", self.participant_ids, parts, self.name)
+        _refuse_shared("group", self.groups, parts, self.name)
+
+
+def _refuse_shared(what: str, ids: tuple[str, ...], parts: Mapping[str, NDArray[np.intp]], name: str) -> None:
+    """Refuse a split in which two parts share a participant or a group."""
+    found: dict[Any, str] = {}
+    for part, rows in parts.items():
+        for one in {ids[row] if ids else int(row) for row in rows} if (ids or what == "participant") else ():
+            if one in found:
+                raise DataError(
+                    f"split {name}: {what} '{one}' is in {found[one]} and in {part}; "
+                    f"keep every {what} on one side of a split."
+                )
+            found[one] = part
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A trained module with all that a prediction needs; a fusion of models is one too.
+
+    ``definition`` rebuilds the module: a mapping with ``_target_``, as MONAI bundles write it.
+    The module takes the inputs in their order, normalised, (participant, …) each, and returns (participant, output).
+    """
+
+    module: nn.Module
+    definition: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    normalization: Mapping[str, Normalization]
+    split: Split
+    target_name: str
+    levels: tuple[str, ...] = ()
+    target_mean: float = 0.0
+    target_scale: float = 1.0
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much each value of the inputs moved the output, for some participants."""
+
+    values: Mapping[str, Array]
+    participant_ids: tuple[str, ...]
+    method: str
+    unit: str = "output"
+
+
+Predict = Callable[..., Array]

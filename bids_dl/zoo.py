@@ -1,0 +1,108 @@
+"""The zoos: list a folder's methods and read their options without importing them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bids_dl.errors import UsageError
+
+ENTRY = {
+    "preparations": "prepare",
+    "features": "extract",
+    "harmonizers": "fit",
+    "models": "build",
+    "fusions": "fuse",
+    "explainers": "explain",
+}
+"""Each zoo's folder and the one function that every file in it defines."""
+
+
+@cache
+def names(zoo: str) -> tuple[str, ...]:
+    """List the methods of a zoo: one file is one method."""
+    folder = Path(__file__).parent / zoo
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Phrase the closest valid words as a hint; the full list where nothing is close."""
+    valid = sorted(map(str, valid))
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    listed = ", ".join(valid[:12]) + (", …" if len(valid) > 12 else "")
+    return f"did you mean '{close[0]}'?" if close else f"choose from: {listed or 'nothing available'}."
+
+
+def check(zoo: str, name: str) -> None:
+    """Refuse a method that does not exist, naming the nearest one.
+
+    Raises
+    ------
+    UsageError
+        If no file of the zoo has this name.
+    """
+    if name not in names(zoo):
+        raise UsageError(f"'{name}' is not one of the {zoo}; {nearest(name, names(zoo))}")
+
+
+def load(zoo: str, name: str) -> Callable[..., Any]:
+    """Import one method and return its function."""
+    check(zoo, name)
+    method: Callable[..., Any] = getattr(importlib.import_module(f"bids_dl.{zoo}.{name}"), ENTRY[zoo])
+    return method
+
+
+@cache
+def _definition(zoo: str, name: str) -> ast.FunctionDef:
+    check(zoo, name)
+    tree = ast.parse((Path(__file__).parent / zoo / f"{name}.py").read_text(encoding="utf-8"))
+    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == ENTRY[zoo])
+
+
+def options(zoo: str, name: str) -> dict[str, Any]:
+    """Read a method's options and their defaults: the keyword-only arguments of its function."""
+    arguments = _definition(zoo, name).args
+    return {
+        argument.arg: ast.literal_eval(default)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if default is not None
+    }
+
+
+def summary(zoo: str, name: str) -> str:
+    """Read the first line of a method's docstring."""
+    return (ast.get_docstring(_definition(zoo, name)) or "").split("\n")[0]
+
+
+def check_options(zoo: str, name: str, given: Mapping[str, Any]) -> None:
+    """Refuse options the method does not have, or of another type than its default.
+
+    Raises
+    ------
+    UsageError
+        Naming the option and the nearest valid one, or the type expected.
+    """
+    known = options(zoo, name)
+    for key, value in given.items():
+        if key not in known:
+            raise UsageError(f"{zoo}.{name} has no option '{key}'; {nearest(key, known)}")
+        if not _fits(value, known[key]):
+            raise UsageError(f"{zoo}.{name}.{key} is {value!r}; expected a value like {known[key]!r}.")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Tell whether a value has the kind of its default; None as a default leaves the kind open."""
+    if default is None or value is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float)) and (isinstance(default, float) or float(value).is_integer())
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple))
+    return isinstance(value, type(default))
