@@ -1,0 +1,395 @@
+"""participants.tsv and the features of every participant become one memory-mapped table of rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import derivatives, query, zoo
+from bids_dl.config import Config
+from bids_dl.errors import DataError, NothingSelectedError
+from bids_dl.features.phenotype import encoded
+from bids_dl.records import Array, Block, Cohort, Target
+
+LOG = logging.getLogger("bids_dl")
+TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition", "patient", "age", "sex", "gender")
+COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
+MAX_CLASSES = 12
+CONFOUNDS = "confounds"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant."""
+
+    name: str
+    feature: str
+    entities: Mapping[str, str]
+    files: Mapping[str, Sequence[str]]
+    n_files: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the cohort will hold; made from names alone, before any feature is read."""
+
+    participant_ids: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    columns: Mapping[str, Sequence[Any]]
+    excluded: tuple[Mapping[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    tables: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan(config: Config) -> Plan:
+    """Find out who takes part, with which features; everyone left out is listed with the reason.
+
+    Raises
+    ------
+    NothingSelectedError
+        If the participant level has left nothing for the participants asked for.
+    """
+    records = _records(config)
+    people = query.participants_table(config.bids)
+    ids = [i for i in query.participant_ids(config) if i in records or i in people.index]
+    excluded = [_left_out(i, "no row in participants.tsv") for i in ids if i not in people.index]
+    excluded += [_left_out(i, "the participant level has not been run for this participant") for i in ids if i not in records]
+    kept = [i for i in ids if i in records and i in people.index]
+    variants = _variants(config, {i: records[i] for i in kept})
+    tables = _tables(config)
+    empty = [i for i in kept if not any(i in v.files for v in variants)] if variants else ([] if tables else kept)
+    excluded += [_left_out(i, _why_empty(records[i])) for i in empty]
+    kept = [i for i in kept if i not in set(empty)]
+    if not kept:
+        raise NothingSelectedError(
+            f"no features in {config.out}; run `bids_dl {config.bids} {config.out} participant` first"
+            + (f" ({excluded[0]['participant_id']}: {excluded[0]['reason']})." if excluded else ".")
+        )
+    columns = {c: people.loc[kept, c].tolist() for c in people.columns}
+    columns |= _displacement(records, kept, columns)
+    return Plan(tuple(kept), tuple(variants), columns, tuple(excluded), (), {k: str(v) for k, v in tables.items()})
+
+
+def _left_out(participant_id: str, reason: str) -> dict[str, str]:
+    return {"participant_id": participant_id, "target": "", "reason": reason}
+
+
+def _why_empty(record: Mapping[str, Any]) -> str:
+    return " ".join(p["reason"] for p in record["problems"]) or "none of the features asked for"
+
+
+def _records(config: Config) -> dict[str, dict[str, Any]]:
+    """Read what the participant level noted, in the output and in other bids_dl outputs that were named."""
+    found: dict[str, dict[str, Any]] = {}
+    for root in [config.out, *map(Path, config.select.derivatives.values())]:
+        for path in sorted((root / "logs" / "participants").glob("sub-*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            for entry in record["features"]:
+                entry["path"] = str(root / entry["path"])
+            found.setdefault(record["participant_id"], record)
+    return found
+
+
+def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
+    """Sort every file into the feature and the entities that it shares with the other participants'."""
+    wanted = config.features.names or tuple(n for n in zoo.names("features") if n not in {"phenotype", "timeseries"})
+    files: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, list[str]]] = {}
+    for participant_id, record in records.items():
+        for entry in record["features"]:
+            names = query.entities(Path(entry["path"]))
+            if entry["feature"] not in wanted or not _selected(config, names):
+                continue
+            shared = tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
+            files.setdefault((entry["feature"], shared), {}).setdefault(participant_id, []).append(entry["path"])
+    named = _short_names(list(files))
+    return [
+        Variant(named[key], key[0], dict(key[1]), {i: _first_session(paths) for i, paths in mine.items()}, sum(map(len, mine.values())))
+        for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
+    ]
+
+
+def _selected(config: Config, names: Mapping[str, str]) -> bool:
+    sessions = {s.removeprefix("ses-") for s in config.select.session_label}
+    tasks = {t.removeprefix("task-") for t in config.select.task_id}
+    return (not sessions or names.get("ses") in sessions) and (not tasks or names.get("task", "") in tasks | {""})
+
+
+def _first_session(paths: Sequence[str]) -> list[str]:
+    """Keep the runs of the first session: a participant is one row, never two."""
+    first = min(query.entities(Path(p)).get("ses", "") for p in paths)
+    return sorted(p for p in paths if query.entities(Path(p)).get("ses", "") == first)
+
+
+def _short_names(keys: Sequence[tuple[str, tuple[tuple[str, str], ...]]]) -> dict[Any, str]:
+    """Name each variant by its feature, and by those entities in which it differs from its siblings."""
+    named = {}
+    for feature, shared in keys:
+        siblings = [dict(s) for f, s in keys if f == feature]
+        differing = [k for k in ("task", "acq", "rec", "dir", "space", "atlas", "stat", "res", "desc") if len({s.get(k) for s in siblings}) > 1]
+        named[feature, shared] = "+".join([feature, *(v for k in differing if (v := dict(shared).get(k)))])
+    return named
+
+
+def _tables(config: Config) -> dict[str, Path]:
+    """Find the tables that the feature ``phenotype`` reads; participants.tsv only where columns of it are named."""
+    if config.features.names and "phenotype" not in config.features.names:
+        return {}
+    found = {f"phenotype+{p.stem}": p for p in sorted((config.bids / "phenotype").glob("*.tsv"))}
+    if config.features.of("phenotype").get("columns"):
+        found = {"phenotype": config.bids / "participants.tsv"}
+    return {"phenotype": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _displacement(records: Mapping[str, Any], ids: Sequence[str], columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Give each participant the mean framewise displacement of the BOLD runs, where participants.tsv has none."""
+    measured = {i: [e["mean_fd"] for e in records[i]["features"] if "mean_fd" in e] for i in ids}
+    if "mean_fd" in columns or not any(measured.values()):
+        return {}
+    return {"mean_fd": [str(float(np.mean(measured[i]))) if measured[i] else np.nan for i in ids]}
+
+
+def write(made: Plan, folder: Path) -> dict[str, dict[str, Any]]:
+    """Lay out the cohort on disk, each feature an array of NaN that `fill` writes into; returns their descriptions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    described: dict[str, dict[str, Any]] = {}
+    for variant in made.variants:
+        described[variant.name] = _describe(variant)
+        shape = (len(made.participant_ids), *described[variant.name]["shape"])
+        _blank(folder / f"{variant.name}.npy", shape)
+    derivatives.write_json(folder / "plan.json", asdict(made))
+    derivatives.write_json(folder / "features.json", described)
+    return described
+
+
+def _blank(path: Path, shape: tuple[int, ...]) -> None:
+    if path.is_file() and np.load(path, mmap_mode="r").shape == shape:
+        return
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    step = max(1, 2**26 // max(1, int(np.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        values[start : start + step] = np.nan
+    values.flush()
+
+
+def _describe(variant: Variant) -> dict[str, Any]:
+    """Look at a few participants' files to learn the shape and the names that most have."""
+    firsts = [paths[0] for paths in list(variant.files.values())[:15]]
+    seen: list[tuple[tuple[int, ...], tuple[str, ...], str]] = []
+    for path in firsts:
+        values, labels, _ = read(Path(path))
+        directed = values.ndim == 2 and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
+        seen.append((values.shape, labels, "directed" if directed else ""))
+    shape, labels, _ = Counter(s[:2] + ("",) for s in seen).most_common(1)[0][0]
+    directed = any(s[2] for s in seen)
+    common = {"labels": list(labels), "feature": variant.feature, "entities": dict(variant.entities), "file_shape": list(shape)}
+    if len(shape) == 2:
+        n = shape[0] * (shape[0] - 1)
+        return common | {"shape": [n if directed else n // 2], "dims": ["edge"], "directed": directed}
+    affine = read(Path(firsts[0]))[2]
+    return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": affine}
+
+
+def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
+    """Read a feature's file as it was written: values, names, and the affine of a volume."""
+    if path.suffix == ".tsv":
+        labels, values = query.read_matrix(path)
+        return values, labels, None
+    import nibabel as nib
+
+    image = nib.load(path)
+    return np.asarray(image.dataobj, np.float32), (), np.asarray(image.affine)
+
+
+def edge_index(n_regions: int, *, directed: bool = False) -> tuple[Array, Array]:
+    """Return the row and the column of each edge, in the order in which a connectome is stored."""
+    if directed:
+        rows, columns = np.nonzero(~np.eye(n_regions, dtype=bool))
+        return rows, columns
+    return np.triu_indices(n_regions, 1)
+
+
+def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
+    """Write the features of some rows into the cohort; returns those that do not fit, with the reason."""
+    root = Path(folder)
+    made = json.loads((root / "plan.json").read_text(encoding="utf-8"))
+    described = json.loads((root / "features.json").read_text(encoding="utf-8"))
+    refused = []
+    for variant in made["variants"]:
+        values = np.lib.format.open_memmap(root / f"{variant['name']}.npy", mode="r+")
+        for row in range(start, min(stop, len(made["participant_ids"]))):
+            participant_id = made["participant_ids"][row]
+            try:
+                if participant_id in variant["files"]:
+                    values[row] = mean_of(variant["files"][participant_id], described[variant["name"]])
+            except DataError as problem:
+                refused.append({"participant_id": participant_id, "feature": variant["name"], "reason": str(problem)})
+        values.flush()
+    return refused
+
+
+def mean_of(files: Sequence[str], described: Mapping[str, Any]) -> Array:
+    """Average a participant's runs of one feature, in the shape that the cohort stores.
+
+    Raises
+    ------
+    DataError
+        If a file has other regions or another grid than the feature of the other participants.
+    """
+    parts = [row_of(Path(f), described) for f in files]
+    if len(parts) == 1:
+        return parts[0]
+    known = np.isfinite(parts).sum(axis=0)
+    return np.where(known > 0, np.nansum(parts, axis=0) / np.maximum(known, 1), np.nan)
+
+
+def row_of(file: Path, described: Mapping[str, Any]) -> Array:
+    """Read one file into the shape that the cohort stores: a connectome as its edges, a volume as it is."""
+    values, labels, affine = read(file)
+    if tuple(values.shape) != tuple(described["file_shape"]) or list(labels) != list(described["labels"]):
+        raise DataError(f"{file.name}: {_difference(values, labels, described)}; extract it with the same atlas and grid.")
+    if affine is not None and not np.allclose(affine, np.asarray(described["affine"]), atol=1e-3):
+        raise DataError(f"{file.name} lies on another grid than the other participants' ({described['affine']}).")
+    if len(described["dims"]) == 1 and values.ndim == 2:
+        return values[edge_index(len(values), directed=described["directed"])]
+    return values
+
+
+def _difference(values: Array, labels: Sequence[str], described: Mapping[str, Any]) -> str:
+    if tuple(values.shape) != tuple(described["file_shape"]):
+        return f"{'×'.join(map(str, values.shape))} values where the others have {'×'.join(map(str, described['file_shape']))}"
+    other = next((a, b) for a, b in zip(labels, described["labels"], strict=True) if a != b)
+    return f"region '{other[0]}' stands where the others have '{other[1]}'"
+
+
+def load(folder: Path, target: Target, covariates: Sequence[str], *, columns: Sequence[str] = ()) -> Cohort:
+    """Open a cohort that `write` and `fill` made; volumes and edges stay on disk until they are used."""
+    import pandas as pd
+
+    made = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    described = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    blocks = {
+        name: Block(
+            np.load(folder / f"{name}.npy", mmap_mode="r"), tuple(d["dims"]), tuple(d["labels"]),
+            d["entities"] | ({"directed": "true"} if d.get("directed") else {}),
+            np.asarray(d["affine"]) if "affine" in d else None,
+        )
+        for name, d in described.items()
+    }  # fmt: skip
+    people = pd.DataFrame({"participant_id": made["participant_ids"], **made["columns"]})
+    for name, path in made["tables"].items():
+        blocks[name] = phenotype_block(Path(path), made["participant_ids"], columns)
+    blocks[CONFOUNDS] = confounds_block(people, [c for c in covariates if c != target.name])
+    return Cohort(people, blocks, target)
+
+
+def phenotype_block(path: Path, ids: Sequence[str], columns: Sequence[str]) -> Block:
+    """Read a table's columns as a feature; a participant without a row is absent (NaN)."""
+    labels, values, rows = encoded(path, tuple(columns))
+    chosen = np.full((len(ids), len(labels)), np.nan, np.float32)
+    for row, participant_id in enumerate(ids):
+        if participant_id in rows:
+            chosen[row] = values[rows[participant_id]]
+    return Block(chosen, ("column",), labels)
+
+
+def confounds_block(people: Any, covariates: Sequence[str], levels: Mapping[str, Sequence[str]] | None = None) -> Block:
+    """Encode the confounds: numbers as they are, words as one column a level."""
+    labels, parts = [], []
+    for name in covariates:
+        for label, values in encode_covariate(name, people[name], (levels or {}).get(name)):
+            labels.append(label)
+            parts.append(values)
+    values = np.column_stack(parts).astype(np.float32) if parts else np.zeros((len(people), 0), np.float32)
+    return Block(values, ("column",), tuple(labels))
+
+
+def encode_covariate(name: str, cells: Any, levels: Sequence[str] | None = None) -> list[tuple[str, Array]]:
+    """Encode one covariate."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+    known = cells.notna().to_numpy()
+    if levels is None and known.any() and np.isfinite(numbers[known]).all():
+        return [(name, numbers)]
+    found = list(levels or sorted(cells.dropna().unique()))
+    shown = found[1:] if len(found) == 2 else found
+    return [(f"{name}={level}", np.where(known, (cells == level).to_numpy(np.float64), np.nan)) for level in shown]
+
+
+def choose_targets(config: Config, columns: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
+    """Choose what to predict, and say why.
+
+    Raises
+    ------
+    DataError
+        If a column that was named does not exist (naming the nearest), or nothing can be chosen.
+    """
+    for name in config.targets.names:
+        if name not in columns:
+            raise DataError(f"participants.tsv has no column '{name}'; {zoo.nearest(name, columns)}")
+    if config.targets.names:
+        return [(name, "named by the user") for name in config.targets.names]
+    lower = {str(c).lower(): str(c) for c in columns}
+    for candidate in TARGETS:
+        column = lower.get(candidate)
+        if column and len({v for v in columns[column] if isinstance(v, str)}) > 1:
+            return [(column, f"no target was named; '{column}' is the first of {', '.join(TARGETS)} in participants.tsv")]
+    raise DataError(f"participants.tsv holds no column to predict among {', '.join(TARGETS)}; name one with --target.")
+
+
+def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Choose the confounds: those named, else age, sex, site and motion where they are."""
+    for name in config.targets.covariates:
+        if name not in columns:
+            raise DataError(f"covariate '{name}' is not in participants.tsv; {zoo.nearest(name, columns)}")
+    lower = {str(c).lower(): str(c) for c in columns}
+    found = list(config.targets.covariates) or [lower[c] for c in COVARIATES if c in lower]
+    return [c for c in found if len({v for v in columns[c] if isinstance(v, str)}) > 1]
+
+
+def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: str = "") -> Target:
+    """Turn a column into a target: a quantity, or classes with the rarest, or the one named, as the positive class.
+
+    Raises
+    ------
+    DataError
+        If the column is empty, has one class, or holds text with very many values.
+    """
+    import pandas as pd
+
+    series = pd.Series(cells, dtype=object)
+    numbers = pd.to_numeric(series, errors="coerce").to_numpy(np.float64)
+    known = series.notna().to_numpy()
+    if not known.any():
+        raise DataError(f"target '{name}' is n/a for everybody; choose another column.")
+    levels = sorted(series[known].unique(), key=str)
+    numeric = bool(np.isfinite(numbers[known]).all())
+    if kind == "regression" or (kind != "classification" and numeric and len(levels) > 5):
+        if not numeric or np.ptp(numbers[known]) == 0:
+            raise DataError(f"target '{name}' {'holds text' if not numeric else 'has one value'}; it cannot be a quantity to predict.")
+        return Target(name, numbers)
+    if len(levels) < 2 or len(levels) > MAX_CLASSES:
+        raise DataError(f"target '{name}' has {len(levels)} classe(s) ({', '.join(map(str, levels[:4]))} …); between 2 and {MAX_CLASSES} are needed.")
+    ordered = _ordered(name, levels, positive)
+    codes = {level: code for code, level in enumerate(ordered)}
+    return Target(name, np.array([codes[c] if k else np.nan for c, k in zip(series, known, strict=True)]), tuple(map(str, ordered)))
+
+
+NEGATIVE = {"control", "controls", "hc", "healthy", "td", "cn", "con", "ctrl", "hv", "0", "no", "false", "negative", "m", "male"}
+
+
+def _ordered(name: str, levels: Sequence[Any], positive: str) -> list[Any]:
+    """Order two classes so that the positive one comes last: as named, else the one that is no control."""
+    if positive and positive not in levels:
+        raise DataError(f"targets.positive.{name} is '{positive}'; {zoo.nearest(positive, map(str, levels))}")
+    if len(levels) == 2:
+        last = positive or next((lv for lv in levels if str(lv).lower() not in NEGATIVE), levels[1])
+        return [next(lv for lv in levels if lv != last), last]
+    return list(levels)

@@ -1,0 +1,232 @@
+"""Scores of held-out predictions with intervals over participants and permutation tests.
+
+Predictions of different folds come from different models, so scores are compared within a fold and summed over folds:
+the AUC is the part of the pairs (positive, negative) *of one fold* that are in the right order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.records import Array
+
+CLASS_METRICS = ("auc", "balanced_accuracy", "f1", "brier", "accuracy")
+QUANTITY_METRICS = ("mae", "r2", "r", "rmse")
+LOWER_IS_BETTER = {"brier", "mae", "rmse"}
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Held-out predictions: one row a participant and split.
+
+    ``scores`` is (row, level) for classes, (row, 1) for a quantity; ``participants`` and ``folds`` are numbers.
+    """
+
+    truth: Array
+    scores: Array
+    participants: NDArray[np.intp]
+    folds: NDArray[np.intp]
+    n_levels: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics that fit."""
+        return CLASS_METRICS if self.n_levels else QUANTITY_METRICS
+
+
+def score(predictions: Predictions, weights: Array | None = None, truth: Array | None = None) -> dict[str, Array]:
+    """Compute every metric for many reweightings or relabellings at once.
+
+    Parameters
+    ----------
+    predictions
+        What was predicted.
+    weights
+        (draw, row): how often each row counts; one draw of ones unless given.
+    truth
+        (draw, row): labels that replace the true ones, for permutations.
+
+    Returns
+    -------
+    dict
+        Metric → values (draw,).
+    """
+    n = len(predictions.truth)
+    w = np.ones((1, n)) if weights is None else weights
+    y = np.broadcast_to(predictions.truth, (1, n)) if truth is None else truth
+    return _class_scores(predictions, w, y) if predictions.n_levels else _quantity_scores(predictions, w, y)
+
+
+def _class_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
+    predicted = p.scores.argmax(axis=1) if p.n_levels > 2 else (p.scores[:, 1] > 0.5).astype(int)
+    right = y == predicted
+    recalls, f1s = [], []
+    for level in range(p.n_levels):
+        mine, said = y == level, predicted == level
+        hit = (w * (mine & said)).sum(axis=1)
+        recalls.append(_ratio(hit, (w * mine).sum(axis=1)))
+        f1s.append(_ratio(2 * hit, (w * mine).sum(axis=1) + (w * said).sum(axis=1)))
+    error = sum(((y == level) - p.scores[:, level]) ** 2 for level in range(p.n_levels))
+    return {
+        "auc": _auc(p, w, y),
+        "balanced_accuracy": np.nanmean(recalls, axis=0),
+        "f1": f1s[1] if p.n_levels == 2 else np.nanmean(f1s, axis=0),
+        "brier": _ratio((w * error).sum(axis=1) / (2 if p.n_levels == 2 else 1), w.sum(axis=1)),
+        "accuracy": _ratio((w * right).sum(axis=1), w.sum(axis=1)),
+    }
+
+
+def _auc(p: Predictions, w: Array, y: Array) -> Array:
+    """Two classes: pairs in order; more: the mean over each class against the rest."""
+    levels = [1] if p.n_levels == 2 else list(range(p.n_levels))
+    return np.nanmean([_auc_of(p.scores[:, level], y == level, p.folds, w) for level in levels], axis=0)
+
+
+def _auc_of(scores: Array, positive: NDArray[np.bool_], folds: NDArray[np.intp], w: Array) -> Array:
+    """Weighted share of the pairs within a fold in which the positive scores higher; ties count half [1]_.
+
+    References
+    ----------
+    .. [1] Hanley and McNeil (1982), Radiology 143(1). doi:10.1148/radiology.143.1.7063747
+    """
+    ordered, pairs = np.zeros(1), np.zeros(1)
+    for fold in np.unique(folds):
+        at = folds == fold
+        up, down = w[:, at] * positive[:, at], w[:, at] * ~positive[:, at]
+        difference = scores[at][:, None] - scores[at][None, :]
+        ordered = ordered + np.einsum("di,di->d", up @ ((difference > 0) + 0.5 * (difference == 0)), down)
+        pairs = pairs + up.sum(axis=1) * down.sum(axis=1)
+    return _ratio(ordered, pairs)
+
+
+def _quantity_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
+    said = p.scores[:, 0]
+    total = w.sum(axis=1)
+    squares = (w * (y - said) ** 2).sum(axis=1) / total
+    mean_y, mean_said = (w * y).sum(axis=1) / total, (w @ said) / total
+    var_y = (w * y**2).sum(axis=1) / total - mean_y**2
+    var_said = (w @ said**2) / total - mean_said**2
+    together = (w * y * said).sum(axis=1) / total - mean_y * mean_said
+    varies = var_said > 1e-12 * np.maximum(mean_said**2, 1e-12)
+    r = np.where(varies, together / np.sqrt(np.maximum(var_y * var_said, 1e-300)), 0)
+    return {"mae": (w * np.abs(y - said)).sum(axis=1) / total, "r2": 1 - squares / var_y, "r": r, "rmse": np.sqrt(squares)}
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+
+
+def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Draw participants with replacement, with all their predictions, and take percentiles of every metric [1]_.
+
+    References
+    ----------
+    .. [1] Efron (1979), Annals of Statistics 7(1). doi:10.1214/aos/1176344552
+    """
+    people, code = np.unique(predictions.participants, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        score(predictions, generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size)[:, code].astype(float))
+        for size in _draws(n, len(predictions.truth))
+    ]
+    edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
+    joined = {name: np.concatenate([d[name] for d in drawn]) for name in predictions.names}
+    return {name: tuple(np.nanpercentile(values, edges)) for name, values in joined.items()}  # type: ignore[misc]
+
+
+def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:
+    """Permute the labels against the held-out predictions, within folds: how often is chance as good [1]_.
+
+    A participant keeps one label over repeats, so permutations move people, not rows.
+
+    References
+    ----------
+    .. [1] Ojala and Garriga (2010), Journal of Machine Learning Research 11, 1833-1863.
+    """
+    observed = score(predictions)
+    people, first, code = np.unique(predictions.participants, return_index=True, return_inverse=True)
+    strata = predictions.folds[first] if len(people) == len(predictions.truth) else np.zeros(len(people), int)
+    own = predictions.truth[first]
+    generator = np.random.default_rng(seed)
+    extreme = {name: 1 for name in predictions.names}
+    for size in _draws(n, len(predictions.truth)):
+        moved = np.stack([_permuted(own, strata, generator) for _ in range(size)])[:, code]
+        null = score(predictions, truth=moved)
+        for name in predictions.names:
+            extreme[name] += int(as_good(null[name], observed[name], name).sum())
+    return {name: count / (n + 1) for name, count in extreme.items()}
+
+
+def as_good(null: Array, observed: Array | float, metric: str) -> NDArray[np.bool_]:
+    """Tell which values of the null are at least as good as what was observed; undefined ones count as good."""
+    margin = 1e-9  # sums in another order differ by rounding; equal scores count against the model
+    better = null <= observed + margin if metric in LOWER_IS_BETTER else null >= observed - margin
+    return np.asarray(better | np.isnan(null) | np.isnan(observed))
+
+
+def _permuted(values: Array, strata: NDArray[np.intp], generator: np.random.Generator) -> Array:
+    moved = values.copy()
+    for stratum in np.unique(strata):
+        at = np.flatnonzero(strata == stratum)
+        moved[at] = values[generator.permutation(at)]
+    return moved
+
+
+def _draws(n: int, n_rows: int) -> list[int]:
+    """Cut many draws into batches that fit into memory."""
+    step = max(1, min(n, 2**22 // max(1, n_rows)))
+    return [min(step, n - start) for start in range(0, n, step)]
+
+
+def chance(predictions: Predictions, metric: str) -> float:
+    """What a model that knows nothing reaches."""
+    y = predictions.truth
+    if not predictions.n_levels:
+        return {"mae": float(np.abs(y - np.median(y)).mean()), "r2": 0.0, "r": 0.0, "rmse": float(y.std())}[metric]
+    share = np.bincount(y.astype(int), minlength=predictions.n_levels) / len(y)
+    brier = float((share * (1 - share)).sum()) / (2 if predictions.n_levels == 2 else 1)
+    f1 = 2 * share[1] / (1 + share[1]) if predictions.n_levels == 2 else 1 / predictions.n_levels
+    return {"auc": 0.5, "balanced_accuracy": 1 / predictions.n_levels, "f1": f1, "brier": brier, "accuracy": float(share.max())}[metric]
+
+
+def table(predictions: Predictions, *, n_bootstraps: int, n_permutations: int, seed: int, retrained: Callable[[str, float], float] | None = None) -> list[dict[str, Any]]:
+    """Lay out every metric with interval, p-value and chance: a row a metric."""
+    values = score(predictions)
+    ranges = intervals(predictions, n=n_bootstraps, seed=seed)
+    p = p_values(predictions, n=n_permutations, seed=seed)
+    return [
+        {
+            "metric": name, "value": float(values[name][0]), "ci_low": ranges[name][0], "ci_high": ranges[name][1],
+            "p_value": p[name], "p_value_retrained": retrained(name, float(values[name][0])) if retrained else np.nan,
+            "n": len(np.unique(predictions.participants)), "chance": chance(predictions, name),
+        }
+        for name in predictions.names
+    ]  # fmt: skip
+
+
+def by_site(predictions: Predictions, sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Score each site's participants by themselves; ``sites`` names the site of each row."""
+    rows = []
+    labels = np.asarray(sites, dtype=object)
+    for site in sorted(set(sites), key=str):
+        at = labels == site
+        mine = Predictions(predictions.truth[at], predictions.scores[at], predictions.participants[at], predictions.folds[at], predictions.n_levels)
+        values = score(mine)
+        rows += [{"site": site, "metric": m, "value": float(values[m][0]), "n": len(np.unique(mine.participants))} for m in mine.names]
+    return rows
+
+
+def calibration(truth: Array, probability: Array, *, n_bins: int = 10) -> list[dict[str, float]]:
+    """Compare predicted probabilities with observed frequencies in bins of equal size."""
+    order = np.argsort(probability, kind="stable")
+    return [
+        {"predicted": float(probability[at].mean()), "observed": float(truth[at].mean()), "n": len(at)}
+        for at in np.array_split(order, min(n_bins, len(order)))
+        if len(at)
+    ]

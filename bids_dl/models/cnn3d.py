@@ -1,0 +1,73 @@
+"""Convolutional network for volumes, from MONAI's blocks, light enough for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+from bids_dl.errors import UsageError
+
+SCHEDULE = {"n_epochs": 40, "patience": 10, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 1e-2, "n_members": 1}
+
+
+class CNN3D(nn.Module):
+    """Strided convolutions down to a few cells; where a pattern lies stays known, as brains are registered."""
+
+    def __init__(self, shape: tuple[int, ...], n_outputs: int, channels: Sequence[int], width: int, dropout: float) -> None:
+        super().__init__()
+        widths = [1, *channels]
+        self.convolutions = nn.Sequential(*(
+            Convolution(3, a, b, strides=2, kernel_size=3, adn_ordering="NA", act="RELU", norm=("GROUP", {"num_groups": 4}))
+            for a, b in zip(widths, widths[1:], strict=False)
+        ))  # fmt: skip
+        with torch.no_grad():
+            n_cells = self.convolutions(torch.zeros(1, 1, *shape)).numel()
+        self.squeeze = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(n_cells, width), nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Linear(width, n_outputs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by the layer before the output."""
+        h = self.convolutions(x[:, None])  # (participant, channel, x/16, y/16, z/16)
+        out: Tensor = self.squeeze(h)  # (participant, width)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(x))  # (participant, output)
+        return out
+
+
+def build(
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, channels: Sequence[int] = (8, 16, 32, 32), width: int = 32,
+    dropout: float = 0.3,
+) -> CNN3D:  # fmt: skip
+    """Build a small 3-D CNN, after the plain networks that do well on T1w [1]_.
+
+    Parameters
+    ----------
+    shapes
+        One volume (x, y, z).
+    n_outputs
+        One logit for two classes or a quantity, else one a class.
+    channels
+        Channels of each convolution, multiples of 4; each halves the grid.
+    width
+        Units of the layer before the output.
+    dropout
+        Part of the cells and units that is left out at each step of the training.
+
+    Raises
+    ------
+    UsageError
+        If the input is no volume.
+
+    References
+    ----------
+    .. [1] Abrol et al. (2021), Nature Communications 12, 353. doi:10.1038/s41467-020-20655-6
+    """
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        raise UsageError(f"cnn3d takes one volume (x, y, z); this input has the shape {tuple(shapes[0])}. Use mlp or linear for it.")
+    return CNN3D(tuple(shapes[0]), n_outputs, channels, width, dropout)

@@ -1,0 +1,114 @@
+"""What is learned from the training rows before a model sees them: means, scales, the part the confounds explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.records import Array
+
+CHUNK_BYTES = 2**26
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and scale of each value over the training rows, and its slope on the confounds where they are removed.
+
+    ``mean`` and ``scale`` have one participant's shape; ``slopes`` is (confound, value), ``confound_mean`` (confound,).
+    """
+
+    mean: Array
+    scale: Array
+    slopes: Array | None = None
+    confound_mean: Array | None = None
+
+    def apply(self, values: Array, confounds: Array | None = None, columns: slice = slice(None)) -> Array:
+        """Normalise rows, (participant, …) or, with ``columns``, a range of the flattened values.
+
+        A missing value becomes 0, the training mean; an absent participant (all missing) stays NaN.
+        """
+        ranged = columns != slice(None)
+        mean = self.mean.reshape(-1)[columns] if ranged else self.mean
+        scale = self.scale.reshape(-1)[columns] if ranged else self.scale
+        centred = np.asarray(values, np.float32) - mean
+        if self.slopes is not None and confounds is not None and self.confound_mean is not None:
+            filled = np.where(np.isfinite(confounds), confounds - self.confound_mean, 0)
+            centred -= (filled @ self.slopes[:, columns]).reshape(centred.shape).astype(np.float32)
+        centred /= scale
+        if ranged:
+            return np.nan_to_num(centred, copy=False)
+        flat = centred.reshape(len(centred), -1)
+        absent = np.isnan(flat).all(axis=1) if flat.shape[1] else np.zeros(len(flat), bool)
+        np.nan_to_num(flat, copy=False)
+        flat[absent] = np.nan
+        return centred
+
+
+def chunks(rows: NDArray[np.intp], row_bytes: int) -> Iterator[NDArray[np.intp]]:
+    """Divide rows so that a chunk of them fits into little memory."""
+    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def fit(values: Array, rows: NDArray[np.intp], confounds: Array | None = None) -> Normalization:
+    """Learn means and standard deviations from some rows, reading a few at a time.
+
+    Parameters
+    ----------
+    values
+        (participant, …), possibly memory-mapped; NaN is missing.
+    rows
+        The training rows; no other is read.
+    confounds
+        (participant, confound): their linear part is removed before scaling.
+
+    Returns
+    -------
+    Normalization
+        Values that do not vary over the training rows get an infinite scale, so that they become 0.
+    """
+    shape = values.shape[1:]
+    shift = np.nan_to_num(np.asarray(values[rows[0]], np.float64))
+    n, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for part in chunks(rows, int(np.prod(shape)) * 8):
+        centred = np.asarray(values[part], np.float64) - shift
+        known = np.isfinite(centred)
+        centred[~known] = 0
+        n += known.sum(axis=0)
+        total += centred.sum(axis=0)
+        squares += np.einsum("i...,i...->...", centred, centred)
+    mean = total / np.maximum(n, 1)
+    variance = np.maximum(squares / np.maximum(n, 1) - mean**2, 0)
+    slopes, confound_mean, explained = _regress(values, rows, confounds, shift + mean)
+    deviation = np.sqrt(np.maximum(variance - explained, 0))
+    return Normalization((shift + mean).astype(np.float32), _scale(deviation, shift + mean, n), slopes, confound_mean)
+
+
+def _scale(deviation: Array, mean: Array, n: Array) -> Array:
+    """Keep standard deviations that are more than rounding; blank the rest."""
+    typical = float(np.median(deviation[deviation > 0])) if (deviation > 0).any() else 1.0
+    alive = (deviation > np.maximum(TINY * np.abs(mean), 1e-3 * typical)) & (n > 1)
+    return np.where(alive, deviation, np.inf).astype(np.float32)
+
+
+def _regress(
+    values: Array, rows: NDArray[np.intp], confounds: Array | None, mean: Array
+) -> tuple[Array | None, Array | None, Array]:
+    """Fit the linear part of the confounds; returns slopes, the confounds' mean, and the variance they explain."""
+    if confounds is None or not confounds.shape[1]:
+        return None, None, np.zeros(mean.shape)
+    centre = np.nanmean(confounds[rows], axis=0)
+    design = np.where(np.isfinite(confounds), confounds - centre, 0)
+    product = np.zeros((design.shape[1], mean.size))
+    for part in chunks(rows, mean.size * 8):
+        centred = np.nan_to_num(np.asarray(values[part], np.float64) - mean).reshape(len(part), -1)
+        product += design[part].T @ centred
+    gram = design[rows].T @ design[rows]
+    slopes = np.linalg.pinv(gram) @ product
+    explained = np.einsum("ci,ci->i", slopes, gram @ slopes) / len(rows)
+    return slopes.astype(np.float32), centre, explained.reshape(mean.shape)

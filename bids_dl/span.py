@@ -1,0 +1,94 @@
+"""Training in the span of the training rows: exact for linear layers, and as small as the participants are few.
+
+A linear layer trained by gradients or with an L2 penalty moves only within the span of its training rows. With n rows
+and p ≫ n values it is enough to learn its weights on n coordinates and to fold them back into p values at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.normalization import Normalization
+from bids_dl.records import Array, Block
+
+CHUNK_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Inner products of all rows with one another, after normalisation; (row, row) in the order of ``rows``."""
+
+    values: Array
+    rows: NDArray[np.intp]
+
+    def at(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Positions of participants' rows."""
+        return np.searchsorted(self.rows, rows)
+
+
+def kernel(block: Block, normalization: Normalization, rows: NDArray[np.intp], confounds: Array | None = None) -> Kernel:
+    """Multiply the normalised rows with one another, a range of values at a time: memory follows rows, not values."""
+    rows = np.sort(rows)
+    flat = block.values.reshape(len(block.values), -1)
+    total = np.zeros((len(rows), len(rows)))
+    step = max(1, CHUNK_BYTES // (4 * len(rows)))
+    given = None if confounds is None else confounds[rows]
+    for start in range(0, flat.shape[1], step):
+        columns = slice(start, start + step)
+        part = normalization.apply(np.asarray(flat[rows, columns]), given, columns)
+        total += part @ part.T
+    return Kernel(total, rows)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Orthonormal coordinates in the span of some rows: ``basis`` (row, coordinate) mixes the rows into axes.
+
+    ``scale`` divides the coordinates so that their values over the rows have a standard deviation of 1.
+    """
+
+    basis: Array
+    rows: NDArray[np.intp]
+    scale: float
+
+    def coordinates(self, inner: Kernel, rows: NDArray[np.intp]) -> Array:
+        """Coordinates (row, coordinate) of any rows; what lies outside of the span is not seen."""
+        products = inner.values[np.ix_(inner.at(rows), inner.at(self.rows))]
+        return np.asarray(products @ self.basis / self.scale, np.float32)
+
+    def mixing(self, weights: Array) -> Array:
+        """Write weights on coordinates (output, coordinate) as a mix of the rows (output, row)."""
+        return np.asarray(weights @ (self.basis.T / self.scale), np.float32)
+
+
+def fold(
+    mixing: Array, rows: NDArray[np.intp], block: Block, normalization: Normalization, confounds: Array | None = None
+) -> Array:
+    """Turn a mix of rows (output, row) into weights on values (output, value), reading each range of values once."""
+    flat = block.values.reshape(len(block.values), -1)
+    folded = np.empty((len(mixing), flat.shape[1]), np.float32)
+    step = max(1, CHUNK_BYTES // (4 * len(rows)))
+    given = None if confounds is None else confounds[rows]
+    for start in range(0, flat.shape[1], step):
+        columns = slice(start, start + step)
+        folded[:, columns] = mixing @ normalization.apply(np.asarray(flat[rows, columns]), given, columns)
+    return folded
+
+
+def of(inner: Kernel, rows: NDArray[np.intp]) -> Span:
+    """Find the axes of the rows' span from their inner products."""
+    at = inner.at(rows)
+    variances, axes = np.linalg.eigh(inner.values[np.ix_(at, at)])
+    kept = variances > max(variances.max(), 1e-12) * 1e-6
+    basis = axes[:, kept] / np.sqrt(variances[kept])
+    scale = float(np.sqrt(variances[kept].sum() / (len(rows) * max(1, kept.sum()))))
+    return Span(basis, rows, scale or 1.0)
+
+
+def is_smaller(shapes: Sequence[tuple[int, ...]], n_rows: int) -> bool:
+    """Tell whether the span is worth it: one input with more values than rows, and few enough rows for a kernel."""
+    return len(shapes) == 1 and int(np.prod(shapes[0])) > n_rows and n_rows <= 12_000

@@ -1,0 +1,205 @@
+"""Who is trained on, who stops the training, who is tested: stratified, grouped, by site, saved and reloadable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.config import Splits
+from bids_dl.errors import DataError, MissingInputError
+from bids_dl.records import Array, Split, Target
+
+Rows = NDArray[np.intp]
+N_BINS = 4
+PARTS = ("train", "validation", "test")
+
+
+def make(
+    target: Target, ids: Sequence[str], settings: Splits, *, seed: int, groups: Sequence[str] = (), sites: Sequence[str] = ()
+) -> list[Split]:
+    """Divide the participants who have the target.
+
+    Parameters
+    ----------
+    target
+        Values (participant,); rows without a value take part in nothing.
+    ids
+        participant_id of each row.
+    settings
+        Kind, folds, repeats.
+    seed
+        Equal seeds give equal splits.
+    groups
+        Family or the like of each row, kept on one side.
+    sites
+        Site of each row; each in turn is the test for ``leave-site-out``.
+
+    Returns
+    -------
+    list of Split
+        Every repeat and fold.
+
+    Raises
+    ------
+    DataError
+        If a class is smaller than the folds, or there are too few groups or sites.
+    """
+    rows = np.flatnonzero(np.isfinite(target.values))
+    tied = tuple(sites if settings.kind == "leave-site-out" else groups)
+    _check(target, rows, settings, tied)
+    strata = _strata(target)
+    splits = []
+    for name, train, test in _outer(rows, strata, settings, tied, seed):
+        _check_fold(target, train, name)
+        fit, validation = _validation(train, strata, tied if groups else (), settings.validation_fraction, seed)
+        splits.append(Split(fit, validation, test, name, tuple(ids), tied))
+    return splits
+
+
+def _strata(target: Target) -> NDArray[np.intp]:
+    """Classes, or quarters of a quantity, so that every fold sees the whole range."""
+    if target.is_class:
+        return np.nan_to_num(target.values, nan=-1).astype(np.intp)
+    edges = np.nanquantile(target.values, np.linspace(0, 1, N_BINS + 1)[1:-1])
+    return np.digitize(np.nan_to_num(target.values), edges)
+
+
+def _check(target: Target, rows: Rows, settings: Splits, tied: Sequence[str]) -> None:
+    n_needed = len(set(np.asarray(tied)[rows])) if tied else len(rows)
+    n_folds = 2 if settings.kind == "leave-site-out" else settings.n_folds
+    what = "site" if settings.kind == "leave-site-out" else "group" if tied else "participant"
+    if n_needed < n_folds:
+        raise DataError(f"target '{target.name}': {n_needed} {what}s for {n_folds} folds; lower splits.n_folds.")
+    if not target.is_class:
+        return
+    counts = np.bincount(target.values[rows].astype(int), minlength=len(target.levels))
+    small = int(np.argmin(counts))
+    if counts[small] < n_folds + 1:
+        raise DataError(
+            f"target '{target.name}': class '{target.levels[small]}' has {counts[small]} participants for {n_folds} folds; "
+            f"{'leave it out or ' if len(counts) > 2 else ''}lower splits.n_folds below {max(counts[small], 2)}."
+        )
+
+
+def _check_fold(target: Target, train: Rows, name: str) -> None:
+    """Refuse a training part in which a class is missing."""
+    if target.is_class and len(set(target.values[train])) < len(target.levels):
+        absent = next(level for code, level in enumerate(target.levels) if code not in target.values[train])
+        raise DataError(f"split {name}: nobody of class '{absent}' is left to train on; use other groups or fewer folds.")
+
+
+def _outer(
+    rows: Rows, strata: NDArray[np.intp], settings: Splits, tied: Sequence[str], seed: int
+) -> Iterator[tuple[str, Rows, Rows]]:
+    if settings.kind == "leave-site-out":
+        labels = np.asarray(tied)
+        for site in sorted(set(labels[rows])):
+            yield f"site-{site}", rows[labels[rows] != site], rows[labels[rows] == site]
+        return
+    for repeat in range(settings.n_repeats):
+        folds = partition(rows, strata, settings.n_folds, tied=tied, seed=seed + repeat)
+        for fold, test in enumerate(folds, 1):
+            yield f"repeat-{repeat + 1}_fold-{fold}", np.setdiff1d(rows, test), test
+
+
+def partition(rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Sequence[str] = (), seed: int = 0) -> list[Rows]:
+    """Divide rows into stratified parts; rows with the same tie stay in one part."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    n_parts = min(n_parts, len(rows))
+    chosen = strata[rows]
+    if np.bincount(chosen).max() < n_parts:
+        chosen = np.zeros(len(rows), np.intp)
+    if tied:
+        folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed).split(rows, chosen, np.asarray(tied)[rows])
+    else:
+        folds = StratifiedKFold(n_parts, shuffle=True, random_state=seed).split(rows, chosen)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the rarest class may be smaller than the inner parts
+        return [rows[np.sort(part)] for _, part in folds]
+
+
+def _validation(train: Rows, strata: NDArray[np.intp], tied: Sequence[str], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Set a validation part of the training rows aside, for early stopping."""
+    parts = partition(train, strata, max(2, round(1 / fraction)), tied=tied, seed=seed)
+    return np.setdiff1d(train, parts[0]), parts[0]
+
+
+def inner(split: Split, values: Array, *, is_class: bool, n_parts: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """Divide the training and validation rows again: the first part is the split's own, the others rotate.
+
+    Returns
+    -------
+    list
+        (training rows, validation rows) of each member; never a test row.
+    """
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    if n_parts < 2:
+        return [(split.train, split.validation)]
+    strata = _strata(Target("", values, ("0", "1") if is_class else ()))
+    parts = partition(pool, strata, n_parts, tied=_ties(split), seed=seed)
+    return [(np.setdiff1d(pool, part), part) for part in parts]
+
+
+def _ties(split: Split) -> tuple[str, ...]:
+    """Groups bind the inner parts too, unless they are so few (sites) that no inner division is left."""
+    pool = np.concatenate([split.train, split.validation])
+    return split.groups if split.groups and len({split.groups[r] for r in pool}) >= 20 else ()
+
+
+def final(target: Target, ids: Sequence[str], settings: Splits, *, seed: int, groups: Sequence[str] = ()) -> Split:
+    """Put everybody on the training side, for the model that is kept."""
+    rows = np.flatnonzero(np.isfinite(target.values))
+    fit, validation = _validation(rows, _strata(target), groups, settings.validation_fraction, seed)
+    return Split(fit, validation, np.array([], np.intp), "final", tuple(ids), tuple(groups))
+
+
+def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:
+    """Lay splits out as a table: a row a participant, a column a split."""
+    import pandas as pd
+
+    table = pd.DataFrame({"participant_id": list(ids)})
+    for split in splits:
+        column = np.full(len(ids), "n/a", dtype=object)
+        for part in PARTS:
+            column[getattr(split, part)] = part
+        table[split.name] = column
+    return table
+
+
+def read(path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str] = ()) -> list[Split]:
+    """Read splits that were saved, for the participants at hand.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        If the file is missing, names somebody unknown or twice, or a cell is none of train, validation, test, n/a.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise MissingInputError(f"the splits file {path} does not exist.")
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    if "participant_id" not in table or table["participant_id"].duplicated().any():
+        raise DataError(f"{path} needs a column participant_id that names nobody twice.")
+    table = table.set_index("participant_id").reindex(list(ids)).fillna("n/a")
+    return [_column(path, column, table[column].to_numpy(), ids, target, groups) for column in table.columns]
+
+
+def _column(path: Path, name: str, cells: Any, ids: Sequence[str], target: Target, groups: Sequence[str]) -> Split:
+    unknown = set(cells) - {*PARTS, "n/a"}
+    if unknown:
+        raise DataError(f"{path}, column {name}: '{sorted(unknown)[0]}' is none of train, validation, test, n/a.")
+    known = np.isfinite(target.values)
+    train, validation, test = (np.flatnonzero((cells == part) & known) for part in PARTS)
+    if not len(train) or not len(test):
+        raise DataError(f"{path}, column {name}: no participant with '{target.name}' is in train and in test.")
+    if not len(validation):
+        train, validation = _validation(train, _strata(target), groups, 0.2, 0)
+    return Split(train, validation, test, name, tuple(ids), tuple(groups))

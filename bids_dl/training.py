@@ -1,0 +1,518 @@
+"""The only training loop: scikit-learn's baselines and torch's networks become fitted models alike."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bids_dl import config as configuration
+from bids_dl import normalization as norm
+from bids_dl import span as spans
+from bids_dl import splits
+from bids_dl.errors import DataError, UsageError
+from bids_dl.records import Array, Cohort, FittedModel, Split, Target
+
+LOG = logging.getLogger("bids_dl")
+CHECKPOINT_EVERY = 5
+Rows = NDArray[np.intp]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Affine(nn.Module):
+    """What a linear estimator has learned, as a layer: it explains and saves like any network."""
+
+    def __init__(self, n_values: int, n_outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_values, n_outputs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the values themselves, flattened."""
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(x.flatten(1))  # (participant, output)
+        return out
+
+
+class Ensemble(nn.Module):
+    """The mean output of several networks, written as one: their embeddings side by side, one head."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        heads: list[Any] = [m.head for m in members]
+        self.head = nn.Linear(sum(h.in_features for h in heads), heads[0].out_features)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.cat([h.weight for h in heads], dim=1) / len(heads))
+            self.head.bias.copy_(torch.stack([h.bias for h in heads]).mean(dim=0))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Put the members' embeddings side by side."""
+        return torch.cat([m.embed(x) for m in self.members], dim=1)  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(x))  # (participant, output)
+        return out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained; what the user leaves open comes from the model's own ``SCHEDULE``."""
+
+    n_epochs: int = 80
+    patience: int = 10
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    n_members: int = 1
+    class_weights: bool = True
+    remove_confounds: bool = False
+    seed: int = 0
+    device: str = "auto"
+    checkpoint: Path | None = field(default=None, compare=False)
+
+
+def settings_for(definition: Mapping[str, Any], config: configuration.Config, *, checkpoint: Path | None = None) -> Settings:
+    """Lay the user's wishes over the model's schedule."""
+    module = importlib.import_module(str(definition["_target_"]).rpartition(".")[0])
+    wishes = {
+        key: value
+        for key, value in vars(config.training).items()
+        if key != "class_weights" and value != configuration.Training.__dataclass_fields__[key].default
+    }
+    return replace(
+        Settings(), **{**getattr(module, "SCHEDULE", {}), **wishes}, class_weights=config.training.class_weights,
+        remove_confounds=config.normalization.remove_confounds, seed=config.random_seed, device=config.run.device,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def define(model: str, shapes: Sequence[tuple[int, ...]], n_outputs: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Write down how a model is built, as a MONAI bundle does."""
+    return {"_target_": f"bids_dl.models.{model}.build", "shapes": [list(s) for s in shapes], "n_outputs": n_outputs, **options}
+
+
+def instantiate(definition: Any, **overrides: Any) -> Any:
+    """Build what a definition describes; definitions may hold definitions.
+
+    Raises
+    ------
+    UsageError
+        If it names something outside of this package: a bundle is data, not a way to run code.
+    """
+    if isinstance(definition, list):
+        return [instantiate(d) for d in definition]
+    if not isinstance(definition, Mapping) or "_target_" not in definition:
+        return definition
+    module, _, name = str(definition["_target_"]).rpartition(".")
+    if not module.startswith("bids_dl."):
+        raise UsageError(f"the definition names '{definition['_target_']}', which is not part of bids_dl; this bundle is not safe.")
+    function = getattr(importlib.import_module(module), name)
+    arguments = {k: instantiate(v) for k, v in definition.items() if k != "_target_"}
+    known = inspect.signature(function).parameters
+    return function(**arguments, **{k: v for k, v in overrides.items() if k in known})
+
+
+def train(definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings) -> FittedModel:
+    """Fit one model on the training rows of one split; the test rows are never read.
+
+    Parameters
+    ----------
+    definition
+        What to build, from `define`.
+    cohort
+        Features and target.
+    split
+        Rows; the validation part stops networks, and belongs to the training rows of everything else.
+    inputs
+        Names of the features that the module takes, in order.
+    settings
+        Epochs, rates, seed.
+
+    Returns
+    -------
+    FittedModel
+        With its history: a row an epoch and member.
+
+    Raises
+    ------
+    DataError
+        If too few training participants have the features.
+    """
+    split = present(cohort, split, inputs)
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    normalization = {name: norm.fit(cohort.features[name].values, pool, confounds) for name in inputs}
+    y, mean, scale = _standardised(cohort.target, pool)
+    with torch.random.fork_rng(devices=[]), _one_answer():
+        torch.manual_seed(settings.seed)
+        data = _Data(cohort, inputs, normalization, confounds, y, is_class=cohort.target.is_class)
+        module, built, history = _fit(definition, data, split, settings)
+    return FittedModel(module.eval(), built, tuple(inputs), normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history))
+
+
+class _one_answer:
+    """Ask torch for deterministic algorithms while training, and give the setting back afterwards."""
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before)
+
+
+def present(cohort: Cohort, split: Split, inputs: Sequence[str]) -> Split:
+    """Keep the rows that have the input; a model of several inputs keeps those that have any."""
+    has = np.zeros(len(cohort.participants), bool)
+    for name in inputs:
+        has |= has_values(cohort.features[name].values)
+    parts = {part: rows[has[rows]] for part in splits.PARTS if len(rows := getattr(split, part)) or part == "test"}
+    kept = replace(split, **parts)
+    if len(kept.train) < 4 or not len(kept.validation):
+        raise DataError(f"split {split.name}: {len(kept.train)} training participants have {' or '.join(inputs)}; at least 4 are needed.")
+    return kept
+
+
+def has_values(values: Array) -> NDArray[np.bool_]:
+    """Tell which participants have the feature: at least one value that is not missing."""
+    if not np.prod(values.shape[1:]):
+        return np.ones(len(values), bool)
+    flat = values.reshape(len(values), -1)
+    found = np.isfinite(flat[:, :: max(1, flat.shape[1] // 50)]).any(axis=1)
+    for row in np.flatnonzero(~found):
+        found[row] = np.isfinite(flat[row]).any()
+    return found
+
+
+def _standardised(target: Target, rows: Rows) -> tuple[Array, float, float]:
+    """Scale a quantity by its mean and deviation over the training rows; leave classes."""
+    if target.is_class:
+        return target.values, 0.0, 1.0
+    mean, scale = float(target.values[rows].mean()), float(target.values[rows].std()) or 1.0
+    return (target.values - mean) / scale, mean, scale
+
+
+@dataclass
+class _Data:
+    """Normalised rows on demand: from memory where they are few, from disk where they are volumes."""
+
+    cohort: Cohort
+    inputs: Sequence[str]
+    normalization: Mapping[str, norm.Normalization]
+    confounds: Array | None
+    y: Array
+    is_class: bool
+
+    def rows(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Return each input's normalised rows."""
+        given = None if self.confounds is None else self.confounds[rows]
+        return tuple(
+            torch.from_numpy(self.normalization[n].apply(self.cohort.features[n].values[rows], given)) for n in self.inputs
+        )
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each input of one participant."""
+        return [self.cohort.features[n].shape for n in self.inputs]
+
+
+def _fit(definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
+    """Fit in the span of the training rows where that is smaller, else on the values themselves."""
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    small = spans.is_smaller(data.shapes, len(pool))
+    probe = _without_weights(definition, is_class=data.is_class)
+    if not isinstance(probe, nn.Module):
+        return _fit_estimator(definition, data, split, settings, small=small)
+    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
+    once = [_Once(definition, data, settings, number, *rows) for number, rows in enumerate(parts)]
+    if small and hasattr(probe, "first"):
+        members, history = _fit_in_span(once, data, pool)
+    else:
+        fitted = [one.on_values() for one in once]
+        members, history = [m for m, _ in fitted], [row for _, rows in fitted for row in rows]
+    if len(members) == 1:
+        return members[0], dict(definition), history
+    built = {"_target_": "bids_dl.training.Ensemble", "members": [dict(definition)] * len(members)}
+    return Ensemble(members), built, history
+
+
+def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[nn.Module], list[dict[str, float]]]:
+    """Train each member on coordinates, then fold all their first layers back in one pass over the values."""
+    block, normalization = data.cohort.features[data.inputs[0]], data.normalization[data.inputs[0]]
+    inner = spans.kernel(block, normalization, pool, data.confounds)
+    small, mixings, history = [], [], []
+    for one in once:
+        module, span, rows = one.on_coordinates(inner)
+        mixing = np.zeros((module.first.out_features, len(pool)), np.float32)
+        mixing[:, np.searchsorted(pool, span.rows)] = span.mixing(module.first.weight.detach().numpy())
+        small.append(module)
+        mixings.append(mixing)
+        history += rows
+    folded = np.split(spans.fold(np.concatenate(mixings), pool, block, normalization, data.confounds), len(once))
+    members = []
+    for one, module, weights in zip(once, small, folded, strict=True):
+        full = _without_weights(one.definition, is_class=data.is_class)
+        full.load_state_dict(module.state_dict() | {"first.weight": torch.from_numpy(weights)}, assign=True)
+        members.append(full)
+    return members, history
+
+
+def _fit_estimator(
+    definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings, *, small: bool
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
+    """Fit a scikit-learn baseline and keep what it learned as a linear layer."""
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    name = data.inputs[0]
+    block, normalization = data.cohort.features[name], data.normalization[name]
+    n_values = int(np.prod(block.shape))
+    span = None
+    if small:
+        inner = spans.kernel(block, normalization, pool, data.confounds)
+        span = spans.of(inner, pool)
+        x = span.coordinates(inner, pool)
+    else:
+        x = np.nan_to_num(data.rows(pool)[0].flatten(1).numpy())
+    x, y = (x if x.shape[1] else np.zeros((len(pool), 1), np.float32)), data.y[pool]
+    estimator = instantiate({**definition, "shapes": [[x.shape[1]]]}, classify=data.is_class)
+    _set_inner_folds(estimator, split, data, pool, settings)
+    estimator.fit(x, y.astype(int) if data.is_class else y)
+    weights, bias = _linear_parts(estimator, x.shape[1], data.cohort.target.n_outputs)
+    if span is not None:
+        weights = spans.fold(span.mixing(weights), pool, block, normalization, data.confounds)
+    module = Affine(n_values, len(bias))
+    with torch.no_grad():
+        module.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[:, :n_values], np.float32)))
+        module.head.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
+    chosen = getattr(estimator, "C_", getattr(estimator, "alpha_", float("nan")))
+    penalty = float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
+    built = {"_target_": "bids_dl.training.Affine", "n_values": n_values, "n_outputs": len(bias)}
+    return module, built, [{"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan"), "penalty": penalty}]
+
+
+def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, settings: Settings) -> None:
+    """Give an estimator that chooses a penalty its inner folds, divided like the outer ones."""
+    if "cv" not in estimator.get_params():
+        return
+    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=5, seed=settings.seed)
+    estimator.set_params(cv=[(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts])
+
+
+def _linear_parts(estimator: Any, n_values: int, n_outputs: int) -> tuple[Array, Array]:
+    """Read an estimator's weights (output, value) and biases; one that has none is constant."""
+    if hasattr(estimator, "coef_"):
+        return np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
+    if hasattr(estimator, "class_prior_"):
+        prior = np.log(np.maximum(estimator.class_prior_, 1e-9))
+        bias = prior if n_outputs > 1 else np.array([prior[1] - prior[0]])
+    else:
+        bias = np.ravel(estimator.constant_)
+    return np.zeros((len(bias), n_values)), bias
+
+
+@dataclass
+class _Once:
+    """One member's training: its rows, its own validation part."""
+
+    definition: Mapping[str, Any]
+    data: _Data
+    settings: Settings
+    number: int
+    train: Rows
+    validation: Rows
+
+    def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span, list[dict[str, float]]]:
+        """Train on coordinates in the span of this member's training rows."""
+        span = spans.of(inner, self.train)
+        parts = [torch.from_numpy(span.coordinates(inner, rows)) for rows in (self.train, self.validation)]
+        module: Any = instantiate({**self.definition, "shapes": [[parts[0].shape[1]]]}, classify=self.data.is_class)
+        return module, span, self._loop(module, lambda at: (parts[0][at],), lambda at: (parts[1][at],))
+
+    def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
+        """Train on the normalised values, kept in memory while they are small."""
+        module: nn.Module = instantiate(self.definition, classify=self.data.is_class)
+        n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(self.train) + len(self.validation))
+        kept = [self.data.rows(rows) for rows in (self.train, self.validation)] if n_bytes < 2**28 else None
+
+        def getter(part: int, rows: Rows) -> Callable[[NDArray[np.intp]], tuple[Tensor, ...]]:
+            if kept is not None:
+                return lambda at: tuple(x[at] for x in kept[part])
+            return lambda at: self.data.rows(rows[at])
+
+        return module, self._loop(module, getter(0, self.train), getter(1, self.validation))
+
+    def _loop(self, module: nn.Module, training: Callable[..., Any], validation: Callable[..., Any]) -> list[dict[str, float]]:
+        loss = getattr(module, "loss", None) or _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
+        checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
+        loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
+        history = loop.run(training, self._labels(self.train), validation, self._labels(self.validation))
+        return [{"member": self.number, **row} for row in history]
+
+    def _labels(self, rows: Rows) -> Tensor:
+        return torch.tensor(self.data.y[rows], dtype=torch.long if self.data.cohort.target.n_outputs > 1 else torch.float32)
+
+
+def _without_weights(definition: Mapping[str, Any], *, is_class: bool) -> Any:
+    """Build a model without drawing its weights: to look at it, or because they are about to be replaced."""
+    with torch.device("meta"):
+        return instantiate(definition, classify=is_class)
+
+
+def _loss(data: _Data, rows: Rows, *, weighted: bool) -> Loss:
+    """Choose the loss: (weighted) cross-entropy for classes, squared error for a standardised quantity."""
+    target = data.cohort.target
+    if not target.is_class:
+        return lambda out, y: nn.functional.mse_loss(out[:, 0], y)
+    counts = np.bincount(data.y[rows].astype(int), minlength=len(target.levels)).clip(1)
+    weights = torch.tensor(counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts)), dtype=torch.float32)
+    if target.n_outputs > 1:
+        return lambda out, y: nn.functional.cross_entropy(out, y, weights.to(out.device))
+    return lambda out, y: nn.functional.binary_cross_entropy_with_logits(out[:, 0], y, weights.to(out.device)[y.long()])
+
+
+class _Loop:
+    """Epochs with early stopping on the validation rows; the best weights are kept; a checkpoint lets it resume."""
+
+    def __init__(self, module: nn.Module, settings: Settings, loss: Loss, checkpoint: Path | None, *, seed: int) -> None:
+        from lightning_fabric import Fabric
+
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        self.fabric = Fabric(accelerator="cpu" if settings.device == "cpu" else settings.device, devices=1)
+        optimizer = torch.optim.AdamW(
+            (p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.bare = module
+        self.module, self.optimizer = self.fabric.setup(module, optimizer)
+        self.settings, self.loss, self.checkpoint = settings, loss, checkpoint
+        self.generator = np.random.default_rng(seed)
+        self.best, self.best_state, self.waited = float("inf"), copy.deepcopy(module.state_dict()), 0
+        self.history: list[dict[str, float]] = []
+
+    def run(self, training: Callable[..., Any], y: Tensor, validation: Callable[..., Any], y_validation: Tensor) -> list[dict[str, float]]:
+        """Train until the validation loss has stopped falling, then go back to its best weights."""
+        self._resume()
+        for epoch in range(len(self.history), self.settings.n_epochs):
+            fitted = self._epoch(training, y)
+            held = self.evaluate(validation, y_validation)
+            self.history.append({"epoch": epoch, "train_loss": fitted, "validation_loss": held})
+            self._remember(held)
+            if self.waited > self.settings.patience:
+                break
+            if self.checkpoint and epoch % CHECKPOINT_EVERY == CHECKPOINT_EVERY - 1:
+                self._save()
+        self.bare.load_state_dict(self.best_state)
+        self.bare.to("cpu")
+        if self.checkpoint:
+            self.checkpoint.unlink(missing_ok=True)
+        return self.history
+
+    def _remember(self, held: float) -> None:
+        if held < self.best:
+            self.best, self.waited = held, 0
+            self.best_state = copy.deepcopy(self.bare.state_dict())
+        else:
+            self.waited += 1
+
+    def _epoch(self, rows: Callable[..., Any], y: Tensor) -> float:
+        self.module.train()
+        total = 0.0
+        for at in _batches(self.generator.permutation(len(y)), self.settings.batch_size):
+            loss = self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.optimizer.step()
+            total += float(loss.detach()) * len(at)
+        return total / len(y)
+
+    def evaluate(self, rows: Callable[..., Any], y: Tensor) -> float:
+        """Return the mean loss over held-out rows."""
+        self.module.eval()
+        with torch.no_grad():
+            parts = [
+                float(self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])) * len(at)
+                for at in _batches(np.arange(len(y)), max(64, self.settings.batch_size))
+            ]
+        return sum(parts) / len(y)
+
+    def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(t.to(self.fabric.device) for t in tensors)
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "best_state": self.best_state,
+            "best": self.best, "waited": self.waited, "history": self.history, "torch": torch.get_rng_state(),
+            "numpy": self.generator.bit_generator.state,
+        }  # fmt: skip
+        temporary = self.checkpoint.with_suffix(".tmp")
+        self.fabric.save(temporary, state)
+        temporary.replace(self.checkpoint)
+
+    def _resume(self) -> None:
+        """Go on from a checkpoint that an interrupted run left."""
+        if not self.checkpoint or not self.checkpoint.is_file():
+            return
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.bare.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_state, self.best, self.waited = state["best_state"], state["best"], state["waited"]
+        self.history = state["history"]
+        self.generator.bit_generator.state = state["numpy"]
+        torch.set_rng_state(state["torch"])
+        LOG.info("resumed after %d epochs.", len(self.history))
+
+
+def _batches(order: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, ...]:
+    """Normalise some rows as the model was taught; an absent input stays NaN."""
+    confounds = cohort.features["confounds"].values[rows] if "confounds" in cohort.features else None
+    return tuple(
+        torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], confounds)) for n in fitted.inputs
+    )
+
+
+def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows, *, batch_size: int = 64) -> Array:
+    """Run the module, (participant, output): logits, or the standardised quantity; NaN where every input is absent."""
+    parts = [np.zeros((0, fitted.module.head.out_features))]
+    with torch.no_grad():
+        for at in _batches(rows, batch_size):
+            inputs = inputs_of(fitted, cohort, at)
+            out = fitted.module(*inputs).numpy().astype(np.float64)
+            absent = np.all([torch.isnan(x.flatten(1)).all(dim=1).numpy() & bool(x[0].numel()) for x in inputs], axis=0)
+            out[absent] = np.nan
+            parts.append(out)
+    return np.concatenate(parts)
+
+
+def predict(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
+    """Predict, (participant, level) probabilities for classes, (participant, 1) in the target's unit for a quantity."""
+    return to_scores(fitted, outputs(fitted, cohort, rows))
+
+
+def to_scores(fitted: FittedModel, raw: Array) -> Array:
+    """Turn a module's outputs into probabilities or the target's unit."""
+    if not fitted.levels:
+        return raw * fitted.target_scale + fitted.target_mean
+    if raw.shape[1] == 1:
+        positive = 1 / (1 + np.exp(-raw))
+        return np.hstack([1 - positive, positive])
+    shifted = np.exp(raw - raw.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
