@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,7 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
             except DataError as problem:
                 refused.append({"participant_id": participant_id, "feature": variant["name"], "reason": str(problem)})
         values.flush()
+    derivatives.write_json(root / f"refused_{start:07d}.json", refused)
     return refused
 
 
@@ -393,3 +394,23 @@ def _ordered(name: str, levels: Sequence[Any], positive: str) -> list[Any]:
         last = positive or next((lv for lv in levels if str(lv).lower() not in NEGATIVE), levels[1])
         return [next(lv for lv in levels if lv != last), last]
     return list(levels)
+
+
+def target_of(config: Config, made: Plan, name: str) -> Target:
+    """Make a target from the plan's column, as the configuration wants it."""
+    target = make_target(
+        name, made.columns[name], positive=str(config.targets.positive.get(name, "")), kind=str(config.targets.kinds.get(name, ""))
+    )
+    if not config.metrics.shuffle_labels:
+        return target
+    known = np.isfinite(target.values)
+    shuffled = target.values.copy()
+    shuffled[known] = np.random.default_rng(config.random_seed).permutation(target.values[known])
+    return replace(target, values=shuffled)
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read a plan back from the cohort's folder."""
+    made = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    made["variants"] = tuple(Variant(**v) for v in made["variants"])
+    return Plan(**{**made, "participant_ids": tuple(made["participant_ids"])})

@@ -170,9 +170,9 @@ def _noted(config: Config, name: str, scan: Scan, feature: Feature, path: Path) 
 
 def _predict(config: Config, participant_id: str, bundles: Sequence[str], record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Apply each bundle to this participant's features; a refusal is an entry with its reason."""
-    from bids_dl import bundle
+    from bids_dl import prediction
 
-    return [bundle.predict_participant(Path(path), config, participant_id, record) for path in bundles]
+    return [prediction.predict_participant(Path(path), config, participant_id, record) for path in bundles]
 
 
 def _report(config: Config, participant_id: str) -> None:

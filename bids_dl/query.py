@@ -356,3 +356,15 @@ def displacement(confounds: Path) -> float:
             return float("nan")
     column = pd.read_csv(confounds, sep="\t", usecols=["framewise_displacement"], na_values=["n/a"], encoding="utf-8-sig")
     return float(column.iloc[:, 0].mean())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that this program wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON file that this program wrote, holding a list."""
+    content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return content

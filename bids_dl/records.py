@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,12 +161,16 @@ class FittedModel:
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each value of the inputs moved the output, for some participants."""
+    """How much each value of the inputs moved the output, for some participants.
+
+    ``values`` has for each input (participant, …) in the input's shape, in units of ``outputs`` (participant,): the
+    logit of a class, or the standardised quantity. ``additive`` promises that the values of a participant sum to its
+    output, less the output of the training mean.
+    """
 
     values: Mapping[str, Array]
     participant_ids: tuple[str, ...]
     method: str
-    unit: str = "output"
+    outputs: Array
+    additive: bool = True
 
-
-Predict = Callable[..., Array]

@@ -173,6 +173,14 @@ def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:
     return table
 
 
+def read_one(path: Path, name: str, ids: Sequence[str], target: Target, *, groups: Sequence[str] = ()) -> Split:
+    """Read one column of a saved table of splits; the final split has no test part."""
+    table = _table(path, ids)
+    if name not in table:
+        raise DataError(f"{path} has no split '{name}'; it has {', '.join(map(str, table.columns[:8]))}.")
+    return _column(path, name, table[name].to_numpy(), ids, target, groups)
+
+
 def read(path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str] = ()) -> list[Split]:
     """Read splits that were saved, for the participants at hand.
 
@@ -181,6 +189,11 @@ def read(path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str
     MissingInputError, DataError
         If the file is missing, names somebody unknown or twice, or a cell is none of train, validation, test, n/a.
     """
+    table = _table(path, ids)
+    return [_column(path, column, table[column].to_numpy(), ids, target, groups) for column in table.columns]
+
+
+def _table(path: Path, ids: Sequence[str]) -> Any:
     import pandas as pd
 
     if not path.is_file():
@@ -188,8 +201,7 @@ def read(path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     if "participant_id" not in table or table["participant_id"].duplicated().any():
         raise DataError(f"{path} needs a column participant_id that names nobody twice.")
-    table = table.set_index("participant_id").reindex(list(ids)).fillna("n/a")
-    return [_column(path, column, table[column].to_numpy(), ids, target, groups) for column in table.columns]
+    return table.set_index("participant_id").reindex(list(ids)).fillna("n/a")
 
 
 def _column(path: Path, name: str, cells: Any, ids: Sequence[str], target: Target, groups: Sequence[str]) -> Split:
@@ -198,7 +210,7 @@ def _column(path: Path, name: str, cells: Any, ids: Sequence[str], target: Targe
         raise DataError(f"{path}, column {name}: '{sorted(unknown)[0]}' is none of train, validation, test, n/a.")
     known = np.isfinite(target.values)
     train, validation, test = (np.flatnonzero((cells == part) & known) for part in PARTS)
-    if not len(train) or not len(test):
+    if not len(train) or (not len(test) and name != "final"):
         raise DataError(f"{path}, column {name}: no participant with '{target.name}' is in train and in test.")
     if not len(validation):
         train, validation = _validation(train, _strata(target), groups, 0.2, 0)

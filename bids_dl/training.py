@@ -126,7 +126,26 @@ def instantiate(definition: Any, **overrides: Any) -> Any:
     return function(**arguments, **{k: v for k, v in overrides.items() if k in known})
 
 
-def train(definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings) -> FittedModel:
+@dataclass
+class Prepared:
+    """What the features alone determine, whatever the labels: shared by many trainings on one split."""
+
+    normalization: Mapping[str, norm.Normalization]
+    kernel: spans.Kernel | None = None
+
+
+def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings) -> Prepared:
+    """Learn the normalisation from the training rows (validation included) of a split."""
+    split = present(cohort, split, inputs)
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    return Prepared({name: norm.fit(cohort.features[name].values, pool, confounds) for name in inputs})
+
+
+def train(
+    definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings,
+    prepared: Prepared | None = None,
+) -> FittedModel:  # fmt: skip
     """Fit one model on the training rows of one split; the test rows are never read.
 
     Parameters
@@ -141,6 +160,8 @@ def train(definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: S
         Names of the features that the module takes, in order.
     settings
         Epochs, rates, seed.
+    prepared
+        What `prepare` returned for the same features and split, to be used again.
 
     Returns
     -------
@@ -155,13 +176,35 @@ def train(definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: S
     split = present(cohort, split, inputs)
     pool = np.sort(np.concatenate([split.train, split.validation]))
     confounds = cohort.features["confounds"].values if settings.remove_confounds else None
-    normalization = {name: norm.fit(cohort.features[name].values, pool, confounds) for name in inputs}
+    prepared = prepared or prepare(cohort, split, inputs, settings)
     y, mean, scale = _standardised(cohort.target, pool)
     with torch.random.fork_rng(devices=[]), _one_answer():
         torch.manual_seed(settings.seed)
-        data = _Data(cohort, inputs, normalization, confounds, y, is_class=cohort.target.is_class)
+        data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
         module, built, history = _fit(definition, data, split, settings)
-    return FittedModel(module.eval(), built, tuple(inputs), normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history))
+    return FittedModel(module.eval(), built, tuple(inputs), prepared.normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history))
+
+
+def refine(
+    module: nn.Module, definition: Mapping[str, Any], cohort: Cohort, split: Split, inputs: Sequence[str],
+    normalization: Mapping[str, norm.Normalization], settings: Settings,
+) -> FittedModel:  # fmt: skip
+    """Train a module that is already built, on inputs whose normalisation is already learned: a fusion of members.
+
+    Its weights before training compete in the early stopping, so that refining never ends below the start on the
+    validation rows.
+    """
+    split = present(cohort, split, inputs)
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    y, mean, scale = _standardised(cohort.target, pool)
+    data = _Data(cohort, inputs, Prepared(normalization), confounds, y, is_class=cohort.target.is_class)
+    with torch.random.fork_rng(devices=[]), _one_answer():
+        torch.manual_seed(settings.seed)
+        _, history = _Once(definition, data, settings, 0, split.train, split.validation).on_module(module)
+    return FittedModel(
+        module.eval(), definition, tuple(inputs), normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history)
+    )
 
 
 class _one_answer:
@@ -212,10 +255,22 @@ class _Data:
 
     cohort: Cohort
     inputs: Sequence[str]
-    normalization: Mapping[str, norm.Normalization]
+    prepared: Prepared
     confounds: Array | None
     y: Array
     is_class: bool
+
+    @property
+    def normalization(self) -> Mapping[str, norm.Normalization]:
+        """Normalisation of each input."""
+        return self.prepared.normalization
+
+    def kernel(self, pool: Rows) -> spans.Kernel:
+        """Inner products of the only input's training rows, computed once."""
+        if self.prepared.kernel is None:
+            name = self.inputs[0]
+            self.prepared.kernel = spans.kernel(self.cohort.features[name], self.normalization[name], pool, self.confounds)
+        return self.prepared.kernel
 
     def rows(self, rows: Rows) -> tuple[Tensor, ...]:
         """Return each input's normalised rows."""
@@ -253,7 +308,7 @@ def _fit(definition: Mapping[str, Any], data: _Data, split: Split, settings: Set
 def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[nn.Module], list[dict[str, float]]]:
     """Train each member on coordinates, then fold all their first layers back in one pass over the values."""
     block, normalization = data.cohort.features[data.inputs[0]], data.normalization[data.inputs[0]]
-    inner = spans.kernel(block, normalization, pool, data.confounds)
+    inner = data.kernel(pool)
     small, mixings, history = [], [], []
     for one in once:
         module, span, rows = one.on_coordinates(inner)
@@ -281,7 +336,7 @@ def _fit_estimator(
     n_values = int(np.prod(block.shape))
     span = None
     if small:
-        inner = spans.kernel(block, normalization, pool, data.confounds)
+        inner = data.kernel(pool)
         span = spans.of(inner, pool)
         x = span.coordinates(inner, pool)
     else:
@@ -343,7 +398,10 @@ class _Once:
 
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
-        module: nn.Module = instantiate(self.definition, classify=self.data.is_class)
+        return self.on_module(instantiate(self.definition, classify=self.data.is_class))
+
+    def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
+        """Train a module that is already built."""
         n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(self.train) + len(self.validation))
         kept = [self.data.rows(rows) for rows in (self.train, self.validation)] if n_bytes < 2**28 else None
 
@@ -392,7 +450,7 @@ class _Loop:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         self.fabric = Fabric(accelerator="cpu" if settings.device == "cpu" else settings.device, devices=1)
         optimizer = torch.optim.AdamW(
-            (p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            (p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.bare = module
         self.module, self.optimizer = self.fabric.setup(module, optimizer)
@@ -404,6 +462,8 @@ class _Loop:
     def run(self, training: Callable[..., Any], y: Tensor, validation: Callable[..., Any], y_validation: Tensor) -> list[dict[str, float]]:
         """Train until the validation loss has stopped falling, then go back to its best weights."""
         self._resume()
+        if not self.history:
+            self.best = self.evaluate(validation, y_validation)
         for epoch in range(len(self.history), self.settings.n_epochs):
             fitted = self._epoch(training, y)
             held = self.evaluate(validation, y_validation)

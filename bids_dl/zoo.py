@@ -74,6 +74,13 @@ def options(zoo: str, name: str) -> dict[str, Any]:
     }
 
 
+def constant(zoo: str, name: str, key: str) -> Any:
+    """Read a constant of a method's file, such as the kinds of input it suits; None if there is none."""
+    tree = ast.parse((Path(__file__).parent / zoo / f"{name}.py").read_text(encoding="utf-8"))
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == key]
+    return ast.literal_eval(values[0]) if values else None
+
+
 def summary(zoo: str, name: str) -> str:
     """Read the first line of a method's docstring."""
     return (ast.get_docstring(_definition(zoo, name)) or "").split("\n")[0]

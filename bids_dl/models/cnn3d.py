@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
 
+SUITS = ("volume",)
 SCHEDULE = {"n_epochs": 40, "patience": 10, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 1e-2, "n_members": 1}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
+SUITS = ("edge", "column")
 SCHEDULE = {"n_epochs": 80, "patience": 10, "batch_size": 32, "learning_rate": 1e-3, "weight_decay": 1e-2, "n_members": 5}
 
 

@@ -1,0 +1,154 @@
+"""Attributions of many participants become maps and tables: which values the predictions rest on, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import cohort as cohorts
+from bids_dl import derivatives, regions, zoo
+from bids_dl.config import Config
+from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split
+
+COLUMNS = {
+    "share": "Part of the variance of the predictions over participants that this value accounts for",
+    "mean_abs": "Mean absolute attribution over participants, in units of the output",
+    "signed": "Mean attribution over participants, in units of the output",
+}
+
+
+@dataclass
+class Summary:
+    """Attributions of one input, gathered over splits: shares and means, each in the input's shape."""
+
+    share: Array
+    mean_abs: Array
+    signed: Array
+    n: int = 0
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> Summary:
+        """Start with nobody."""
+        return cls(*(np.zeros(shape) for _ in range(3)))
+
+    def add(self, values: Array, outputs: Array) -> None:
+        """Add one split's participants.
+
+        ``share`` is cov(attribution, output) / var(output): for additive attributions it sums to 1 over all values,
+        since they sum to the output; it needs no label.
+        """
+        n = len(values)
+        if n < 2:
+            return
+        centred = outputs - outputs.mean()
+        variance = float((centred**2).sum()) or 1.0
+        share = np.tensordot(centred, values, axes=(0, 0)) / variance
+        weight = n / (self.n + n)
+        for name, new in (("share", share), ("mean_abs", np.abs(values).mean(axis=0)), ("signed", values.mean(axis=0))):
+            setattr(self, name, getattr(self, name) * (1 - weight) + new * weight)
+        self.n += n
+
+
+def summarise(models: Sequence[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Summary], bool]:
+    """Explain the test participants of every split, each by the model that has not seen them."""
+    explain = zoo.load("explainers", method)
+    summaries = {name: Summary.empty(cohort.features[name].shape) for name in models[0][0].inputs}
+    additive = True
+    for fitted, split in models:
+        found: Attribution = explain(fitted, cohort, split, **options)
+        additive = found.additive
+        for name, values in found.values.items():
+            summaries[name].add(values, found.outputs)
+    return summaries, additive
+
+
+def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
+    """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns."""
+    if len(block.shape) == 3 and block.affine is not None:
+        written = [derivatives.write_image(stem.with_name(f"{stem.name}_statmap.nii.gz"), summary.share, block.affine)]
+        return [*written, _write_volume_regions(summary, block, stem, atlas, additive=additive)]
+    if block.dims == ("edge",):
+        return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem)]
+    return [_write(stem, "columns", {"column": list(block.labels)}, [summary.share, summary.mean_abs, summary.signed])]
+
+
+def _write(stem: Path, kind: str, names: Mapping[str, Sequence[str]], values: Sequence[Array]) -> Path:
+    """Write a table, the largest shares first."""
+    import pandas as pd
+
+    table = pd.DataFrame({**names, **dict(zip(COLUMNS, values, strict=True))})
+    table = table.iloc[np.argsort(-np.abs(values[0]), kind="stable")]
+    described = {key: "Name" for key in names} | COLUMNS
+    return derivatives.write_table(stem.with_name(f"{stem.name}_{kind}.tsv"), table, described)
+
+
+def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
+    first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+    labels = np.asarray(block.labels, dtype=object)
+    names = {"region_a": labels[first], "region_b": labels[second]}
+    return _write(stem, "edges", names, [summary.share, summary.mean_abs, summary.signed])
+
+
+def _write_edge_regions(summary: Summary, block: Block, stem: Path) -> Path:
+    """Give each region half of each of its edges."""
+    first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+    n = len(block.labels)
+    halves = [
+        (np.bincount(first, values, n) + np.bincount(second, values, n)) / 2
+        for values in (summary.share, summary.mean_abs, summary.signed)
+    ]
+    return _write(stem, "regions", {"region": list(block.labels)}, halves)
+
+
+def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> Path:
+    """Sum a map over atlas regions; maps that are not additive are averaged."""
+    assert block.affine is not None
+    chosen = regions.load_atlas(atlas)
+    labels = regions.on_grid(chosen, block.shape, block.affine).ravel()
+    size = np.bincount(labels, minlength=len(chosen.labels) + 1)[1:]
+    sums = [np.bincount(labels, v.ravel(), len(chosen.labels) + 1)[1:] for v in (summary.share, summary.mean_abs, summary.signed)]
+    kept = np.flatnonzero(size)
+    values = [s[kept] if additive else s[kept] / size[kept] for s in sums]
+    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, values)
+
+
+def write_participant(
+    fitted: FittedModel, said: Mapping[str, Any], one: Cohort, config: Config, participant_id: str, bundle: str
+) -> list[str]:
+    """Write the attributions of one participant's prediction: volumes as NIfTI, connectomes as matrices."""
+    nobody = np.array([], np.intp)
+    split = Split(nobody, nobody, np.array([0]), "new")
+    written = []
+    for method in config.explainers.names or ("integrated_gradients",):
+        found: Attribution = zoo.load("explainers", method)(fitted, one, split, **config.explainers.of(method))
+        for name, values in found.values.items():
+            if name != cohorts.CONFOUNDS and np.any(values):
+                written.append(_write_one(said["features"][name], one.features[name], values[0], config.out, participant_id, f"{_word(bundle)}{_word(found.method)}"))
+    return [str(path.relative_to(config.out)) for path in written]
+
+
+def _word(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in "".join(c if c.isalnum() else " " for c in name).split())
+
+
+def _write_one(described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str) -> Path:
+    names = {k: v for k, v in described.get("entities", {}).items() if k in {"task", "space", "atlas", "res"}}
+    names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
+    folder = out / participant_id / (described.get("entities", {}).get("datatype") or "func")
+    sidecar = {"Description": "Attribution of one prediction, in units of the output", "SkullStripped": True, "Resolution": "that of the feature"}
+    if len(block.shape) == 3 and described.get("affine") is not None:
+        path = derivatives.write_image(folder / derivatives.name(names, "statmap", ".nii.gz"), values, np.asarray(described["affine"]))
+    elif block.dims == ("edge",):
+        matrix = np.zeros((len(block.labels),) * 2)
+        first, second = cohorts.edge_index(len(block.labels), directed=bool(described.get("directed")))
+        matrix[first, second] = values
+        matrix = matrix if described.get("directed") else matrix + matrix.T
+        path = derivatives.write_matrix(folder / derivatives.name(names, "relmat", ".tsv"), matrix, block.labels)
+    else:
+        path = derivatives.write_matrix(out / participant_id / "log" / derivatives.name(names, "columns", ".tsv"), values[None], block.labels)
+    derivatives.write_json(derivatives.sidecar_path(path), sidecar)
+    return path

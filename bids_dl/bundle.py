@@ -1,0 +1,165 @@
+"""A fitted model as a MONAI bundle on disk: metadata, weights, and all that a prediction needs; nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bids_dl import derivatives, training
+from bids_dl.errors import DataError, MissingInputError
+from bids_dl.normalization import Normalization
+from bids_dl.records import Array, Cohort, FittedModel, Split
+
+FORMAT = 1
+"""Version of the layout. A later version of bids_dl reads every earlier one; it refuses a newer one by name."""
+
+
+def save(fitted: FittedModel, folder: Path, about: Mapping[str, Any]) -> Path:
+    """Write a fitted model as a MONAI bundle.
+
+    Parameters
+    ----------
+    fitted
+        The model.
+    folder
+        Its folder; it appears when all is written.
+    about
+        JSON data that a prediction on new participants needs: ``features`` (how each input was extracted),
+        ``confounds``, ``participants`` (hashes of whom it was trained on), ``scores``.
+    """
+    from safetensors.torch import save_file
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    derivatives.remove([temporary])
+    (temporary / "models").mkdir(parents=True)
+    state = {k: v.contiguous().clone() for k, v in fitted.module.state_dict().items()}
+    save_file(state, temporary / "models" / "model.safetensors")
+    save_file(_learned(fitted), temporary / "models" / "normalization.safetensors")
+    derivatives.write_json(temporary / "configs" / "metadata.json", _metadata(fitted, about))
+    derivatives.write_json(temporary / "configs" / "inference.json", {"network_def": fitted.definition})
+    derivatives.write_text(temporary / "docs" / "README.md", _readme(fitted, folder.name))
+    derivatives.remove([folder])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(folder)
+    return folder
+
+
+def _learned(fitted: FittedModel) -> dict[str, torch.Tensor]:
+    arrays: dict[str, Array | None] = {}
+    for name, normal in fitted.normalization.items():
+        arrays |= {f"{name}/{key}": value for key, value in vars(normal).items()}
+    return {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if v is not None}
+
+
+def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the bundle with the keys that MONAI asks for, and ours under ``bids_dl``."""
+    shapes = {name: list(fitted.normalization[name].mean.shape) for name in fitted.inputs}
+    kind = "classification" if fitted.levels else "regression"
+    formats = {
+        name: {"type": "feature", "format": name, "num_channels": 1, "spatial_shape": shape, "dtype": "float32",
+               "value_range": [], "is_patch_data": False, "channel_def": {"0": name}}
+        for name, shape in shapes.items()
+    }  # fmt: skip
+    out = {"type": "logits" if fitted.levels else "quantity", "format": kind, "num_channels": len(fitted.levels) or 1,
+           "spatial_shape": [], "dtype": "float32", "value_range": [], "is_patch_data": False,
+           "channel_def": {str(n): level for n, level in enumerate(fitted.levels or [fitted.target_name])}}  # fmt: skip
+    versions = {package: metadata.version(package) for package in ("monai", "torch", "numpy", "nibabel", "nilearn")}
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": "1.0.0", "changelog": {"1.0.0": "written by bids_dl"}, "monai_version": versions["monai"],
+        "pytorch_version": versions["torch"], "numpy_version": versions["numpy"],
+        "required_packages_version": {"bids_dl": metadata.version("bids_dl"), "nibabel": versions["nibabel"], "nilearn": versions["nilearn"]},
+        "name": f"{kind} of {fitted.target_name}", "task": f"{kind} of {fitted.target_name} from {', '.join(fitted.inputs)}",
+        "description": "Trained by bids_dl. Not a medical device.", "authors": "the user of bids_dl",
+        "copyright": "the user of bids_dl", "intended_use": "research only",
+        "network_data_format": {"inputs": formats, "outputs": {"pred": out}},
+        "bids_dl": {
+            "format": FORMAT, "inputs": list(fitted.inputs), "target": fitted.target_name, "levels": list(fitted.levels),
+            "target_mean": fitted.target_mean, "target_scale": fitted.target_scale, "split": fitted.split.name,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about,
+        },
+    }  # fmt: skip
+
+
+def _readme(fitted: FittedModel, name: str) -> str:
+    return (
+        f"# {name}\n\nPredicts `{fitted.target_name}` from {', '.join(fitted.inputs)}. Apply it to any BIDS dataset:\n\n"
+        f"    bids_dl DATASET OUTPUT participant --bundle {name}\n\nFor research only.\n"
+    )
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """Read what a bundle says of itself.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        If it is no bundle of bids_dl, or of a newer version.
+    """
+    path = folder / "configs" / "metadata.json"
+    if not path.is_file():
+        raise MissingInputError(f"{folder} is no bundle: it has no configs/metadata.json.")
+    found = json.loads(path.read_text(encoding="utf-8")).get("bids_dl")
+    if not found:
+        raise DataError(f"{folder} is a MONAI bundle that bids_dl did not write; it does not say how its inputs are made.")
+    if found["format"] > FORMAT:
+        raise DataError(f"{folder} was written by a newer bids_dl (format {found['format']}, this one reads {FORMAT}); upgrade bids_dl.")
+    return dict(found)
+
+
+def load(folder: Path) -> FittedModel:
+    """Read a fitted model back, in any process and on any machine.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        As `about` does.
+    """
+    from safetensors.torch import load_file
+
+    said = about(folder)
+    definition = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
+    module = training.instantiate(definition, classify=bool(said["levels"]))
+    module.load_state_dict(load_file(folder / "models" / "model.safetensors"))
+    learned = load_file(folder / "models" / "normalization.safetensors")
+    normalization = {name: _normalization(learned, name) for name in said["inputs"]}
+    nobody = np.array([], np.intp)
+    split = Split(nobody, nobody, nobody, said["split"])
+    return FittedModel(
+        module.eval(), definition, tuple(said["inputs"]), normalization, split, said["target"], tuple(said["levels"]),
+        said["target_mean"], said["target_scale"],
+    )  # fmt: skip
+
+
+def _normalization(learned: Mapping[str, torch.Tensor], name: str) -> Normalization:
+    arrays = {key.rpartition("/")[2]: value.numpy() for key, value in learned.items() if key.rpartition("/")[0] == name}
+    return Normalization(**arrays)
+
+
+def identity(*parts: str) -> str:
+    """Hash who somebody is, so that a bundle can recognise its own participants without naming them."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def fingerprint(values: Array) -> str:
+    """Hash a feature's values, to five digits: the same scan is recognised under another name."""
+    known = np.nan_to_num(np.asarray(values, np.float64).ravel())
+    return hashlib.sha256(np.round(known, 4).astype(np.float32).tobytes()).hexdigest()[:24]
+
+
+def trained_on(cohort: Cohort, rows: Sequence[int], inputs: Sequence[str], dataset: str) -> list[str]:
+    """List the hashes of participants and of their features."""
+    ids = cohort.participants["participant_id"].tolist()
+    hashes = {identity(dataset, ids[row]) for row in rows}
+    for name in inputs:
+        values = cohort.features[name].values
+        hashes |= {fingerprint(values[row]) for row in rows if np.isfinite(values[row]).any()}
+    return sorted(hashes)

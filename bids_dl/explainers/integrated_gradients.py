@@ -1,0 +1,65 @@
+"""Integrated gradients: the output's path from the training mean to the participant, shared out over the values."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor
+
+from bids_dl import training
+from bids_dl.records import Array, Attribution, Cohort, FittedModel, Split
+
+
+def explain(
+    fitted: FittedModel, cohort: Cohort, split: Split, *, n_steps: int = 16, max_participants: int = 32, batch_size: int = 4
+) -> Attribution:  # fmt: skip
+    """Integrate the output's gradient along the straight line from the training mean [1]_.
+
+    Parameters
+    ----------
+    fitted
+        Any fitted model, fused or not.
+    cohort
+        Its features.
+    split
+        The test participants are explained.
+    n_steps
+        Points on the line (Gauss-Legendre).
+    max_participants
+        At most this many test participants, the first ones.
+    batch_size
+        Participants at a time.
+
+    Returns
+    -------
+    Attribution
+        In the shape of each input; a participant's values sum to its output less that of the training mean.
+        An absent input has zeros. Of several classes, the predicted one is explained.
+
+    References
+    ----------
+    .. [1] Sundararajan, Taly and Yan (2017), ICML. arXiv:1703.01365
+    """
+    rows = split.test[:max_participants]
+    method = IntegratedGradients(fitted.module)
+    values: dict[str, list[Array]] = {name: [] for name in fitted.inputs}
+    outputs = []
+    for start in range(0, len(rows), batch_size):
+        inputs = training.inputs_of(fitted, cohort, rows[start : start + batch_size])
+        out, chosen = chosen_output(fitted, inputs)
+        found = method.attribute(inputs, tuple(torch.zeros_like(x) for x in inputs), target=chosen, n_steps=n_steps)
+        for name, attribution in zip(fitted.inputs, found, strict=True):
+            values[name].append(torch.nan_to_num(attribution).detach().numpy().astype(np.float32))
+        outputs.append(out)
+    ids = cohort.participants["participant_id"].iloc[rows]
+    joined = {name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape)) for name, parts in values.items()}
+    return Attribution(joined, tuple(ids), "integratedgradients", np.concatenate(outputs) if outputs else np.zeros(0))
+
+
+def chosen_output(fitted: FittedModel, inputs: tuple[Tensor, ...]) -> tuple[Array, Tensor]:
+    """Return the output that is explained, the only one or the predicted class's, and its number."""
+    with torch.no_grad():
+        out = fitted.module(*inputs)
+    chosen = out.argmax(dim=1)
+    return out.gather(1, chosen[:, None])[:, 0].numpy(), chosen

@@ -1,0 +1,84 @@
+"""Occlusion: how far the output falls when one region is set to the training mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bids_dl import cohort as cohorts
+from bids_dl import regions, training
+from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split
+
+
+def explain(
+    fitted: FittedModel, cohort: Cohort, split: Split, *, atlas: str = "aal", max_participants: int = 12
+) -> Attribution:  # fmt: skip
+    """Replace one region after another by its training mean and note the change of the output [1]_.
+
+    A region of a volume is an atlas region; a region of a connectome is all edges that touch it; of a table,
+    each column stands for itself.
+
+    Parameters
+    ----------
+    fitted
+        Any fitted model, fused or not.
+    cohort
+        Its features.
+    split
+        The test participants are explained.
+    atlas
+        Regions of volumes, as for ``timeseries``.
+    max_participants
+        At most this many test participants, the first ones.
+
+    Returns
+    -------
+    Attribution
+        Each voxel has its region's change, each edge the mean of its two regions'. Not additive.
+
+    References
+    ----------
+    .. [1] Zeiler and Fergus (2014), ECCV. doi:10.1007/978-3-319-10590-1_53
+    """
+    rows = split.test[:max_participants]
+    ids = tuple(cohort.participants["participant_id"].iloc[rows])
+    inputs = training.inputs_of(fitted, cohort, rows)
+    with torch.no_grad():
+        whole = fitted.module(*inputs)
+        chosen = whole.argmax(dim=1, keepdim=True)
+        before = whole.gather(1, chosen)[:, 0]
+        values = {
+            name: _changes(fitted, cohort.features[name], inputs, position, before, chosen, atlas)
+            for position, name in enumerate(fitted.inputs)
+        }
+    return Attribution(values, ids, "occlusion", before.numpy(), additive=False)
+
+
+def _changes(
+    fitted: FittedModel, block: Block, inputs: tuple[Tensor, ...], position: int, before: Tensor, chosen: Tensor, atlas: str
+) -> Array:  # fmt: skip
+    """Occlude each region of one input and give its change to its voxels, edges or column."""
+    shape = inputs[position].shape
+    total, count = np.zeros(shape, np.float32).reshape(shape[0], -1), np.zeros(int(np.prod(shape[1:])), np.float32)
+    for members in region_members(block, atlas):
+        hidden = inputs[position].clone().flatten(1)
+        hidden[:, members] = torch.where(torch.isnan(hidden[:, members]), torch.nan, 0.0)
+        changed = [x if n != position else hidden.reshape(shape) for n, x in enumerate(inputs)]
+        change = before - fitted.module(*changed).gather(1, chosen)[:, 0]
+        total[:, members] += torch.nan_to_num(change).numpy()[:, None]
+        count[members] += 1
+    return (total / np.maximum(count, 1)).reshape(shape)
+
+
+def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
+    """List the flattened positions that belong to each region of a feature."""
+    if len(block.shape) == 3 and block.affine is not None:
+        chosen = regions.load_atlas(atlas)
+        labels = regions.on_grid(chosen, block.shape, block.affine).ravel()
+        return [np.flatnonzero(labels == n + 1) for n in range(len(chosen.labels)) if (labels == n + 1).any()]
+    if block.dims == ("edge",):
+        first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+        return [np.flatnonzero((first == r) | (second == r)) for r in range(len(block.labels))]
+    return [np.array([n]) for n in range(int(np.prod(block.shape)))]

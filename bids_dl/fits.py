@@ -1,0 +1,283 @@
+"""The steps of the group level as they run in workers: each reads files, does one thing, writes files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import attributions, bundle, derivatives, metrics, query, splits, training, zoo
+from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
+from bids_dl.config import Config
+from bids_dl.records import Cohort, FittedModel, Split
+
+Settings = Mapping[str, Any]
+
+
+def gather(folder: str) -> list[dict[str, str]]:
+    """Collect the features that did not fit into the cohort."""
+    refused: list[dict[str, str]] = []
+    for path in sorted(Path(folder).glob("refused_*.json")):
+        refused += query.read_json_list(path)
+    return refused
+
+
+class Step:
+    """What every step needs: the configuration, the cohort with its target, the splits and the folders."""
+
+    def __init__(self, config: Settings, target: str, covariates: Sequence[str], site: str, groups: str) -> None:
+        self.config: Config = configuration.from_mapping(config)
+        self.target, self.site, self.groups = target, site, groups
+        self.folder = self.config.work / "cohort"
+        self.cohort = self._cohort(covariates)
+
+    def _cohort(self, covariates: Sequence[str]) -> Cohort:
+        plan = cohorts.read_plan(self.folder)
+        target = cohorts.target_of(self.config, plan, self.target)
+        return cohorts.load(self.folder, target, covariates, columns=self.config.features.of("phenotype").get("columns", ()))
+
+    @property
+    def ids(self) -> list[str]:
+        """Participants, in the order of the rows."""
+        return list(self.cohort.participants["participant_id"])
+
+    def split(self, name: str) -> Split:
+        """Read one split back from its table."""
+        path = self.config.work / "final" / f"{self.target}.tsv" if name == "final" else self.config.out / "group" / "splits" / f"target-{self.target}_splits.tsv"
+        return splits.read_one(path, name, self.ids, self.cohort.target, groups=self._ties())
+
+    def _ties(self) -> tuple[str, ...]:
+        column = self.site if self.config.splits.kind == "leave-site-out" else self.groups
+        if not column:
+            return ()
+        cells = self.cohort.participants[column]
+        return tuple(c if isinstance(c, str) else f"alone-{i}" for c, i in zip(cells, self.ids, strict=True))
+
+    def fit_folder(self, model: str, split: str) -> Path:
+        """Where a fit lies."""
+        return self.config.work / "fits" / self.target / model / split
+
+    def definition(self, model: Settings) -> dict[str, Any]:
+        """Write down how a model is built for this cohort."""
+        shapes = [self.cohort.features[name].shape for name in model["inputs"]]
+        return training.define(model["method"], shapes, self.cohort.target.n_outputs, self.config.models.of(model["method"]))
+
+    def stem(self, kind: str, model: str) -> Path:
+        """Begin the name of a result."""
+        return self.config.out / "group" / kind / f"target-{self.target}_model-{model}"
+
+
+def fit(model: Settings, split: str, **common: Any) -> dict[str, float]:
+    """Fit one model on one split, and predict the split's test participants."""
+    step = Step(**common)
+    started = time.perf_counter()
+    chosen = step.split(split)
+    fitted = _fuse(step, model, chosen) if model["role"] == "fusion" else _train(step, model, chosen)
+    seconds = time.perf_counter() - started
+    folder = step.fit_folder(model["id"], split)
+    bundle.save(fitted, folder / "model", {})
+    scores = training.predict(fitted, step.cohort, chosen.test) if len(chosen.test) else np.zeros((0, 1))
+    np.savez(folder / "predictions.npz", rows=chosen.test, truth=step.cohort.target.values[chosen.test], scores=scores)
+    derivatives.write_json(folder / "history.json", list(fitted.history))
+    return {"seconds": seconds}
+
+
+def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
+    definition = step.definition(model)
+    checkpoint = step.fit_folder(model["id"], chosen.name) / "checkpoints"
+    settings = training.settings_for(definition, step.config, checkpoint=checkpoint)
+    return training.train(definition, step.cohort, chosen, model["inputs"], settings)
+
+
+def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
+    """Fuse the members' fits on the same split."""
+    method = model["method"]
+    members = [bundle.load(step.fit_folder(member, chosen.name) / "model") for member in model["members"]]
+    settings = training.settings_for({"_target_": f"bids_dl.fusions.{method}.build"}, step.config)
+    fused: FittedModel = zoo.load("fusions", method)(members, step.cohort, chosen, settings, **step.config.fusions.of(method))
+    return fused
+
+
+def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
+    """Train a model again under permuted labels, which the same permutation number gives to every split."""
+    step = Step(**common)
+    chosen = step.split(split)
+    definition = step.definition(model)
+    settings = training.settings_for(definition, step.config)
+    usable = training.present(step.cohort, chosen, model["inputs"])
+    prepared = training.prepare(step.cohort, usable, model["inputs"], settings)
+    truths, scores = [], []
+    for number in range(n):
+        permuted = permuted_cohort(step.cohort, step.config.random_seed + 1 + number)
+        fitted = training.train(definition, permuted, usable, model["inputs"], settings, prepared)
+        truths.append(permuted.target.values[chosen.test])
+        scores.append(training.predict(fitted, permuted, chosen.test))
+    folder = step.fit_folder(model["id"], split)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "null.npz", rows=chosen.test, truths=np.array(truths), scores=np.array(scores))
+    return n
+
+
+def permuted_cohort(cohort: Cohort, seed: int) -> Cohort:
+    """Give the labels to other participants."""
+    from dataclasses import replace
+
+    values = cohort.target.values.copy()
+    known = np.isfinite(values)
+    values[known] = np.random.default_rng(seed).permutation(values[known])
+    return replace(cohort, target=replace(cohort.target, values=values))
+
+
+def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> list[str]:
+    """Join the splits' predictions of every model and score them, with intervals, p-values and per-site values."""
+    import pandas as pd
+
+    step = Step(**common)
+    rows, sites, said = [], [], []
+    for model in models:
+        joined = _joined(step, model["id"], splits)
+        if joined is None:
+            continue
+        _write_predictions(step, model["id"], joined, splits)
+        _write_history(step, model["id"], splits)
+        settings = step.config.metrics
+        null = _null(step, model["id"], splits, joined)
+        table = metrics.table(joined, n_bootstraps=settings.n_bootstraps, n_permutations=settings.n_permutations, seed=step.config.random_seed, retrained=null)
+        rows += [{"model": model["id"], **row} for row in table]
+        if step.site:
+            sites += [{"model": model["id"], **row} for row in _sites(step, joined)]
+        said.append(_sentence(step.target, model["id"], table[0]))
+    folder = step.config.out / "group" / "metrics"
+    derivatives.write_table(folder / f"target-{step.target}_metrics.tsv", pd.DataFrame(rows), METRIC_COLUMNS)
+    if sites:
+        derivatives.write_table(folder / f"target-{step.target}_sites.tsv", pd.DataFrame(sites), METRIC_COLUMNS)
+    return said
+
+
+METRIC_COLUMNS = {
+    "model": "Model", "metric": "Metric", "value": "Value over all held-out predictions", "ci_low": "Lower end of the 95 % interval over participants",
+    "ci_high": "Upper end of the 95 % interval over participants", "p_value": "Part of the label permutations that do as well",
+    "p_value_retrained": "Part of the trainings on permuted labels that do as well; n/a where none was made",
+    "n": "Participants", "chance": "What a model that knows nothing reaches", "site": "Site",
+}  # fmt: skip
+
+
+def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:
+    return f"{target}: {model}: {row['metric']} {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], p = {row['p_value']:.4f}, n = {row['n']}"
+
+
+def _joined(step: Step, model: str, names: Sequence[str]) -> metrics.Predictions | None:
+    """Read a model's held-out predictions of all splits; participants without the feature are left out."""
+    parts = []
+    for fold, name in enumerate(names):
+        path = step.fit_folder(model, name) / "predictions.npz"
+        if not path.is_file():
+            return None
+        with np.load(path) as found:
+            known = np.isfinite(found["scores"]).all(axis=1) & np.isfinite(found["truth"])
+            parts.append((found["truth"][known], found["scores"][known], found["rows"][known], np.full(known.sum(), fold)))
+    truth, scores, rows, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return metrics.Predictions(truth, scores, rows, folds, len(step.cohort.target.levels)) if len(truth) else None
+
+
+def _null(step: Step, model: str, names: Sequence[str], joined: metrics.Predictions) -> Callable[[str, float], float] | None:
+    """Score every retraining under permuted labels; returns the p-value of a metric's observed value."""
+    found = [np.load(p) for n in names if (p := step.fit_folder(model, n) / "null.npz").is_file()]
+    if len(found) < len(names):
+        return None
+    values: dict[str, list[float]] = {m: [] for m in joined.names}
+    for number in range(len(found[0]["truths"])):
+        parts = [(f["truths"][number], f["scores"][number], f["rows"], np.full(len(f["rows"]), k)) for k, f in enumerate(found)]
+        truth, scores, rows, folds = (np.concatenate(c) for c in zip(*parts, strict=True))
+        known = np.isfinite(scores).all(axis=1)
+        one = metrics.score(metrics.Predictions(truth[known], scores[known], rows[known], folds[known], joined.n_levels))
+        for metric in values:
+            values[metric].append(float(one[metric][0]))
+    return lambda metric, observed: (1 + int(metrics.as_good(np.array(values[metric]), observed, metric).sum())) / (1 + len(values[metric]))
+
+
+def _write_predictions(step: Step, model: str, joined: metrics.Predictions, names: Sequence[str]) -> None:
+    import pandas as pd
+
+    target = step.cohort.target
+    levels = np.asarray(target.levels, dtype=object)
+    table = pd.DataFrame({
+        "participant_id": np.asarray(step.ids, dtype=object)[joined.participants], "split": np.asarray(names, dtype=object)[joined.folds],
+        "y_true": levels[joined.truth.astype(int)] if target.is_class else joined.truth, "y_score": joined.scores[:, -1],
+    })  # fmt: skip
+    if len(levels) > 2:
+        for code, level in enumerate(levels):
+            table[f"score_{level}"] = joined.scores[:, code]
+    described = {"split": "Split whose model made the prediction", "y_true": "True value",
+                 "y_score": "Probability of the last class, or predicted value"}  # fmt: skip
+    derivatives.write_table(Path(f"{step.stem('predictions', model)}_predictions.tsv"), table, described)
+
+
+def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
+    import pandas as pd
+
+    rows = [{"split": name, **row} for name in names for row in query.read_json_list(step.fit_folder(model, name) / "history.json")]
+    described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
+                 "validation_loss": "Loss on the validation rows", "penalty": "Chosen inverse penalty (C) or penalty (alpha)"}  # fmt: skip
+    table = pd.DataFrame(rows)
+    derivatives.write_table(Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns})
+
+
+def _sites(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
+    cells = step.cohort.participants[step.site].fillna("n/a").astype(str).to_numpy()
+    return metrics.by_site(joined, [str(c) for c in cells[joined.participants]])
+
+
+def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) -> list[str]:
+    """Explain the held-out participants' predictions, each by the model that has not seen them."""
+    step = Step(**common)
+    models = [(bundle.load(step.fit_folder(model["id"], name) / "model"), step.split(name)) for name in splits]
+    options = step.config.explainers.of(method)
+    usable = [(fitted, training.present(step.cohort, split, fitted.inputs)) for fitted, split in models]
+    found, additive = attributions.summarise(usable, step.cohort, method, options)
+    written: list[Path] = []
+    for name, summary in found.items():
+        stem = step.stem("explanations", model["id"])
+        stem = stem.with_name(f"{stem.name}_feature-{name}_desc-{method.replace('_', '')}")
+        written += attributions.write_group(summary, step.cohort.features[name], stem, additive=additive)
+    return [str(path) for path in written]
+
+
+def keep(model: Settings, **common: Any) -> str:
+    """Write the final model, trained on everybody, as a bundle with all that a prediction needs."""
+    step = Step(**common)
+    fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
+    split = step.split("final")
+    rows = np.concatenate([split.train, split.validation])
+    dataset = str(query.description(step.config.bids)["Name"])
+    described = query.read_json(step.folder / "features.json")
+    plan = cohorts.read_plan(step.folder)
+    features = {name: described.get(name) or _table_described(step, plan, name) for name in fitted.inputs if name != cohorts.CONFOUNDS}
+    said = {
+        "features": features, "feature_options": configuration.to_mapping(step.config)["features"],
+        "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
+        "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
+        "participants": bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset),
+        "n_participants": len(rows), "model": model["method"], "scores": _scores(step, model["id"]),
+    }  # fmt: skip
+    return str(bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said))
+
+
+def _table_described(step: Step, plan: cohorts.Plan, name: str) -> dict[str, Any]:
+    block = step.cohort.features[name]
+    table = str(Path(plan.tables[name]).relative_to(step.config.bids))
+    return {"feature": "phenotype", "table": table, "columns": list(step.config.features.of("phenotype").get("columns", ())), "labels": list(block.labels)}
+
+
+def _scores(step: Step, model: str) -> list[dict[str, Any]]:
+    """Read what the model reached on held-out participants, for whoever uses the bundle."""
+    import pandas as pd
+
+    table = pd.read_csv(step.config.out / "group" / "metrics" / f"target-{step.target}_metrics.tsv", sep="\t")
+    mine: list[dict[str, Any]] = table[table["model"] == model][["metric", "value", "ci_low", "ci_high"]].to_dict("records")
+    return mine
+

@@ -1,0 +1,113 @@
+"""Late fusion: what each modality's network has learned is joined before one output; missing modalities are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bids_dl import training
+from bids_dl.records import Cohort, FittedModel, Split
+
+SCHEDULE = {"n_epochs": 60, "patience": 8, "batch_size": 16, "learning_rate": 3e-4, "weight_decay": 1e-2, "n_members": 1}
+
+
+class PostFusion(nn.Module):
+    """Frozen members' embeddings, each through its own layer, averaged over the modalities that a participant has."""
+
+    def __init__(self, members: Sequence[nn.Module], modality_dropout: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members).requires_grad_(False)
+        heads: list[Any] = [m.head for m in members]
+        self.widths = [h.in_features for h in heads]
+        self.head = nn.Linear(sum(self.widths) + len(heads), heads[0].out_features, bias=False)
+        self.modality_dropout = modality_dropout
+        self._start_as_mean(heads)
+
+    def _start_as_mean(self, heads: Sequence[Any]) -> None:
+        """Begin with the mean of the members' own outputs, so that training can only refine it."""
+        with torch.no_grad():
+            weights = torch.cat([h.weight for h in heads], dim=1)
+            self.head.weight.copy_(torch.cat([weights, torch.stack([h.bias for h in heads], dim=1)], dim=1))
+
+    def train(self, mode: bool = True) -> PostFusion:
+        """Keep the members in evaluation mode: they are trained already."""
+        super().train(mode)
+        self.members.eval()
+        return self
+
+    def embed(self, *inputs: Tensor) -> Tensor:
+        """Join the embeddings; an absent modality (NaN) counts nothing and the others count more."""
+        has = torch.stack([~torch.isnan(x.flatten(1)).all(dim=1) for x in inputs], dim=1)  # (participant, modality)
+        if self.training and self.modality_dropout > 0:
+            has = has & ~self._dropped(has)
+        share = has.float() / has.float().sum(dim=1, keepdim=True).clamp(min=1)
+        parts = [
+            member.embed(torch.nan_to_num(x)) * share[:, [m]]  # type: ignore[operator]
+            for m, (member, x) in enumerate(zip(self.members, inputs, strict=True))
+        ]
+        return torch.cat([*parts, share], dim=1)  # (participant, sum of widths + modality)
+
+    def _dropped(self, has: Tensor) -> Tensor:
+        """Draw modalities to leave out, never the last one that a participant has."""
+        drop = torch.rand(has.shape) < self.modality_dropout
+        drop = drop.to(has.device) & has
+        return drop & (has & ~drop).any(dim=1, keepdim=True)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(*inputs))  # (participant, output)
+        return out
+
+
+def build(members: Sequence[nn.Module], modality_dropout: float = 0.2) -> PostFusion:
+    """Rebuild the module from rebuilt members."""
+    return PostFusion(members, modality_dropout)
+
+
+def fuse(
+    members: Sequence[FittedModel], cohort: Cohort, split: Split, settings: training.Settings, *, modality_dropout: float = 0.2
+) -> FittedModel:  # fmt: skip
+    """Join members that were trained on the same split into one model, and refine the joint output layer [1]_.
+
+    The joint layer starts as the mean of the members' outputs over the modalities that a participant has, and
+    is trained with early stopping; the members stay as they are.
+
+    Parameters
+    ----------
+    members
+        One fitted model a modality, of the same target.
+    cohort, split
+        Rows to train on; a participant with any of the modalities takes part.
+    settings
+        How the joint layer is trained.
+    modality_dropout
+        How often a modality is left out at a training step, so that the output does not lean on one.
+
+    Returns
+    -------
+    FittedModel
+        Takes all members' inputs.
+
+    References
+    ----------
+    .. [1] Yan et al. (2022), IEEE Signal Processing Magazine 39(2). doi:10.1109/MSP.2021.3128348
+    """
+    definition: Mapping[str, Any] = {
+        "_target_": "bids_dl.fusions.postfusion.build", "members": [dict(m.definition) for m in members],
+        "modality_dropout": modality_dropout,
+    }  # fmt: skip
+    module = PostFusion([_copy(m) for m in members], modality_dropout)
+    inputs = [name for m in members for name in m.inputs]
+    given = {name: m.normalization[name] for m in members for name in m.inputs}
+    fitted = training.refine(module, definition, cohort, split, inputs, given, settings)
+    return replace(fitted, target_mean=members[0].target_mean, target_scale=members[0].target_scale)
+
+
+def _copy(member: FittedModel) -> nn.Module:
+    module: nn.Module = training.instantiate(dict(member.definition))
+    module.load_state_dict(member.module.state_dict())
+    return module

@@ -1,0 +1,359 @@
+"""Level 2: read as the list of steps. Each step is a task of one graph; what each does stands in `fits`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
+from bids_dl import derivatives, engine, outputs, query, splits, zoo
+from bids_dl.config import Config
+from bids_dl.errors import DataError, UsageError
+from bids_dl.records import Split, Target
+
+LOG = logging.getLogger("bids_dl")
+ROWS_PER_TASK = 32
+SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre", "acquisition_site")
+GROUP_COLUMNS = ("family_id", "family", "familyid")
+SMALL_COHORT = 200
+N_RETRAINED = 99
+BASELINES = ("dummy", "confounds_only", "linear")
+DECISIVE = ("features", "targets", "models", "fusions", "explainers", "normalization", "splits", "training", "metrics",
+            "random_seed", "bids_dir", "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model on one feature, or a fusion of such models."""
+
+    id: str
+    method: str
+    inputs: tuple[str, ...]
+    role: str
+    members: tuple[str, ...] = ()
+
+
+def run(config: Config, modes: frozenset[str]) -> int:
+    """Train, validate, fuse and explain models over the participants, and write the report.
+
+    Returns
+    -------
+    int
+        0, or 1 where a step failed; the report says which.
+    """
+    outputs.start_logging(config)
+    if modes & {"reports_only", "boilerplate_only"}:
+        return outputs.reports_only(config, modes)
+    plan = cohorts.plan(config)
+    chosen = _choose(config, plan)
+    for line in chosen.said:
+        LOG.info(line)
+    if "dry_run" in modes:
+        print("\n".join(chosen.said))
+        return 0
+    outputs.refuse_other_configuration(config, "group", DECISIVE)
+    outputs.write_configuration(config, "group")
+    derivatives.write_description(config.out, query.datasets(config))
+    digest = _lay_out(config, plan)
+    _write_choices(config, plan, chosen)
+    tasks = _tasks(config, plan, chosen, digest)
+    done = engine.run(config, "group", tasks)
+    _write_excluded(config, plan, chosen, done)
+    return _conclude(config, tasks, done, digest)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the analysis is made of, and the sentences that say so."""
+
+    targets: tuple[tuple[Target, str], ...]
+    covariates: tuple[str, ...]
+    models: tuple[Model, ...]
+    splits: Mapping[str, Sequence[Split]]
+    final: Mapping[str, Split]
+    groups: str
+    site: str
+    said: tuple[str, ...]
+
+
+def _choose(config: Config, plan: cohorts.Plan) -> Choices:
+    """Choose targets, confounds, models and splits: as the user says, else what suits the data."""
+    named = cohorts.choose_targets(config, plan.columns)
+    covariates = tuple(cohorts.choose_covariates(config, plan.columns))
+    targets = tuple((cohorts.target_of(config, plan, name), why) for name, why in named)
+    models = choose_models(config, plan, has_confounds=bool(covariates))
+    site = _column(plan, config.splits.site_column, SITE_COLUMNS, needed=config.splits.kind == "leave-site-out")
+    groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed=False)
+    made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
+    final = {t.name: splits.final(t, plan.participant_ids, config.splits, seed=config.random_seed, groups=_cells(plan, groups)) for t, _ in targets}
+    said = [f"{len(plan.participant_ids)} participants, {len(plan.excluded)} left out."]
+    said += [f"target: {t.name} ({', '.join(t.levels) or 'a quantity'}): {why}." for t, why in targets]
+    said += [f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."]
+    said += [f"models: {', '.join(m.id for m in models)}."]
+    return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
+
+
+def _feature_names(plan: cohorts.Plan) -> list[str]:
+    return [v.name for v in plan.variants] + list(plan.tables)
+
+
+def _kind(plan: cohorts.Plan, feature: str) -> str:
+    """Say what a feature looks like to a model: a volume, edges, or columns."""
+    if feature in plan.tables:
+        return "column"
+    variant = next(v for v in plan.variants if v.name == feature)
+    return {"t1w": "volume", "connectivity": "edge"}.get(variant.feature, "column")
+
+
+def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) -> list[Model]:
+    """Put each model on each feature it suits, the baselines beside them, then the fusions over the networks.
+
+    Raises
+    ------
+    UsageError
+        If a model that was named suits none of the features.
+    """
+    features = _feature_names(plan)
+    wanted = config.models.names or tuple(n for n in zoo.names("models"))
+    models = [Model(n, n, (cohorts.CONFOUNDS,), "baseline") for n in ("dummy", "confounds_only") if has_confounds or n == "dummy"]
+    for name in dict.fromkeys(("linear", *wanted)):
+        if name in ("dummy", "confounds_only"):
+            continue
+        suits = zoo.constant("models", name, "SUITS") or ("volume", "edge", "column")
+        mine = [f for f in features if _kind(plan, f) in suits]
+        if not mine and name in config.models.names:
+            raise UsageError(f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes a {' or '.join(suits)}.")
+        models += [Model(f"{f}_{name}", name, (f,), "baseline" if name in BASELINES else "network") for f in mine]
+    return models + _fusions(config, models)
+
+
+def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
+    """Fuse one network a feature, where there are two features or more."""
+    members = {m.inputs[0]: m for m in models if m.role == "network"}
+    wanted = config.fusions.names or (zoo.names("fusions") if len(members) > 1 else ())
+    if wanted and len(members) < 2:
+        raise UsageError(f"a fusion needs networks on at least two features; there is {', '.join(members) or 'none'}.")
+    inputs = tuple(members)
+    return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
+
+
+def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: bool) -> str:
+    """Find the column of sites or families: as named, else by its usual names."""
+    if named and named not in plan.columns:
+        raise DataError(f"participants.tsv has no column '{named}'; {zoo.nearest(named, plan.columns)}")
+    lower = {str(c).lower(): str(c) for c in plan.columns}
+    found = named or next((lower[c] for c in candidates if c in lower), "")
+    if needed and not found:
+        raise DataError(f"leave-site-out needs a column of sites; participants.tsv has {', '.join(plan.columns)}. Name it in splits.site_column.")
+    return found
+
+
+def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:
+    """Read a column of ties; somebody without a value is tied to nobody."""
+    if not column:
+        return ()
+    return tuple(c if isinstance(c, str) else f"alone-{i}" for c, i in zip(plan.columns[column], plan.participant_ids, strict=True))
+
+
+def _splits(config: Config, plan: cohorts.Plan, target: Target, groups: str, site: str) -> list[Split]:
+    tied = _cells(plan, groups)
+    if config.splits.kind == "file":
+        return splits.read(Path(config.splits.file), plan.participant_ids, target, groups=tied)
+    return splits.make(target, plan.participant_ids, config.splits, seed=config.random_seed, groups=tied, sites=_cells(plan, site))
+
+
+def _lay_out(config: Config, plan: cohorts.Plan) -> str:
+    """Lay out the cohort in the work folder; a changed plan or file begins anew. Returns a digest of both."""
+    stamps = {f: (s := Path(f).stat()).st_size + s.st_mtime_ns for v in plan.variants for paths in v.files.values() for f in paths}
+    digest = hashlib.sha256(json.dumps([asdict(plan), stamps], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    folder = cohort_folder(config)
+    mark = folder / "digest"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != digest:
+        derivatives.remove([folder, config.work / "fits"])
+        cohorts.write(plan, folder)
+        derivatives.write_text(mark, digest)
+        (folder / "fresh").touch()
+    return digest
+
+
+def cohort_folder(config: Config) -> Path:
+    """Name the folder of the memory-mapped cohort."""
+    return config.work / "cohort"
+
+
+def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
+    """Write who takes part, what was chosen and why, and the splits."""
+    import pandas as pd
+
+    folder = config.out / "group"
+    used = list(dict.fromkeys([*(t.name for t, _ in chosen.targets), *chosen.covariates, *filter(None, (chosen.site, chosen.groups))]))
+    people = pd.DataFrame({"participant_id": plan.participant_ids, **{c: plan.columns[c] for c in used}})
+    for variant in plan.variants:
+        people[f"feature:{variant.name}"] = [int(i in variant.files) for i in plan.participant_ids]
+    for name, path in plan.tables.items():
+        rows = set(query.read_people(Path(path)).index)
+        people[f"feature:{name}"] = [int(i in rows) for i in plan.participant_ids]
+    derivatives.write_table(folder / "participants.tsv", people)
+    for target, _ in chosen.targets:
+        table = splits.to_table(chosen.splits[target.name], plan.participant_ids)
+        derivatives.write_table(splits_path(config.out, target.name), table, {c: "Part of the split" for c in table.columns[1:]})
+        final = splits.to_table([chosen.final[target.name]], plan.participant_ids)
+        derivatives.write_table(config.work / "final" / f"{target.name}.tsv", final)
+    derivatives.write_json(folder / "choices.json", _described(config, plan, chosen))
+
+
+def splits_path(out: Path, target: str) -> Path:
+    """Name the table of a target's splits."""
+    return out / "group" / "splits" / f"target-{target}_splits.tsv"
+
+
+def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str, Any]:
+    described = json.loads((cohort_folder(config) / "features.json").read_text(encoding="utf-8"))
+    features = [
+        {"name": v.name, "kind": _kind(plan, v.name), "files": v.n_files, "shape": described[v.name]["shape"], "dims": described[v.name]["dims"],
+         "n_participants": len(v.files), "space": v.entities.get("space"), "atlas": v.entities.get("atlas"),
+         "n_regions": len(described[v.name]["labels"])}
+        for v in plan.variants
+    ]  # fmt: skip
+    features += [{"name": n, "kind": "column", "files": 1, "shape": [], "dims": ["column"], "n_participants": len(plan.participant_ids),
+                  "space": None, "atlas": None} for n in plan.tables]  # fmt: skip
+    first = next(iter(chosen.splits.values()))
+    return {
+        "dataset": query.description(config.bids)["Name"],
+        "targets": [_described_target(t, why) for t, why in chosen.targets],
+        "covariates": list(chosen.covariates), "features": features,
+        "models": [{"id": m.id, "model": m.method, "feature": ", ".join(m.inputs), "role": m.role,
+                    "summary": zoo.summary("fusions" if m.role == "fusion" else "models", m.method)} for m in chosen.models],
+        "splits": {"kind": config.splits.kind, "n_folds": config.splits.n_folds, "n_repeats": config.splits.n_repeats,
+                   "groups": chosen.groups or None, "site": chosen.site or None, "n_splits": len(first)},
+        "notes": _notes(config, plan, chosen),
+    }  # fmt: skip
+
+
+def _described_target(target: Target, why: str) -> dict[str, Any]:
+    known = target.values[np.isfinite(target.values)]
+    if target.is_class:
+        counts: dict[str, Any] = {level: int((known == code).sum()) for code, level in enumerate(target.levels)}
+    else:
+        counts = {"mean": known.mean(), "sd": known.std(), "min": known.min(), "max": known.max()}
+    positive = target.levels[1] if len(target.levels) == 2 else None
+    kind = "classification" if target.is_class else "regression"
+    return {"name": target.name, "kind": kind, "levels": list(target.levels), "positive": positive, "counts": counts, "n": len(known), "why": why}
+
+
+def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
+    notes = list(plan.notes)
+    if config.metrics.shuffle_labels:
+        notes.append("The labels were shuffled on purpose: every result should lie at chance.")
+    if plan.tables:
+        notes.append("Phenotype tables are features here: make sure that none of their columns restates a target.")
+    if not chosen.covariates:
+        notes.append("No confounds were found in participants.tsv, so what they alone would reach is unknown.")
+    if chosen.site and config.splits.kind == "kfold":
+        notes.append(f"Participants of one {chosen.site} are on both sides of the splits; leave-site-out (splits.kind) tells how well a model travels.")
+    if any(".desc-centred" in str(v.entities) or v.entities.get("desc") == "centred" for v in plan.variants):
+        notes.append("T1w scans were raw: they are centred on the template, not registered. Preprocess them (e.g. fMRIPrep) for finer models.")
+    return notes
+
+
+def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> list[engine.Task]:
+    """Write the steps down, in their order."""
+    folder = cohort_folder(config)
+    fresh = (folder / "fresh").is_file()
+    rows = range(0, len(plan.participant_ids), ROWS_PER_TASK) if plan.variants else range(0)
+    fills = [
+        engine.Task(f"fill_{start}", "bids_dl.cohort:fill", {"folder": str(folder), "start": start, "stop": start + ROWS_PER_TASK}, stamp=digest, redo=fresh)
+        for start in rows
+    ]
+    tasks = [*fills, engine.Task("cohort", "bids_dl.fits:gather", {"folder": str(folder)}, tuple(t.name for t in fills), stamp=digest, redo=fresh)]
+    for target, _ in chosen.targets:
+        tasks += _target_tasks(config, chosen, target, digest)
+    return tasks
+
+
+def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
+    """Write down one target's steps: fits, permuted fits, scores, explanations, bundles."""
+    settings = configuration.to_mapping(config)
+    settings["run"] = {k: v for k, v in settings["run"].items() if k in {"device", "work_dir"}}
+    common = {"config": settings, "target": target.name, "covariates": list(chosen.covariates), "site": chosen.site, "groups": chosen.groups}
+    names = [s.name for s in chosen.splits[target.name]]
+    tasks: list[engine.Task] = []
+    for model in chosen.models:
+        given = {**common, "model": asdict(model)}
+        for split in [*names, "final"]:
+            before = [task_name("fit", target.name, member, split) for member in model.members] or ["cohort"]
+            tasks.append(engine.Task(task_name("fit", target.name, model.id, split), "bids_dl.fits:fit", {**given, "split": split}, before, stamp=digest, memory_gb=0.6))
+        for split in names if n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values)))) else []:
+            n = n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values))))
+            tasks.append(engine.Task(task_name("null", target.name, model.id, split), "bids_dl.fits:retrain", {**given, "split": split, "n": n}, ["cohort"], stamp=digest, memory_gb=0.6))
+    listed = [asdict(m) for m in chosen.models]
+    waits = [t.name for t in tasks]
+    tasks.append(engine.Task(task_name("score", target.name), "bids_dl.fits:score", {**common, "models": listed, "splits": names}, waits, stamp=digest))
+    for model in chosen.models:
+        fits = [task_name("fit", target.name, model.id, split) for split in names]
+        given = {**common, "model": asdict(model)}
+        if model.inputs != (cohorts.CONFOUNDS,):
+            for method in _explainers(config, model):
+                tasks.append(engine.Task(task_name("explain", target.name, model.id, method), "bids_dl.fits:explain", {**given, "splits": names, "method": method}, fits, stamp=digest, memory_gb=0.8))
+            tasks.append(engine.Task(task_name("bundle", target.name, model.id), "bids_dl.fits:keep", given, [task_name("fit", target.name, model.id, "final"), task_name("score", target.name)], stamp=digest))
+    return tasks
+
+
+def _explainers(config: Config, model: Model) -> tuple[str, ...]:
+    """Explain every model by integrated gradients, and the networks by occlusion too, unless named otherwise."""
+    return config.explainers.names or (("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers"))
+
+
+def n_retrained(config: Config, model: Model, n_participants: int) -> int:
+    """How often a model is trained on permuted labels: as asked, else the linear models of small cohorts."""
+    if model.role == "fusion" or model.method == "dummy":
+        return 0
+    if config.metrics.n_retrained:
+        return config.metrics.n_retrained
+    return N_RETRAINED if model.method in BASELINES and n_participants <= SMALL_COHORT else 0
+
+
+def task_name(*parts: str) -> str:
+    """Name a task so that nipype takes it: letters, digits, underscores."""
+    return "__".join("".join(c if c.isalnum() else "_" for c in part) for part in parts)
+
+
+def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: Mapping[str, Any]) -> None:
+    """List everyone who was left out of something, with the reason."""
+    import pandas as pd
+
+    rows = [dict(e) for e in plan.excluded]
+    rows += [{"participant_id": r["participant_id"], "target": "", "reason": f"{r['feature']}: {r['reason']}"} for r in done.get("cohort") or []]
+    for target, _ in chosen.targets:
+        missing = np.flatnonzero(~np.isfinite(target.values))
+        rows += [{"participant_id": plan.participant_ids[m], "target": target.name, "reason": f"'{target.name}' is n/a"} for m in missing]
+    table = pd.DataFrame(rows, columns=["participant_id", "target", "reason"])
+    derivatives.write_table(config.out / "group" / "excluded.tsv", table.replace("", np.nan))
+
+
+def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, Any], digest: str) -> int:
+    """Write texts and report; say what failed."""
+    from bids_dl import report
+
+    failed = [t.name for t in tasks if t.name not in done]
+    derivatives.write_json(config.out / "group" / "failed.json", {"failed": failed})
+    if "cohort" in done:
+        (cohort_folder(config) / "fresh").unlink(missing_ok=True)
+    outputs.write_methods(config, "group")
+    report.write_all(config.out, "group")
+    for name in failed[:10]:
+        LOG.error("step %s did not finish; see %s.", name, config.out / "logs")
+    for name, lines in done.items():
+        if name.startswith("score__"):
+            for line in lines:
+                LOG.info(line)
+    LOG.info("report: %s (cohort %s).", config.out / "group.html", digest)
+    return 1 if failed else 0

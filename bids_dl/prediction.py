@@ -1,0 +1,130 @@
+"""Trained models applied to new participants: predictions and attributions, or the reason why there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import attributions, bundle, query, training
+from bids_dl import cohort as cohorts
+from bids_dl.config import Config
+from bids_dl.errors import BidsDLError, DataError, InvalidDatasetError
+from bids_dl.records import Array, Block, Cohort, FittedModel, Target
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> tuple[FittedModel, dict[str, Any]]:
+    return bundle.load(folder), bundle.about(folder)
+
+
+def predict_participant(folder: Path, config: Config, participant_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply a bundle to one participant: a row of predictions, or the reason why there is none.
+
+    Attributions by the bundle's explainers are written beside the participant's features.
+    """
+    name = folder.name
+    try:
+        fitted, said = _loaded(folder)
+        one = _cohort_of_one(fitted, said, config, participant_id, record)
+        _refuse_known(one, fitted, said, config, participant_id)
+        row = _row(fitted, training.predict(fitted, one, np.array([0]))[0])
+    except InvalidDatasetError:
+        raise
+    except BidsDLError as problem:
+        return {"bundle": name, "row": {**_empty_row(folder), "excluded": str(problem)}}
+    return {"bundle": name, "row": {**row, "excluded": None}, "attributions": _explain(folder, config, participant_id, one)}
+
+
+def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
+    if not fitted.levels:
+        return {"y_score": float(scores[0]), "prediction": float(scores[0])}
+    row: dict[str, Any] = {"y_score": float(scores[-1]), "prediction": fitted.levels[int(scores.argmax())]}
+    return row | ({f"score_{level}": float(s) for level, s in zip(fitted.levels, scores, strict=True)} if len(fitted.levels) > 2 else {})
+
+
+def _empty_row(folder: Path) -> dict[str, Any]:
+    levels = bundle.about(folder)["levels"]
+    return {"y_score": None, "prediction": None} | ({f"score_{level}": None for level in levels} if len(levels) > 2 else {})
+
+
+def _cohort_of_one(fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Cohort:
+    """Gather the bundle's inputs for one participant; an input that is missing is NaN.
+
+    Raises
+    ------
+    DataError
+        If none of the inputs is there, or a confound that the model removes is unknown.
+    """
+    import pandas as pd
+
+    blocks = {name: _block_of_one(fitted, said["features"][name], name, config, participant_id, record) for name in fitted.inputs if name != cohorts.CONFOUNDS}
+    if fitted.inputs != (cohorts.CONFOUNDS,) and not any(np.isfinite(b.values).any() for b in blocks.values()):
+        raise DataError(f"{participant_id} has none of the features that the bundle takes ({', '.join(fitted.inputs)}).")
+    people = pd.DataFrame({"participant_id": [participant_id]})
+    if said["uses_confounds"]:
+        blocks[cohorts.CONFOUNDS] = _confounds_of_one(said, config, participant_id, record)
+    return Cohort(people, blocks, Target(fitted.target_name, np.array([np.nan]), fitted.levels))
+
+
+def _block_of_one(
+    fitted: FittedModel, described: Mapping[str, Any], name: str, config: Config, participant_id: str, record: Mapping[str, Any]
+) -> Block:
+    shape = fitted.normalization[name].mean.shape
+    values = np.full((1, *shape), np.nan, np.float32)
+    if described["feature"] == "phenotype":
+        table = config.bids / described["table"]
+        if table.is_file():
+            given = cohorts.phenotype_block(table, [participant_id], described["columns"])
+            values[0] = [dict(zip(given.labels, given.values[0], strict=True)).get(label, np.nan) for label in described["labels"]]
+        return Block(values, ("column",), tuple(described["labels"]))
+    files = [config.out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
+    files = [f for f in files if _fits(query.entities(f), described["entities"])]
+    if files:
+        values[0] = cohorts.mean_of([str(f) for f in files], described)
+    return Block(values, tuple(described["dims"]), tuple(described["labels"]))
+
+
+def _fits(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Match a file by what makes its content the same: atlas, kind of matrix, space; tasks may be called differently."""
+    keys = ("atlas", "stat", "space", "res", "desc")
+    return all(names.get(k, "") == wanted.get(k, "") for k in keys)
+
+
+def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Block:
+    people = query.participants_table(config.bids)
+    motion = [e["mean_fd"] for e in record["features"] if "mean_fd" in e]
+    found = {}
+    for label in said["confounds"]:
+        column, _, level = label.partition("=")
+        cell = people[column].get(participant_id, np.nan) if column in people else np.nan
+        if column == "mean_fd" and not isinstance(cell, str) and motion:
+            cell = str(float(np.mean(motion)))
+        if not isinstance(cell, str):
+            raise DataError(f"{participant_id} has no '{column}' in participants.tsv, which this bundle needs.")
+        found[label] = float(cell == level) if level else float(cell)
+    return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
+
+
+def _refuse_known(one: Cohort, fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str) -> None:
+    """Refuse a participant that the bundle was trained on: the prediction would flatter it.
+
+    Raises
+    ------
+    DataError
+        Naming the participant.
+    """
+    dataset = str(query.description(config.bids)["Name"])
+    mine = {bundle.identity(dataset, participant_id)}
+    mine |= {bundle.fingerprint(one.features[n].values[0]) for n in fitted.inputs if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()}
+    if mine & set(said["participants"]):
+        raise DataError(f"{participant_id} was among the participants this bundle was trained on; its prediction would be too good.")
+
+
+def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> list[str]:
+    """Write the attributions of one participant's prediction beside the features."""
+    fitted, said = _loaded(folder)
+    return attributions.write_participant(fitted, said, one, config, participant_id, folder.name)
