@@ -6,18 +6,17 @@ FROM ${BASE_IMAGE}
 # and installs only what differs. Where the base has no PyTorch, the pinned one is installed. Where the base's is too old,
 # or was built for another NumPy, the environment is closed to the base's packages and gets its own.
 # PIP_CONSTRAINT is emptied because NVIDIA's images pin through it what bids_dl does not take from them.
-ENV PATH=/opt/bids_dl/bin:$PATH
 WORKDIR /opt/bids_dl/src
 COPY constraints.txt pyproject.toml ./
 RUN python3 -m venv --system-site-packages --without-pip /opt/bids_dl \
- && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["validation"], sep="\n")' > requirements.txt \
+ && python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["validation"], sep="\n")' > requirements.txt \
  && grep -v '^torch==' constraints.txt > pins.txt \
- && { python -c 'import torch; from importlib.metadata import version; print("torch==" + version("torch"))' 2> /dev/null \
+ && { python3 -c 'import torch; from importlib.metadata import version; print("torch==" + version("torch"))' 2> /dev/null \
       || grep '^torch==' constraints.txt; } >> pins.txt \
  && tail -n 1 pins.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     export PIP_CONSTRAINT= install="python3 -m pip --python /opt/bids_dl/bin/python install -r requirements.txt" \
- && { { $install -c pins.txt && python -c 'import torch; torch.zeros(1).numpy()'; } \
+ && { { $install -c pins.txt && /opt/bids_dl/bin/python -c 'import torch; torch.zeros(1).numpy()'; } \
       || { sed -i 's/= true/= false/' /opt/bids_dl/pyvenv.cfg && $install -c constraints.txt; }; }
 
 # The program itself comes last, so that a change of it does not install everything again.
@@ -25,10 +24,11 @@ COPY LICENSE README.md ./
 COPY bids_dl bids_dl
 RUN PIP_CONSTRAINT= python3 -m pip --python /opt/bids_dl/bin/python install --no-cache-dir --no-deps . \
  && rm -r build *.egg-info \
- && bids_dl --version
+ && /opt/bids_dl/bin/bids_dl --version
 
 WORKDIR /tmp
-ENV BIDS_DL_CONTAINER=bids-dl/bids_dl:0.1.0 \
+ENV PATH=/opt/bids_dl/bin:$PATH \
+    BIDS_DL_CONTAINER=bids-dl/bids_dl:0.1.0 \
     OMP_NUM_THREADS=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

@@ -33,7 +33,7 @@ class Summary:
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Summary:
         """Start with nobody."""
-        return cls(*(np.zeros(shape) for _ in range(3)))
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def add(self, values: Array, outputs: Array) -> None:
         """Add one split's participants.
@@ -53,7 +53,9 @@ class Summary:
         self.n += n
 
 
-def summarise(models: Sequence[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Summary], bool]:
+def summarise(
+    models: Sequence[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Summary], bool]:
     """Explain the test participants of every split, each by the model that has not seen them."""
     explain = zoo.load("explainers", method)
     summaries = {name: Summary.empty(cohort.features[name].shape) for name in models[0][0].inputs}
@@ -76,13 +78,13 @@ def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, a
     return [_write(stem, "columns", {"column": list(block.labels)}, [summary.share, summary.mean_abs, summary.signed])]
 
 
-def _write(stem: Path, kind: str, names: Mapping[str, Sequence[str]], values: Sequence[Array]) -> Path:
+def _write(stem: Path, kind: str, names: Mapping[str, Any], values: Sequence[Array]) -> Path:
     """Write a table, the largest shares first."""
     import pandas as pd
 
     table = pd.DataFrame({**names, **dict(zip(COLUMNS, values, strict=True))})
     table = table.iloc[np.argsort(-np.abs(values[0]), kind="stable")]
-    described = {key: "Name" for key in names} | COLUMNS
+    described = dict.fromkeys(names, "Name") | COLUMNS
     return derivatives.write_table(stem.with_name(f"{stem.name}_{kind}.tsv"), table, described)
 
 
@@ -110,9 +112,12 @@ def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str
     chosen = regions.load_atlas(atlas)
     labels = regions.on_grid(chosen, block.shape, block.affine).ravel()
     size = np.bincount(labels, minlength=len(chosen.labels) + 1)[1:]
-    sums = [np.bincount(labels, v.ravel(), len(chosen.labels) + 1)[1:] for v in (summary.share, summary.mean_abs, summary.signed)]
+    sums = [
+        np.bincount(labels, v.ravel(), len(chosen.labels) + 1)[1:]
+        for v in (summary.share, summary.mean_abs, summary.signed)
+    ]
     kept = np.flatnonzero(size)
-    values = [s[kept] if additive else s[kept] / size[kept] for s in sums]
+    values: list[Array] = [np.asarray(s[kept] if additive else s[kept] / size[kept], float) for s in sums]
     return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, values)
 
 
@@ -127,7 +132,16 @@ def write_participant(
         found: Attribution = zoo.load("explainers", method)(fitted, one, split, **config.explainers.of(method))
         for name, values in found.values.items():
             if name != cohorts.CONFOUNDS and np.any(values):
-                written.append(_write_one(said["features"][name], one.features[name], values[0], config.out, participant_id, f"{_word(bundle)}{_word(found.method)}"))
+                written.append(
+                    _write_one(
+                        said["features"][name],
+                        one.features[name],
+                        values[0],
+                        config.out,
+                        participant_id,
+                        f"{_word(bundle)}{_word(found.method)}",
+                    )
+                )
     return [str(path.relative_to(config.out)) for path in written]
 
 
@@ -135,13 +149,21 @@ def _word(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in "".join(c if c.isalnum() else " " for c in name).split())
 
 
-def _write_one(described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str) -> Path:
+def _write_one(
+    described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str
+) -> Path:
     names = {k: v for k, v in described.get("entities", {}).items() if k in {"task", "space", "atlas", "res"}}
     names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
     folder = out / participant_id / (described.get("entities", {}).get("datatype") or "func")
-    sidecar = {"Description": "Attribution of one prediction, in units of the output", "SkullStripped": True, "Resolution": "that of the feature"}
+    sidecar = {
+        "Description": "Attribution of one prediction, in units of the output",
+        "SkullStripped": True,
+        "Resolution": "that of the feature",
+    }
     if len(block.shape) == 3 and described.get("affine") is not None:
-        path = derivatives.write_image(folder / derivatives.name(names, "statmap", ".nii.gz"), values, np.asarray(described["affine"]))
+        path = derivatives.write_image(
+            folder / derivatives.name(names, "statmap", ".nii.gz"), values, np.asarray(described["affine"])
+        )
     elif block.dims == ("edge",):
         matrix = np.zeros((len(block.labels),) * 2)
         first, second = cohorts.edge_index(len(block.labels), directed=bool(described.get("directed")))
@@ -149,6 +171,8 @@ def _write_one(described: Mapping[str, Any], block: Block, values: Array, out: P
         matrix = matrix if described.get("directed") else matrix + matrix.T
         path = derivatives.write_matrix(folder / derivatives.name(names, "relmat", ".tsv"), matrix, block.labels)
     else:
-        path = derivatives.write_matrix(out / participant_id / "log" / derivatives.name(names, "columns", ".tsv"), values[None], block.labels)
+        path = derivatives.write_matrix(
+            out / participant_id / "log" / derivatives.name(names, "columns", ".tsv"), values[None], block.labels
+        )
     derivatives.write_json(derivatives.sidecar_path(path), sidecar)
     return path

@@ -68,15 +68,15 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
                "value_range": [], "is_patch_data": False, "channel_def": {"0": name}}
         for name, shape in shapes.items()
     }  # fmt: skip
-    out = {"type": "logits" if fitted.levels else "quantity", "format": kind, "num_channels": len(fitted.levels) or 1,
+    out: dict[str, Any] = {"type": "logits" if fitted.levels else "quantity", "format": kind, "num_channels": len(fitted.levels) or 1,
            "spatial_shape": [], "dtype": "float32", "value_range": [], "is_patch_data": False,
            "channel_def": {str(n): level for n, level in enumerate(fitted.levels or [fitted.target_name])}}  # fmt: skip
-    versions = {package: metadata.version(package) for package in ("monai", "torch", "numpy", "nibabel", "nilearn")}
+    versions = {package: metadata.version(package) for package in ("bids_dl", "monai", "torch", "numpy", "nibabel", "nilearn")}
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": "1.0.0", "changelog": {"1.0.0": "written by bids_dl"}, "monai_version": versions["monai"],
         "pytorch_version": versions["torch"], "numpy_version": versions["numpy"],
-        "required_packages_version": {"bids_dl": metadata.version("bids_dl"), "nibabel": versions["nibabel"], "nilearn": versions["nilearn"]},
+        "required_packages_version": {p: versions[p] for p in ("bids_dl", "nibabel", "nilearn")},
         "name": f"{kind} of {fitted.target_name}", "task": f"{kind} of {fitted.target_name} from {', '.join(fitted.inputs)}",
         "description": "Trained by bids_dl. Not a medical device.", "authors": "the user of bids_dl",
         "copyright": "the user of bids_dl", "intended_use": "research only",
@@ -109,9 +109,13 @@ def about(folder: Path) -> dict[str, Any]:
         raise MissingInputError(f"{folder} is no bundle: it has no configs/metadata.json.")
     found = json.loads(path.read_text(encoding="utf-8")).get("bids_dl")
     if not found:
-        raise DataError(f"{folder} is a MONAI bundle that bids_dl did not write; it does not say how its inputs are made.")
+        raise DataError(
+            f"{folder} is a MONAI bundle that bids_dl did not write; it does not say how its inputs are made."
+        )
     if found["format"] > FORMAT:
-        raise DataError(f"{folder} was written by a newer bids_dl (format {found['format']}, this one reads {FORMAT}); upgrade bids_dl.")
+        raise DataError(
+            f"{folder} was written by a newer bids_dl (format {found['format']}, this one reads {FORMAT}); upgrade bids_dl."
+        )
     return dict(found)
 
 
@@ -127,8 +131,9 @@ def load(folder: Path) -> FittedModel:
 
     said = about(folder)
     definition = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
-    module = training.instantiate(definition, classify=bool(said["levels"]))
-    module.load_state_dict(load_file(folder / "models" / "model.safetensors"))
+    with torch.device("meta"):
+        module = training.instantiate(definition, classify=bool(said["levels"]))
+    module.load_state_dict(load_file(folder / "models" / "model.safetensors"), assign=True)
     learned = load_file(folder / "models" / "normalization.safetensors")
     normalization = {name: _normalization(learned, name) for name in said["inputs"]}
     nobody = np.array([], np.intp)

@@ -129,8 +129,17 @@ def _performance(parser: Parser) -> None:
     _add(group, "--nprocs", dest="run.nprocs", type=int, metavar="N", help="processes at once (default: all cores)")
     _add(group, "--omp-nthreads", dest="run.omp_nthreads", type=int, metavar="N", help="threads a process")
     _add(group, "--mem-mb", dest="run.mem_mb", type=int, metavar="MB", help="memory that may be used")
-    _add(group, "--use-plugin", dest="run.use_plugin", metavar="FILE", help="nipype plugin settings (YAML), for clusters")
-    _add(group, "-w", "--work-dir", dest="run.work_dir", metavar="DIR", help="intermediate files (default: OUTPUT_DIR/work)")
+    _add(
+        group, "--use-plugin", dest="run.use_plugin", metavar="FILE", help="nipype plugin settings (YAML), for clusters"
+    )
+    _add(
+        group,
+        "-w",
+        "--work-dir",
+        dest="run.work_dir",
+        metavar="DIR",
+        help="intermediate files (default: OUTPUT_DIR/work)",
+    )
     for name, text in (
         ("clean-workdir", "empty the work folder first"),
         ("write-graph", "write the graph of steps"),
@@ -139,7 +148,9 @@ def _performance(parser: Parser) -> None:
         ("overwrite", "replace results of another configuration"),
     ):
         _add(group, f"--{name}", dest=f"run.{name.replace('-', '_')}", action="store_true", help=text)
-    _add(group, "--device", dest="run.device", choices=("auto", "cpu", "cuda"), help="where networks run (default: auto)")
+    _add(
+        group, "--device", dest="run.device", choices=("auto", "cpu", "cuda"), help="where networks run (default: auto)"
+    )
     _add(group, "--random-seed", dest="random_seed", type=int, metavar="N", help="same seed, same results (default: 0)")
 
 
@@ -224,7 +235,9 @@ def check_folders(config: configuration.Config) -> None:
     if not config.bids.is_dir():
         raise MissingInputError(f"{config.bids} is a file; give the folder that holds dataset_description.json.")
     if config.out == config.bids:
-        raise OutputError(f"the output folder is the dataset itself ({config.bids}); choose another, e.g. {config.bids / 'derivatives' / 'bids_dl'}.")
+        raise OutputError(
+            f"the output folder is the dataset itself ({config.bids}); choose another, e.g. {config.bids / 'derivatives' / 'bids_dl'}."
+        )
     if config.run.work_dir and Path(config.run.work_dir).resolve().is_relative_to(config.bids):
         raise OutputError(f"the work folder {config.run.work_dir} lies inside the dataset; choose one outside it.")
     try:
@@ -242,7 +255,7 @@ def quiet_environment(config: configuration.Config) -> None:
     home.mkdir(parents=True, exist_ok=True)
     for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NILEARN_DATA", "NUMBA_CACHE_DIR", "XDG_CONFIG_HOME"):
         os.environ[name] = str(home / name.lower())
-    if not os.access(os.path.expanduser("~"), os.W_OK):
+    if not os.access(Path("~").expanduser(), os.W_OK):
         os.environ["HOME"] = str(home)
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1", TEMPLATEFLOW_AUTOUPDATE="0")
     if config.run.omp_nthreads:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dl import derivatives, query, zoo
 from bids_dl.config import Config
@@ -60,7 +61,9 @@ def plan(config: Config) -> Plan:
     people = query.participants_table(config.bids)
     ids = [i for i in query.participant_ids(config) if i in records or i in people.index]
     excluded = [_left_out(i, "no row in participants.tsv") for i in ids if i not in people.index]
-    excluded += [_left_out(i, "the participant level has not been run for this participant") for i in ids if i not in records]
+    excluded += [
+        _left_out(i, "the participant level has not been run for this participant") for i in ids if i not in records
+    ]
     kept = [i for i in ids if i in records and i in people.index]
     variants = _variants(config, {i: records[i] for i in kept})
     tables = _tables(config)
@@ -110,7 +113,13 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             files.setdefault((entry["feature"], shared), {}).setdefault(participant_id, []).append(entry["path"])
     named = _short_names(list(files))
     return [
-        Variant(named[key], key[0], dict(key[1]), {i: _first_session(paths) for i, paths in mine.items()}, sum(map(len, mine.values())))
+        Variant(
+            named[key],
+            key[0],
+            dict(key[1]),
+            {i: _first_session(paths) for i, paths in mine.items()},
+            sum(map(len, mine.values())),
+        )
         for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
     ]
 
@@ -132,7 +141,11 @@ def _short_names(keys: Sequence[tuple[str, tuple[tuple[str, str], ...]]]) -> dic
     named = {}
     for feature, shared in keys:
         siblings = [dict(s) for f, s in keys if f == feature]
-        differing = [k for k in ("task", "acq", "rec", "dir", "space", "atlas", "stat", "res", "desc") if len({s.get(k) for s in siblings}) > 1]
+        differing = [
+            k
+            for k in ("task", "acq", "rec", "dir", "space", "atlas", "stat", "res", "desc")
+            if len({s.get(k) for s in siblings}) > 1
+        ]
         named[feature, shared] = "+".join([feature, *(v for k in differing if (v := dict(shared).get(k)))])
     return named
 
@@ -171,11 +184,15 @@ def write(made: Plan, folder: Path) -> dict[str, dict[str, Any]]:
 def _blank(path: Path, shape: tuple[int, ...]) -> None:
     if path.is_file() and np.load(path, mmap_mode="r").shape == shape:
         return
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    values = _open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     step = max(1, 2**26 // max(1, int(np.prod(shape[1:]))))
     for start in range(0, shape[0], step):
         values[start : start + step] = np.nan
     values.flush()
+
+
+def _open_memmap(path: Path, **options: Any) -> Any:
+    return np.lib.format.open_memmap(path, **options)  # type: ignore[no-untyped-call]
 
 
 def _describe(variant: Variant) -> dict[str, Any]:
@@ -188,7 +205,12 @@ def _describe(variant: Variant) -> dict[str, Any]:
         seen.append((values.shape, labels, "directed" if directed else ""))
     shape, labels, _ = Counter(s[:2] + ("",) for s in seen).most_common(1)[0][0]
     directed = any(s[2] for s in seen)
-    common = {"labels": list(labels), "feature": variant.feature, "entities": dict(variant.entities), "file_shape": list(shape)}
+    common = {
+        "labels": list(labels),
+        "feature": variant.feature,
+        "entities": dict(variant.entities),
+        "file_shape": list(shape),
+    }
     if len(shape) == 2:
         n = shape[0] * (shape[0] - 1)
         return common | {"shape": [n if directed else n // 2], "dims": ["edge"], "directed": directed}
@@ -207,7 +229,7 @@ def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
     return np.asarray(image.dataobj, np.float32), (), np.asarray(image.affine)
 
 
-def edge_index(n_regions: int, *, directed: bool = False) -> tuple[Array, Array]:
+def edge_index(n_regions: int, *, directed: bool = False) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the row and the column of each edge, in the order in which a connectome is stored."""
     if directed:
         rows, columns = np.nonzero(~np.eye(n_regions, dtype=bool))
@@ -222,7 +244,7 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
     described = json.loads((root / "features.json").read_text(encoding="utf-8"))
     refused = []
     for variant in made["variants"]:
-        values = np.lib.format.open_memmap(root / f"{variant['name']}.npy", mode="r+")
+        values = _open_memmap(root / f"{variant['name']}.npy", mode="r+")
         for row in range(start, min(stop, len(made["participant_ids"]))):
             participant_id = made["participant_ids"][row]
             try:
@@ -254,11 +276,14 @@ def row_of(file: Path, described: Mapping[str, Any]) -> Array:
     """Read one file into the shape that the cohort stores: a connectome as its edges, a volume as it is."""
     values, labels, affine = read(file)
     if tuple(values.shape) != tuple(described["file_shape"]) or list(labels) != list(described["labels"]):
-        raise DataError(f"{file.name}: {_difference(values, labels, described)}; extract it with the same atlas and grid.")
+        raise DataError(
+            f"{file.name}: {_difference(values, labels, described)}; extract it with the same atlas and grid."
+        )
     if affine is not None and not np.allclose(affine, np.asarray(described["affine"]), atol=1e-3):
         raise DataError(f"{file.name} lies on another grid than the other participants' ({described['affine']}).")
     if len(described["dims"]) == 1 and values.ndim == 2:
-        return values[edge_index(len(values), directed=described["directed"])]
+        edges: Array = values[edge_index(len(values), directed=described["directed"])]
+        return edges
     return values
 
 
@@ -341,7 +366,9 @@ def choose_targets(config: Config, columns: Mapping[str, Sequence[Any]]) -> list
     for candidate in TARGETS:
         column = lower.get(candidate)
         if column and len({v for v in columns[column] if isinstance(v, str)}) > 1:
-            return [(column, f"no target was named; '{column}' is the first of {', '.join(TARGETS)} in participants.tsv")]
+            return [
+                (column, f"no target was named; '{column}' is the first of {', '.join(TARGETS)} in participants.tsv")
+            ]
     raise DataError(f"participants.tsv holds no column to predict among {', '.join(TARGETS)}; name one with --target.")
 
 
@@ -374,16 +401,40 @@ def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: st
     numeric = bool(np.isfinite(numbers[known]).all())
     if kind == "regression" or (kind != "classification" and numeric and len(levels) > 5):
         if not numeric or np.ptp(numbers[known]) == 0:
-            raise DataError(f"target '{name}' {'holds text' if not numeric else 'has one value'}; it cannot be a quantity to predict.")
+            raise DataError(
+                f"target '{name}' {'holds text' if not numeric else 'has one value'}; it cannot be a quantity to predict."
+            )
         return Target(name, numbers)
     if len(levels) < 2 or len(levels) > MAX_CLASSES:
-        raise DataError(f"target '{name}' has {len(levels)} classe(s) ({', '.join(map(str, levels[:4]))} …); between 2 and {MAX_CLASSES} are needed.")
+        raise DataError(
+            f"target '{name}' has {len(levels)} classe(s) ({', '.join(map(str, levels[:4]))} …); between 2 and {MAX_CLASSES} are needed."
+        )
     ordered = _ordered(name, levels, positive)
     codes = {level: code for code, level in enumerate(ordered)}
-    return Target(name, np.array([codes[c] if k else np.nan for c, k in zip(series, known, strict=True)]), tuple(map(str, ordered)))
+    return Target(
+        name,
+        np.array([codes[c] if k else np.nan for c, k in zip(series, known, strict=True)]),
+        tuple(map(str, ordered)),
+    )
 
 
-NEGATIVE = {"control", "controls", "hc", "healthy", "td", "cn", "con", "ctrl", "hv", "0", "no", "false", "negative", "m", "male"}
+NEGATIVE = {
+    "control",
+    "controls",
+    "hc",
+    "healthy",
+    "td",
+    "cn",
+    "con",
+    "ctrl",
+    "hv",
+    "0",
+    "no",
+    "false",
+    "negative",
+    "m",
+    "male",
+}
 
 
 def _ordered(name: str, levels: Sequence[Any], positive: str) -> list[Any]:
@@ -399,7 +450,10 @@ def _ordered(name: str, levels: Sequence[Any], positive: str) -> list[Any]:
 def target_of(config: Config, made: Plan, name: str) -> Target:
     """Make a target from the plan's column, as the configuration wants it."""
     target = make_target(
-        name, made.columns[name], positive=str(config.targets.positive.get(name, "")), kind=str(config.targets.kinds.get(name, ""))
+        name,
+        made.columns[name],
+        positive=str(config.targets.positive.get(name, "")),
+        kind=str(config.targets.kinds.get(name, "")),
     )
     if not config.metrics.shuffle_labels:
         return target

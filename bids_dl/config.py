@@ -178,7 +178,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     kinds = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}.get(origin, (Mapping,))
     if not isinstance(value, kinds) or (isinstance(value, bool) and origin is not bool):
         raise UsageError(f"'{where}' is {value!r}; expected {getattr(origin, '__name__', origin)}.")
-    return origin(value) if origin in (float, int, bool, str) else dict(value)
+    return dict(value) if isinstance(value, Mapping) else origin(value)
 
 
 def _methods(value: Any, where: str) -> Methods:
@@ -240,7 +240,9 @@ def _check_ranges(config: Config) -> None:
     if config.splits.n_folds < 2:
         raise UsageError(f"'splits.n_folds' is {config.splits.n_folds}; at least 2 folds are needed.")
     if not 0 < config.splits.validation_fraction < 1:
-        raise UsageError(f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1.")
+        raise UsageError(
+            f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
+        )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,5 +306,3 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
         elif a != b:
             found.append(f"{prefix}{key}")
     return found
-
-

@@ -137,7 +137,11 @@ def write_description(out: Path, sources: Mapping[str, Path]) -> None:
     if own.is_file() and "bids_dl" not in own.read_text(encoding="utf-8"):
         raise OutputError(f"{out} holds a dataset that bids_dl did not write; choose another output folder.")
     version = metadata.version("bids_dl")
-    container = {"Container": {"Type": "docker", "Tag": os.environ["BIDS_DL_CONTAINER"]}} if "BIDS_DL_CONTAINER" in os.environ else {}
+    container = (
+        {"Container": {"Type": "docker", "Tag": os.environ["BIDS_DL_CONTAINER"]}}
+        if "BIDS_DL_CONTAINER" in os.environ
+        else {}
+    )
     write_json(own, {
         "Name": "bids_dl: features, models and reports", "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative",
         "License": "CC0", "Authors": ["bids_dl"],
@@ -199,5 +203,3 @@ def remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-

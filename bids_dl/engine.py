@@ -123,7 +123,11 @@ def _plugin(config: Config, advance: Callable[..., None]) -> dict[str, Any]:
         return _user_plugin(Path(config.run.use_plugin))
     if n_processes(config) == 1:
         return {"plugin": "Linear", "plugin_args": {"status_callback": advance}}
-    arguments: dict[str, Any] = {"n_procs": n_processes(config), "raise_insufficient": False, "status_callback": advance}
+    arguments: dict[str, Any] = {
+        "n_procs": n_processes(config),
+        "raise_insufficient": False,
+        "status_callback": advance,
+    }
     if config.run.mem_mb:
         arguments["memory_gb"] = config.run.mem_mb / 1024
     return {"plugin": "MultiProc", "plugin_args": arguments}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bids_dl import attributions, bundle, derivatives, metrics, query, splits, t
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
-from bids_dl.records import Cohort, FittedModel, Split
+from bids_dl.records import Cohort, FittedModel, Split, Target
 
 Settings = Mapping[str, Any]
 
@@ -38,7 +39,9 @@ class Step:
     def _cohort(self, covariates: Sequence[str]) -> Cohort:
         plan = cohorts.read_plan(self.folder)
         target = cohorts.target_of(self.config, plan, self.target)
-        return cohorts.load(self.folder, target, covariates, columns=self.config.features.of("phenotype").get("columns", ()))
+        return cohorts.load(
+            self.folder, target, covariates, columns=self.config.features.of("phenotype").get("columns", ())
+        )
 
     @property
     def ids(self) -> list[str]:
@@ -47,7 +50,11 @@ class Step:
 
     def split(self, name: str) -> Split:
         """Read one split back from its table."""
-        path = self.config.work / "final" / f"{self.target}.tsv" if name == "final" else self.config.out / "group" / "splits" / f"target-{self.target}_splits.tsv"
+        path = (
+            self.config.work / "final" / f"{self.target}.tsv"
+            if name == "final"
+            else self.config.out / "group" / "splits" / f"target-{self.target}_splits.tsv"
+        )
         return splits.read_one(path, name, self.ids, self.cohort.target, groups=self._ties())
 
     def _ties(self) -> tuple[str, ...]:
@@ -64,7 +71,9 @@ class Step:
     def definition(self, model: Settings) -> dict[str, Any]:
         """Write down how a model is built for this cohort."""
         shapes = [self.cohort.features[name].shape for name in model["inputs"]]
-        return training.define(model["method"], shapes, self.cohort.target.n_outputs, self.config.models.of(model["method"]))
+        return training.define(
+            model["method"], shapes, self.cohort.target.n_outputs, self.config.models.of(model["method"])
+        )
 
     def stem(self, kind: str, model: str) -> Path:
         """Begin the name of a result."""
@@ -98,7 +107,9 @@ def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
     method = model["method"]
     members = [bundle.load(step.fit_folder(member, chosen.name) / "model") for member in model["members"]]
     settings = training.settings_for({"_target_": f"bids_dl.fusions.{method}.build"}, step.config)
-    fused: FittedModel = zoo.load("fusions", method)(members, step.cohort, chosen, settings, **step.config.fusions.of(method))
+    fused: FittedModel = zoo.load("fusions", method)(
+        members, step.cohort, chosen, settings, **step.config.fusions.of(method)
+    )
     return fused
 
 
@@ -108,28 +119,25 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
     chosen = step.split(split)
     definition = step.definition(model)
     settings = training.settings_for(definition, step.config)
-    usable = training.present(step.cohort, chosen, model["inputs"])
-    prepared = training.prepare(step.cohort, usable, model["inputs"], settings)
-    truths, scores = [], []
-    for number in range(n):
-        permuted = permuted_cohort(step.cohort, step.config.random_seed + 1 + number)
-        fitted = training.train(definition, permuted, usable, model["inputs"], settings, prepared)
-        truths.append(permuted.target.values[chosen.test])
-        scores.append(training.predict(fitted, permuted, chosen.test))
+    targets = [permuted(step.cohort.target, step.config.random_seed + 1 + number) for number in range(n)]
+    scores = training.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
     folder = step.fit_folder(model["id"], split)
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "null.npz", rows=chosen.test, truths=np.array(truths), scores=np.array(scores))
+    np.savez(
+        folder / "null.npz",
+        rows=chosen.test,
+        truths=np.array([t.values[chosen.test] for t in targets]),
+        scores=np.array(scores),
+    )
     return n
 
 
-def permuted_cohort(cohort: Cohort, seed: int) -> Cohort:
+def permuted(target: Target, seed: int) -> Target:
     """Give the labels to other participants."""
-    from dataclasses import replace
-
-    values = cohort.target.values.copy()
+    values = target.values.copy()
     known = np.isfinite(values)
     values[known] = np.random.default_rng(seed).permutation(values[known])
-    return replace(cohort, target=replace(cohort.target, values=values))
+    return replace(target, values=values)
 
 
 def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> list[str]:
@@ -146,7 +154,13 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
         _write_history(step, model["id"], splits)
         settings = step.config.metrics
         null = _null(step, model["id"], splits, joined)
-        table = metrics.table(joined, n_bootstraps=settings.n_bootstraps, n_permutations=settings.n_permutations, seed=step.config.random_seed, retrained=null)
+        table = metrics.table(
+            joined,
+            n_bootstraps=settings.n_bootstraps,
+            n_permutations=settings.n_permutations,
+            seed=step.config.random_seed,
+            retrained=null,
+        )
         rows += [{"model": model["id"], **row} for row in table]
         if step.site:
             sites += [{"model": model["id"], **row} for row in _sites(step, joined)]
@@ -159,7 +173,8 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
 
 
 METRIC_COLUMNS = {
-    "model": "Model", "metric": "Metric", "value": "Value over all held-out predictions", "ci_low": "Lower end of the 95 % interval over participants",
+    "model": "Model", "metric": "Metric", "value": "Value over all held-out predictions",
+    "ci_low": "Lower end of the 95 % interval over participants",
     "ci_high": "Upper end of the 95 % interval over participants", "p_value": "Part of the label permutations that do as well",
     "p_value_retrained": "Part of the trainings on permuted labels that do as well; n/a where none was made",
     "n": "Participants", "chance": "What a model that knows nothing reaches", "site": "Site",
@@ -167,7 +182,8 @@ METRIC_COLUMNS = {
 
 
 def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:
-    return f"{target}: {model}: {row['metric']} {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], p = {row['p_value']:.4f}, n = {row['n']}"
+    interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+    return f"{target}: {model}: {row['metric']} {row['value']:.3f} {interval}, p = {row['p_value']:.4f}, n = {row['n']}"
 
 
 def _joined(step: Step, model: str, names: Sequence[str]) -> metrics.Predictions | None:
@@ -179,25 +195,36 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> metrics.Predictions
             return None
         with np.load(path) as found:
             known = np.isfinite(found["scores"]).all(axis=1) & np.isfinite(found["truth"])
-            parts.append((found["truth"][known], found["scores"][known], found["rows"][known], np.full(known.sum(), fold)))
+            parts.append(
+                (found["truth"][known], found["scores"][known], found["rows"][known], np.full(known.sum(), fold))
+            )
     truth, scores, rows, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
     return metrics.Predictions(truth, scores, rows, folds, len(step.cohort.target.levels)) if len(truth) else None
 
 
-def _null(step: Step, model: str, names: Sequence[str], joined: metrics.Predictions) -> Callable[[str, float], float] | None:
+def _null(
+    step: Step, model: str, names: Sequence[str], joined: metrics.Predictions
+) -> Callable[[str, float], float] | None:
     """Score every retraining under permuted labels; returns the p-value of a metric's observed value."""
     found = [np.load(p) for n in names if (p := step.fit_folder(model, n) / "null.npz").is_file()]
     if len(found) < len(names):
         return None
     values: dict[str, list[float]] = {m: [] for m in joined.names}
     for number in range(len(found[0]["truths"])):
-        parts = [(f["truths"][number], f["scores"][number], f["rows"], np.full(len(f["rows"]), k)) for k, f in enumerate(found)]
+        parts = [
+            (f["truths"][number], f["scores"][number], f["rows"], np.full(len(f["rows"]), k))
+            for k, f in enumerate(found)
+        ]
         truth, scores, rows, folds = (np.concatenate(c) for c in zip(*parts, strict=True))
         known = np.isfinite(scores).all(axis=1)
-        one = metrics.score(metrics.Predictions(truth[known], scores[known], rows[known], folds[known], joined.n_levels))
+        one = metrics.score(
+            metrics.Predictions(truth[known], scores[known], rows[known], folds[known], joined.n_levels)
+        )
         for metric in values:
             values[metric].append(float(one[metric][0]))
-    return lambda metric, observed: (1 + int(metrics.as_good(np.array(values[metric]), observed, metric).sum())) / (1 + len(values[metric]))
+    return lambda metric, observed: (
+        (1 + int(metrics.as_good(np.array(values[metric]), observed, metric).sum())) / (1 + len(values[metric]))
+    )
 
 
 def _write_predictions(step: Step, model: str, joined: metrics.Predictions, names: Sequence[str]) -> None:
@@ -220,11 +247,17 @@ def _write_predictions(step: Step, model: str, joined: metrics.Predictions, name
 def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     import pandas as pd
 
-    rows = [{"split": name, **row} for name in names for row in query.read_json_list(step.fit_folder(model, name) / "history.json")]
+    rows = [
+        {"split": name, **row}
+        for name in names
+        for row in query.read_json_list(step.fit_folder(model, name) / "history.json")
+    ]
     described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
                  "validation_loss": "Loss on the validation rows", "penalty": "Chosen inverse penalty (C) or penalty (alpha)"}  # fmt: skip
     table = pd.DataFrame(rows)
-    derivatives.write_table(Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns})
+    derivatives.write_table(
+        Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}
+    )
 
 
 def _sites(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
@@ -256,7 +289,11 @@ def keep(model: Settings, **common: Any) -> str:
     dataset = str(query.description(step.config.bids)["Name"])
     described = query.read_json(step.folder / "features.json")
     plan = cohorts.read_plan(step.folder)
-    features = {name: described.get(name) or _table_described(step, plan, name) for name in fitted.inputs if name != cohorts.CONFOUNDS}
+    features = {
+        name: described.get(name) or _table_described(step, plan, name)
+        for name in fitted.inputs
+        if name != cohorts.CONFOUNDS
+    }
     said = {
         "features": features, "feature_options": configuration.to_mapping(step.config)["features"],
         "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
@@ -264,13 +301,20 @@ def keep(model: Settings, **common: Any) -> str:
         "participants": bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset),
         "n_participants": len(rows), "model": model["method"], "scores": _scores(step, model["id"]),
     }  # fmt: skip
-    return str(bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said))
+    return str(
+        bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said)
+    )
 
 
 def _table_described(step: Step, plan: cohorts.Plan, name: str) -> dict[str, Any]:
     block = step.cohort.features[name]
     table = str(Path(plan.tables[name]).relative_to(step.config.bids))
-    return {"feature": "phenotype", "table": table, "columns": list(step.config.features.of("phenotype").get("columns", ())), "labels": list(block.labels)}
+    return {
+        "feature": "phenotype",
+        "table": table,
+        "columns": list(step.config.features.of("phenotype").get("columns", ())),
+        "labels": list(block.labels),
+    }
 
 
 def _scores(step: Step, model: str) -> list[dict[str, Any]]:
@@ -278,6 +322,7 @@ def _scores(step: Step, model: str) -> list[dict[str, Any]]:
     import pandas as pd
 
     table = pd.read_csv(step.config.out / "group" / "metrics" / f"target-{step.target}_metrics.tsv", sep="\t")
-    mine: list[dict[str, Any]] = table[table["model"] == model][["metric", "value", "ci_low", "ci_high"]].to_dict("records")
+    mine: list[dict[str, Any]] = table[table["model"] == model][["metric", "value", "ci_low", "ci_high"]].to_dict(
+        "records"
+    )
     return mine
-

@@ -93,10 +93,17 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     site = _column(plan, config.splits.site_column, SITE_COLUMNS, needed=config.splits.kind == "leave-site-out")
     groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed=False)
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
-    final = {t.name: splits.final(t, plan.participant_ids, config.splits, seed=config.random_seed, groups=_cells(plan, groups)) for t, _ in targets}
+    final = {
+        t.name: splits.final(
+            t, plan.participant_ids, config.splits, seed=config.random_seed, groups=_cells(plan, groups)
+        )
+        for t, _ in targets
+    }
     said = [f"{len(plan.participant_ids)} participants, {len(plan.excluded)} left out."]
     said += [f"target: {t.name} ({', '.join(t.levels) or 'a quantity'}): {why}." for t, why in targets]
-    said += [f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."]
+    said += [
+        f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."
+    ]
     said += [f"models: {', '.join(m.id for m in models)}."]
     return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
 
@@ -123,14 +130,20 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
     """
     features = _feature_names(plan)
     wanted = config.models.names or tuple(n for n in zoo.names("models"))
-    models = [Model(n, n, (cohorts.CONFOUNDS,), "baseline") for n in ("dummy", "confounds_only") if has_confounds or n == "dummy"]
+    models = [
+        Model(n, n, (cohorts.CONFOUNDS,), "baseline")
+        for n in ("dummy", "confounds_only")
+        if has_confounds or n == "dummy"
+    ]
     for name in dict.fromkeys(("linear", *wanted)):
         if name in ("dummy", "confounds_only"):
             continue
         suits = zoo.constant("models", name, "SUITS") or ("volume", "edge", "column")
         mine = [f for f in features if _kind(plan, f) in suits]
         if not mine and name in config.models.names:
-            raise UsageError(f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes a {' or '.join(suits)}.")
+            raise UsageError(
+                f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes a {' or '.join(suits)}."
+            )
         models += [Model(f"{f}_{name}", name, (f,), "baseline" if name in BASELINES else "network") for f in mine]
     return models + _fusions(config, models)
 
@@ -152,7 +165,9 @@ def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed
     lower = {str(c).lower(): str(c) for c in plan.columns}
     found = named or next((lower[c] for c in candidates if c in lower), "")
     if needed and not found:
-        raise DataError(f"leave-site-out needs a column of sites; participants.tsv has {', '.join(plan.columns)}. Name it in splits.site_column.")
+        raise DataError(
+            f"leave-site-out needs a column of sites; participants.tsv has {', '.join(plan.columns)}. Name it in splits.site_column."
+        )
     return found
 
 
@@ -160,19 +175,29 @@ def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:
     """Read a column of ties; somebody without a value is tied to nobody."""
     if not column:
         return ()
-    return tuple(c if isinstance(c, str) else f"alone-{i}" for c, i in zip(plan.columns[column], plan.participant_ids, strict=True))
+    return tuple(
+        c if isinstance(c, str) else f"alone-{i}"
+        for c, i in zip(plan.columns[column], plan.participant_ids, strict=True)
+    )
 
 
 def _splits(config: Config, plan: cohorts.Plan, target: Target, groups: str, site: str) -> list[Split]:
     tied = _cells(plan, groups)
     if config.splits.kind == "file":
         return splits.read(Path(config.splits.file), plan.participant_ids, target, groups=tied)
-    return splits.make(target, plan.participant_ids, config.splits, seed=config.random_seed, groups=tied, sites=_cells(plan, site))
+    return splits.make(
+        target, plan.participant_ids, config.splits, seed=config.random_seed, groups=tied, sites=_cells(plan, site)
+    )
 
 
 def _lay_out(config: Config, plan: cohorts.Plan) -> str:
     """Lay out the cohort in the work folder; a changed plan or file begins anew. Returns a digest of both."""
-    stamps = {f: (s := Path(f).stat()).st_size + s.st_mtime_ns for v in plan.variants for paths in v.files.values() for f in paths}
+    stamps = {
+        f: (s := Path(f).stat()).st_size + s.st_mtime_ns
+        for v in plan.variants
+        for paths in v.files.values()
+        for f in paths
+    }
     digest = hashlib.sha256(json.dumps([asdict(plan), stamps], sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cohort_folder(config)
     mark = folder / "digest"
@@ -194,7 +219,11 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     import pandas as pd
 
     folder = config.out / "group"
-    used = list(dict.fromkeys([*(t.name for t, _ in chosen.targets), *chosen.covariates, *filter(None, (chosen.site, chosen.groups))]))
+    used = list(
+        dict.fromkeys(
+            [*(t.name for t, _ in chosen.targets), *chosen.covariates, *filter(None, (chosen.site, chosen.groups))]
+        )
+    )
     people = pd.DataFrame({"participant_id": plan.participant_ids, **{c: plan.columns[c] for c in used}})
     for variant in plan.variants:
         people[f"feature:{variant.name}"] = [int(i in variant.files) for i in plan.participant_ids]
@@ -204,7 +233,9 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     derivatives.write_table(folder / "participants.tsv", people)
     for target, _ in chosen.targets:
         table = splits.to_table(chosen.splits[target.name], plan.participant_ids)
-        derivatives.write_table(splits_path(config.out, target.name), table, {c: "Part of the split" for c in table.columns[1:]})
+        derivatives.write_table(
+            splits_path(config.out, target.name), table, dict.fromkeys(table.columns[1:], "Part of the split")
+        )
         final = splits.to_table([chosen.final[target.name]], plan.participant_ids)
         derivatives.write_table(config.work / "final" / f"{target.name}.tsv", final)
     derivatives.write_json(folder / "choices.json", _described(config, plan, chosen))
@@ -218,7 +249,8 @@ def splits_path(out: Path, target: str) -> Path:
 def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str, Any]:
     described = json.loads((cohort_folder(config) / "features.json").read_text(encoding="utf-8"))
     features = [
-        {"name": v.name, "kind": _kind(plan, v.name), "files": v.n_files, "shape": described[v.name]["shape"], "dims": described[v.name]["dims"],
+        {"name": v.name, "kind": _kind(plan, v.name), "files": v.n_files,
+         "shape": described[v.name]["shape"], "dims": described[v.name]["dims"],
          "n_participants": len(v.files), "space": v.entities.get("space"), "atlas": v.entities.get("atlas"),
          "n_regions": len(described[v.name]["labels"])}
         for v in plan.variants
@@ -246,7 +278,15 @@ def _described_target(target: Target, why: str) -> dict[str, Any]:
         counts = {"mean": known.mean(), "sd": known.std(), "min": known.min(), "max": known.max()}
     positive = target.levels[1] if len(target.levels) == 2 else None
     kind = "classification" if target.is_class else "regression"
-    return {"name": target.name, "kind": kind, "levels": list(target.levels), "positive": positive, "counts": counts, "n": len(known), "why": why}
+    return {
+        "name": target.name,
+        "kind": kind,
+        "levels": list(target.levels),
+        "positive": positive,
+        "counts": counts,
+        "n": len(known),
+        "why": why,
+    }
 
 
 def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
@@ -258,9 +298,13 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
     if not chosen.covariates:
         notes.append("No confounds were found in participants.tsv, so what they alone would reach is unknown.")
     if chosen.site and config.splits.kind == "kfold":
-        notes.append(f"Participants of one {chosen.site} are on both sides of the splits; leave-site-out (splits.kind) tells how well a model travels.")
+        notes.append(
+            f"Participants of one {chosen.site} are on both sides of the splits; splits.kind = \"leave-site-out\" tells how a model travels."
+        )
     if any(".desc-centred" in str(v.entities) or v.entities.get("desc") == "centred" for v in plan.variants):
-        notes.append("T1w scans were raw: they are centred on the template, not registered. Preprocess them (e.g. fMRIPrep) for finer models.")
+        notes.append(
+            "T1w scans were raw: they are centred on the template, not registered. Preprocess them (e.g. fMRIPrep) for finer models."
+        )
     return notes
 
 
@@ -270,10 +314,26 @@ def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> 
     fresh = (folder / "fresh").is_file()
     rows = range(0, len(plan.participant_ids), ROWS_PER_TASK) if plan.variants else range(0)
     fills = [
-        engine.Task(f"fill_{start}", "bids_dl.cohort:fill", {"folder": str(folder), "start": start, "stop": start + ROWS_PER_TASK}, stamp=digest, redo=fresh)
+        engine.Task(
+            f"fill_{start}",
+            "bids_dl.cohort:fill",
+            {"folder": str(folder), "start": start, "stop": start + ROWS_PER_TASK},
+            stamp=digest,
+            redo=fresh,
+        )
         for start in rows
     ]
-    tasks = [*fills, engine.Task("cohort", "bids_dl.fits:gather", {"folder": str(folder)}, tuple(t.name for t in fills), stamp=digest, redo=fresh)]
+    tasks = [
+        *fills,
+        engine.Task(
+            "cohort",
+            "bids_dl.fits:gather",
+            {"folder": str(folder)},
+            tuple(t.name for t in fills),
+            stamp=digest,
+            redo=fresh,
+        ),
+    ]
     for target, _ in chosen.targets:
         tasks += _target_tasks(config, chosen, target, digest)
     return tasks
@@ -283,33 +343,84 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
     """Write down one target's steps: fits, permuted fits, scores, explanations, bundles."""
     settings = configuration.to_mapping(config)
     settings["run"] = {k: v for k, v in settings["run"].items() if k in {"device", "work_dir"}}
-    common = {"config": settings, "target": target.name, "covariates": list(chosen.covariates), "site": chosen.site, "groups": chosen.groups}
+    common = {
+        "config": settings,
+        "target": target.name,
+        "covariates": list(chosen.covariates),
+        "site": chosen.site,
+        "groups": chosen.groups,
+    }
     names = [s.name for s in chosen.splits[target.name]]
     tasks: list[engine.Task] = []
     for model in chosen.models:
         given = {**common, "model": asdict(model)}
         for split in [*names, "final"]:
             before = [task_name("fit", target.name, member, split) for member in model.members] or ["cohort"]
-            tasks.append(engine.Task(task_name("fit", target.name, model.id, split), "bids_dl.fits:fit", {**given, "split": split}, before, stamp=digest, memory_gb=0.6))
+            tasks.append(
+                engine.Task(
+                    task_name("fit", target.name, model.id, split),
+                    "bids_dl.fits:fit",
+                    {**given, "split": split},
+                    before,
+                    stamp=digest,
+                    memory_gb=0.6,
+                )
+            )
         for split in names if n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values)))) else []:
             n = n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values))))
-            tasks.append(engine.Task(task_name("null", target.name, model.id, split), "bids_dl.fits:retrain", {**given, "split": split, "n": n}, ["cohort"], stamp=digest, memory_gb=0.6))
+            tasks.append(
+                engine.Task(
+                    task_name("null", target.name, model.id, split),
+                    "bids_dl.fits:retrain",
+                    {**given, "split": split, "n": n},
+                    ["cohort"],
+                    stamp=digest,
+                    memory_gb=0.6,
+                )
+            )
     listed = [asdict(m) for m in chosen.models]
     waits = [t.name for t in tasks]
-    tasks.append(engine.Task(task_name("score", target.name), "bids_dl.fits:score", {**common, "models": listed, "splits": names}, waits, stamp=digest))
+    tasks.append(
+        engine.Task(
+            task_name("score", target.name),
+            "bids_dl.fits:score",
+            {**common, "models": listed, "splits": names},
+            waits,
+            stamp=digest,
+        )
+    )
     for model in chosen.models:
         fits = [task_name("fit", target.name, model.id, split) for split in names]
         given = {**common, "model": asdict(model)}
         if model.inputs != (cohorts.CONFOUNDS,):
             for method in _explainers(config, model):
-                tasks.append(engine.Task(task_name("explain", target.name, model.id, method), "bids_dl.fits:explain", {**given, "splits": names, "method": method}, fits, stamp=digest, memory_gb=0.8))
-            tasks.append(engine.Task(task_name("bundle", target.name, model.id), "bids_dl.fits:keep", given, [task_name("fit", target.name, model.id, "final"), task_name("score", target.name)], stamp=digest))
+                tasks.append(
+                    engine.Task(
+                        task_name("explain", target.name, model.id, method),
+                        "bids_dl.fits:explain",
+                        {**given, "splits": names, "method": method},
+                        fits,
+                        stamp=digest,
+                        memory_gb=0.8,
+                    )
+                )
+            tasks.append(
+                engine.Task(
+                    task_name("bundle", target.name, model.id),
+                    "bids_dl.fits:keep",
+                    given,
+                    [task_name("fit", target.name, model.id, "final"), task_name("score", target.name)],
+                    stamp=digest,
+                )
+            )
     return tasks
 
 
 def _explainers(config: Config, model: Model) -> tuple[str, ...]:
     """Explain every model by integrated gradients, and the networks by occlusion too, unless named otherwise."""
-    return config.explainers.names or (("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers"))
+    return config.explainers.names or (
+        ("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers")
+    )
 
 
 def n_retrained(config: Config, model: Model, n_participants: int) -> int:
@@ -331,10 +442,16 @@ def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: M
     import pandas as pd
 
     rows = [dict(e) for e in plan.excluded]
-    rows += [{"participant_id": r["participant_id"], "target": "", "reason": f"{r['feature']}: {r['reason']}"} for r in done.get("cohort") or []]
+    rows += [
+        {"participant_id": r["participant_id"], "target": "", "reason": f"{r['feature']}: {r['reason']}"}
+        for r in done.get("cohort") or []
+    ]
     for target, _ in chosen.targets:
         missing = np.flatnonzero(~np.isfinite(target.values))
-        rows += [{"participant_id": plan.participant_ids[m], "target": target.name, "reason": f"'{target.name}' is n/a"} for m in missing]
+        rows += [
+            {"participant_id": plan.participant_ids[m], "target": target.name, "reason": f"'{target.name}' is n/a"}
+            for m in missing
+        ]
     table = pd.DataFrame(rows, columns=["participant_id", "target", "reason"])
     derivatives.write_table(config.out / "group" / "excluded.tsv", table.replace("", np.nan))
 

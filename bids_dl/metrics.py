@@ -85,7 +85,9 @@ def _class_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
 def _auc(p: Predictions, w: Array, y: Array) -> Array:
     """Two classes: pairs in order; more: the mean over each class against the rest."""
     levels = [1] if p.n_levels == 2 else list(range(p.n_levels))
-    return np.nanmean([_auc_of(p.scores[:, level], y == level, p.folds, w) for level in levels], axis=0)
+    found = np.stack([_auc_of(p.scores[:, level], y == level, p.folds, w) for level in levels])
+    known = np.isfinite(found)
+    return _ratio(np.where(known, found, 0).sum(axis=0), known.sum(axis=0))
 
 
 def _auc_of(scores: Array, positive: NDArray[np.bool_], folds: NDArray[np.intp], w: Array) -> Array:
@@ -115,11 +117,17 @@ def _quantity_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
     together = (w * y * said).sum(axis=1) / total - mean_y * mean_said
     varies = var_said > 1e-12 * np.maximum(mean_said**2, 1e-12)
     r = np.where(varies, together / np.sqrt(np.maximum(var_y * var_said, 1e-300)), 0)
-    return {"mae": (w * np.abs(y - said)).sum(axis=1) / total, "r2": 1 - squares / var_y, "r": r, "rmse": np.sqrt(squares)}
+    return {
+        "mae": (w * np.abs(y - said)).sum(axis=1) / total,
+        "r2": 1 - squares / var_y,
+        "r": r,
+        "rmse": np.sqrt(squares),
+    }
 
 
 def _ratio(a: Array, b: Array) -> Array:
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    out: Array = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    return out
 
 
 def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple[float, float]]:
@@ -132,7 +140,10 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
     people, code = np.unique(predictions.participants, return_inverse=True)
     generator = np.random.default_rng(seed)
     drawn = [
-        score(predictions, generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size)[:, code].astype(float))
+        score(
+            predictions,
+            generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size)[:, code].astype(float),
+        )
         for size in _draws(n, len(predictions.truth))
     ]
     edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
@@ -154,7 +165,7 @@ def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]
     strata = predictions.folds[first] if len(people) == len(predictions.truth) else np.zeros(len(people), int)
     own = predictions.truth[first]
     generator = np.random.default_rng(seed)
-    extreme = {name: 1 for name in predictions.names}
+    extreme = dict.fromkeys(predictions.names, 1)
     for size in _draws(n, len(predictions.truth)):
         moved = np.stack([_permuted(own, strata, generator) for _ in range(size)])[:, code]
         null = score(predictions, truth=moved)
@@ -192,10 +203,23 @@ def chance(predictions: Predictions, metric: str) -> float:
     share = np.bincount(y.astype(int), minlength=predictions.n_levels) / len(y)
     brier = float((share * (1 - share)).sum()) / (2 if predictions.n_levels == 2 else 1)
     f1 = 2 * share[1] / (1 + share[1]) if predictions.n_levels == 2 else 1 / predictions.n_levels
-    return {"auc": 0.5, "balanced_accuracy": 1 / predictions.n_levels, "f1": f1, "brier": brier, "accuracy": float(share.max())}[metric]
+    return {
+        "auc": 0.5,
+        "balanced_accuracy": 1 / predictions.n_levels,
+        "f1": f1,
+        "brier": brier,
+        "accuracy": float(share.max()),
+    }[metric]
 
 
-def table(predictions: Predictions, *, n_bootstraps: int, n_permutations: int, seed: int, retrained: Callable[[str, float], float] | None = None) -> list[dict[str, Any]]:
+def table(
+    predictions: Predictions,
+    *,
+    n_bootstraps: int,
+    n_permutations: int,
+    seed: int,
+    retrained: Callable[[str, float], float] | None = None,
+) -> list[dict[str, Any]]:
     """Lay out every metric with interval, p-value and chance: a row a metric."""
     values = score(predictions)
     ranges = intervals(predictions, n=n_bootstraps, seed=seed)
@@ -216,9 +240,18 @@ def by_site(predictions: Predictions, sites: Sequence[str]) -> list[dict[str, An
     labels = np.asarray(sites, dtype=object)
     for site in sorted(set(sites), key=str):
         at = labels == site
-        mine = Predictions(predictions.truth[at], predictions.scores[at], predictions.participants[at], predictions.folds[at], predictions.n_levels)
+        mine = Predictions(
+            predictions.truth[at],
+            predictions.scores[at],
+            predictions.participants[at],
+            predictions.folds[at],
+            predictions.n_levels,
+        )
         values = score(mine)
-        rows += [{"site": site, "metric": m, "value": float(values[m][0]), "n": len(np.unique(mine.participants))} for m in mine.names]
+        rows += [
+            {"site": site, "metric": m, "value": float(values[m][0]), "n": len(np.unique(mine.participants))}
+            for m in mine.names
+        ]
     return rows
 
 

@@ -90,7 +90,9 @@ def note_run(config: Config, run_id: str) -> None:
 
 def start_validation(config: Config) -> subprocess.Popen[bytes] | None:
     """Start the BIDS validator beside the extraction, where it is installed and the whole dataset is asked for."""
-    tool = shutil.which("bids-validator-deno") or shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    tool = shutil.which("bids-validator-deno") or shutil.which(
+        "bids-validator-deno", path=str(Path(sys.executable).parent)
+    )
     done = config.out / "logs" / "validation.json"
     if config.select.skip_bids_validation or config.select.participant_label or tool is None or done.is_file():
         return None
@@ -108,7 +110,9 @@ def finish_validation(config: Config, process: subprocess.Popen[bytes] | None) -
         process.wait(timeout=600)
     except subprocess.TimeoutExpired:
         process.kill()
-        LOG.warning("the BIDS validator took more than ten minutes and was stopped; --skip-bids-validation leaves it out.")
+        LOG.warning(
+            "the BIDS validator took more than ten minutes and was stopped; --skip-bids-validation leaves it out."
+        )
         return
     raw = config.out / "logs" / "validation_raw.json"
     if not raw.is_file():
@@ -152,7 +156,10 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
         described = {c: PREDICTION_COLUMNS.get(c, f"Output for '{c.removeprefix('score_')}'") for c in table.columns}
         path = derivatives.write_table(config.out / "phenotype" / f"{name}.tsv", table)
         meta = {"MeasurementToolMetadata": {"Description": f"Predictions of the bids_dl bundle {name}"}}
-        derivatives.write_json(path.with_suffix(".json"), meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"})
+        derivatives.write_json(
+            path.with_suffix(".json"),
+            meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"},
+        )
         LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
 
 

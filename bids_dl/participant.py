@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bids_dl import derivatives, engine, outputs, query, zoo
 from bids_dl import config as configuration
+from bids_dl import derivatives, engine, outputs, query, zoo
 from bids_dl.config import Config
 from bids_dl.errors import BidsDLError, NothingSelectedError
 from bids_dl.records import Feature, Scan
@@ -78,7 +78,9 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
         arguments = {"config": given, "scans": {i: [_packed(s) for s in scans[i]] for i in mine}, "bundles": bundles}
         missing = any(not record_path(config.out, i).is_file() for i in mine)
         name = f"{mine[0]}_and_{len(mine) - 1}".replace("-", "_").replace("+", "_")
-        tasks.append(engine.Task(name, "bids_dl.participant:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine)))
+        tasks.append(
+            engine.Task(name, "bids_dl.participant:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine))
+        )
     outputs.note_run(config, run_id)
     return tasks
 
@@ -126,7 +128,11 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
 
 def _connect(config: Config, record: dict[str, Any], scans: Sequence[Scan]) -> None:
     """Correlate each series of this participant for which no derivative gave a matrix."""
-    given = {(s.entities.get("task"), s.entities.get("run"), s.entities.get("atlas")) for s in scans if s.entities["suffix"] in {"relmat", "matrix"}}
+    given = {
+        (s.entities.get("task"), s.entities.get("run"), s.entities.get("atlas"))
+        for s in scans
+        if s.entities["suffix"] in {"relmat", "matrix"}
+    }
     series = [f for f in record["features"] if f["feature"] == "timeseries"]
     for entry in series:
         path = config.out / entry["path"]
@@ -168,7 +174,9 @@ def _noted(config: Config, name: str, scan: Scan, feature: Feature, path: Path) 
     return noted | ({"mean_fd": displacement} if displacement is not None else {})
 
 
-def _predict(config: Config, participant_id: str, bundles: Sequence[str], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _predict(
+    config: Config, participant_id: str, bundles: Sequence[str], record: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Apply each bundle to this participant's features; a refusal is an entry with its reason."""
     from bids_dl import prediction
 
@@ -199,13 +207,23 @@ def _conclude(config: Config, records: Mapping[str, dict[str, Any] | None]) -> i
     for record in records.values():
         for name in {f["feature"] for f in (record or {"features": []})["features"]}:
             counts[name] = counts.get(name, 0) + 1
-    LOG.info("%d participants: %s.", len(records), ", ".join(f"{k} from {v}" for k, v in sorted(counts.items())) or "no feature")
+    LOG.info(
+        "%d participants: %s.",
+        len(records),
+        ", ".join(f"{k} from {v}" for k, v in sorted(counts.items())) or "no feature",
+    )
     for participant_id, record in list(failed.items())[:20]:
-        reasons = [p["reason"] for p in record["problems"]] if record else ["stopped before it was written; see logs/crash-*."]
+        reasons = (
+            [p["reason"] for p in record["problems"]]
+            if record
+            else ["stopped before it was written; see logs/crash-*."]
+        )
         LOG.warning("%s: %s", participant_id, " ".join(reasons))
     if len(failed) > 20:
         LOG.warning("… and %d more; all are in %s.", len(failed) - 20, config.out / "logs" / "problems.tsv")
     outputs.write_problems(config.out, records)
     if not counts:
-        raise NothingSelectedError(f"no feature could be extracted from any of the {len(records)} participants; the reasons are above.")
+        raise NothingSelectedError(
+            f"no feature could be extracted from any of the {len(records)} participants; the reasons are above."
+        )
     return 1 if failed else 0

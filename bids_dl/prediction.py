@@ -36,22 +36,34 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
         raise
     except BidsDLError as problem:
         return {"bundle": name, "row": {**_empty_row(folder), "excluded": str(problem)}}
-    return {"bundle": name, "row": {**row, "excluded": None}, "attributions": _explain(folder, config, participant_id, one)}
+    return {
+        "bundle": name,
+        "row": {**row, "excluded": None},
+        "attributions": _explain(folder, config, participant_id, one),
+    }
 
 
 def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
     if not fitted.levels:
         return {"y_score": float(scores[0]), "prediction": float(scores[0])}
     row: dict[str, Any] = {"y_score": float(scores[-1]), "prediction": fitted.levels[int(scores.argmax())]}
-    return row | ({f"score_{level}": float(s) for level, s in zip(fitted.levels, scores, strict=True)} if len(fitted.levels) > 2 else {})
+    return row | (
+        {f"score_{level}": float(s) for level, s in zip(fitted.levels, scores, strict=True)}
+        if len(fitted.levels) > 2
+        else {}
+    )
 
 
 def _empty_row(folder: Path) -> dict[str, Any]:
     levels = bundle.about(folder)["levels"]
-    return {"y_score": None, "prediction": None} | ({f"score_{level}": None for level in levels} if len(levels) > 2 else {})
+    return {"y_score": None, "prediction": None} | (
+        {f"score_{level}": None for level in levels} if len(levels) > 2 else {}
+    )
 
 
-def _cohort_of_one(fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Cohort:
+def _cohort_of_one(
+    fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]
+) -> Cohort:
     """Gather the bundle's inputs for one participant; an input that is missing is NaN.
 
     Raises
@@ -61,9 +73,15 @@ def _cohort_of_one(fitted: FittedModel, said: Mapping[str, Any], config: Config,
     """
     import pandas as pd
 
-    blocks = {name: _block_of_one(fitted, said["features"][name], name, config, participant_id, record) for name in fitted.inputs if name != cohorts.CONFOUNDS}
+    blocks = {
+        name: _block_of_one(fitted, said["features"][name], name, config, participant_id, record)
+        for name in fitted.inputs
+        if name != cohorts.CONFOUNDS
+    }
     if fitted.inputs != (cohorts.CONFOUNDS,) and not any(np.isfinite(b.values).any() for b in blocks.values()):
-        raise DataError(f"{participant_id} has none of the features that the bundle takes ({', '.join(fitted.inputs)}).")
+        raise DataError(
+            f"{participant_id} has none of the features that the bundle takes ({', '.join(fitted.inputs)})."
+        )
     people = pd.DataFrame({"participant_id": [participant_id]})
     if said["uses_confounds"]:
         blocks[cohorts.CONFOUNDS] = _confounds_of_one(said, config, participant_id, record)
@@ -71,7 +89,12 @@ def _cohort_of_one(fitted: FittedModel, said: Mapping[str, Any], config: Config,
 
 
 def _block_of_one(
-    fitted: FittedModel, described: Mapping[str, Any], name: str, config: Config, participant_id: str, record: Mapping[str, Any]
+    fitted: FittedModel,
+    described: Mapping[str, Any],
+    name: str,
+    config: Config,
+    participant_id: str,
+    record: Mapping[str, Any],
 ) -> Block:
     shape = fitted.normalization[name].mean.shape
     values = np.full((1, *shape), np.nan, np.float32)
@@ -79,7 +102,10 @@ def _block_of_one(
         table = config.bids / described["table"]
         if table.is_file():
             given = cohorts.phenotype_block(table, [participant_id], described["columns"])
-            values[0] = [dict(zip(given.labels, given.values[0], strict=True)).get(label, np.nan) for label in described["labels"]]
+            values[0] = [
+                dict(zip(given.labels, given.values[0], strict=True)).get(label, np.nan)
+                for label in described["labels"]
+            ]
         return Block(values, ("column",), tuple(described["labels"]))
     files = [config.out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
     files = [f for f in files if _fits(query.entities(f), described["entities"])]
@@ -109,7 +135,9 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
 
 
-def _refuse_known(one: Cohort, fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str) -> None:
+def _refuse_known(
+    one: Cohort, fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str
+) -> None:
     """Refuse a participant that the bundle was trained on: the prediction would flatter it.
 
     Raises
@@ -119,9 +147,15 @@ def _refuse_known(one: Cohort, fitted: FittedModel, said: Mapping[str, Any], con
     """
     dataset = str(query.description(config.bids)["Name"])
     mine = {bundle.identity(dataset, participant_id)}
-    mine |= {bundle.fingerprint(one.features[n].values[0]) for n in fitted.inputs if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()}
+    mine |= {
+        bundle.fingerprint(one.features[n].values[0])
+        for n in fitted.inputs
+        if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
+    }
     if mine & set(said["participants"]):
-        raise DataError(f"{participant_id} was among the participants this bundle was trained on; its prediction would be too good.")
+        raise DataError(
+            f"{participant_id} was among the participants this bundle was trained on; its prediction would be too good."
+        )
 
 
 def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> list[str]:

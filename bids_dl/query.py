@@ -119,8 +119,12 @@ def _included(config: Config, ids: list[str]) -> list[str]:
     keep = np.ones(len(table), bool)
     for column, values in config.select.include.items():
         if column not in table:
-            raise DataError(f"select.include: participants.tsv has no column '{column}'; {zoo.nearest(column, table.columns)}")
-        keep &= table[column].isin([str(v) for v in (values if isinstance(values, (list, tuple)) else [values])]).to_numpy()
+            raise DataError(
+                f"select.include: participants.tsv has no column '{column}'; {zoo.nearest(column, table.columns)}"
+            )
+        keep &= (
+            table[column].isin([str(v) for v in (values if isinstance(values, (list, tuple)) else [values])]).to_numpy()
+        )
     kept = sorted(set(ids) & set(table.index[keep]))
     if not kept:
         raise NothingSelectedError(f"no participant has {dict(config.select.include)}; look at participants.tsv.")
@@ -144,7 +148,9 @@ def read_people(file: Path) -> Any:
     import pandas as pd
 
     if not file.is_file():
-        raise MissingInputError(f"{file} is missing; a row for each participant is needed, with the columns to predict.")
+        raise MissingInputError(
+            f"{file} is missing; a row for each participant is needed, with the columns to predict."
+        )
     table = pd.read_csv(file, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
     if "participant_id" not in table:
         raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
@@ -199,7 +205,11 @@ def find(config: Config) -> dict[str, list[Scan]]:
 
 
 def _nothing(config: Config) -> str:
-    asked = {"tasks": config.select.task_id, "sessions": config.select.session_label, "filters": config.select.bids_filter}
+    asked = {
+        "tasks": config.select.task_id,
+        "sessions": config.select.session_label,
+        "filters": config.select.bids_filter,
+    }
     said = "; ".join(f"{k}: {v}" for k, v in asked.items() if v)
     return f"{config.bids}: no T1w, BOLD, time series or connectome is left{f' by {said}' if said else ''}."
 
@@ -229,7 +239,12 @@ def _filter(filters: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _scan(path: Path, dataset: Path) -> Scan:
     """Describe one file, with the mask and confounds that lie beside it."""
     names = entities(path)
-    scan = Scan(path, names, dataset, prepared=names["suffix"] in {"timeseries", "relmat", "matrix"} or names.get("desc") == "preproc")
+    scan = Scan(
+        path,
+        names,
+        dataset,
+        prepared=names["suffix"] in {"timeseries", "relmat", "matrix"} or names.get("desc") == "preproc",
+    )
     if names["suffix"] not in {"T1w", "bold"} or names.get("desc") != "preproc":
         return scan
     mask = path.with_name(path.name.replace("desc-preproc", "desc-brain").replace(f"_{names['suffix']}.", "_mask."))
@@ -293,7 +308,9 @@ def sidecar(path: Path, dataset: Path) -> dict[str, Any]:
 def _candidates(folder: Path, stem: str) -> list[Path]:
     """List the JSON files of a folder that apply to a name, the most general first."""
     own = set(stem.split("_"))
-    fitting = [p for p in _json_files(folder) if set(p.stem.split("_")) <= own and p.stem.split("_")[-1] == stem.split("_")[-1]]
+    fitting = [
+        p for p in _json_files(folder) if set(p.stem.split("_")) <= own and p.stem.split("_")[-1] == stem.split("_")[-1]
+    ]
     return sorted(fitting, key=lambda p: len(p.stem.split("_")))
 
 
@@ -334,7 +351,9 @@ def read_matrix(path: Path) -> tuple[tuple[str, ...], Array]:
         table = table.iloc[:, 1:]
     text = [str(c) for c, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "fiu"]
     if text or table.empty:
-        raise DataError(f"{path.name} {'is empty' if table.empty else f'holds text in column {text[0]}'}; expected numbers or n/a.")
+        raise DataError(
+            f"{path.name} {'is empty' if table.empty else f'holds text in column {text[0]}'}; expected numbers or n/a."
+        )
     names = tuple(str(c) if header == 0 else f"region{int(c) + 1:03d}" for c in table.columns)
     return names, table.to_numpy(np.float64)
 
@@ -354,7 +373,9 @@ def displacement(confounds: Path) -> float:
     with confounds.open(encoding="utf-8-sig") as lines:
         if "framewise_displacement" not in lines.readline().rstrip("\n\r").split("\t"):
             return float("nan")
-    column = pd.read_csv(confounds, sep="\t", usecols=["framewise_displacement"], na_values=["n/a"], encoding="utf-8-sig")
+    column = pd.read_csv(
+        confounds, sep="\t", usecols=["framewise_displacement"], na_values=["n/a"], encoding="utf-8-sig"
+    )
     return float(column.iloc[:, 0].mean())
 
 

@@ -106,7 +106,9 @@ class Cohort:
         n = len(self.participants)
         for name, block in self.features.items():
             if len(block.values) != n:
-                raise DataError(f"feature '{name}' has {len(block.values)} rows for {n} participants; rebuild the cohort.")
+                raise DataError(
+                    f"feature '{name}' has {len(block.values)} rows for {n} participants; rebuild the cohort."
+                )
 
 
 @dataclass(frozen=True)
@@ -173,4 +175,3 @@ class Attribution:
     method: str
     outputs: Array
     additive: bool = True
-

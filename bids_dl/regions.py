@@ -166,7 +166,9 @@ def _read(image: Any) -> tuple[NDArray[Any], float, float]:
     try:
         data = image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else np.asanyarray(image.dataobj)
     except (EOFError, OSError, ValueError) as problem:
-        raise DataError(f"{_named(image)} ends early or is damaged ({problem}); copy it again from its source.") from problem
+        raise DataError(
+            f"{_named(image)} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
     slope = getattr(image.dataobj, "slope", 1.0)
     intercept = getattr(image.dataobj, "inter", 0.0)
     return data, float(slope), float(intercept)

@@ -30,7 +30,9 @@ class Kernel:
         return np.searchsorted(self.rows, rows)
 
 
-def kernel(block: Block, normalization: Normalization, rows: NDArray[np.intp], confounds: Array | None = None) -> Kernel:
+def kernel(
+    block: Block, normalization: Normalization, rows: NDArray[np.intp], confounds: Array | None = None
+) -> Kernel:
     """Multiply the normalised rows with one another, a range of values at a time: memory follows rows, not values."""
     rows = np.sort(rows)
     flat = block.values.reshape(len(block.values), -1)

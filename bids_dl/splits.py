@@ -19,7 +19,13 @@ PARTS = ("train", "validation", "test")
 
 
 def make(
-    target: Target, ids: Sequence[str], settings: Splits, *, seed: int, groups: Sequence[str] = (), sites: Sequence[str] = ()
+    target: Target,
+    ids: Sequence[str],
+    settings: Splits,
+    *,
+    seed: int,
+    groups: Sequence[str] = (),
+    sites: Sequence[str] = (),
 ) -> list[Split]:
     """Divide the participants who have the target.
 
@@ -89,7 +95,9 @@ def _check_fold(target: Target, train: Rows, name: str) -> None:
     """Refuse a training part in which a class is missing."""
     if target.is_class and len(set(target.values[train])) < len(target.levels):
         absent = next(level for code, level in enumerate(target.levels) if code not in target.values[train])
-        raise DataError(f"split {name}: nobody of class '{absent}' is left to train on; use other groups or fewer folds.")
+        raise DataError(
+            f"split {name}: nobody of class '{absent}' is left to train on; use other groups or fewer folds."
+        )
 
 
 def _outer(
@@ -106,7 +114,9 @@ def _outer(
             yield f"repeat-{repeat + 1}_fold-{fold}", np.setdiff1d(rows, test), test
 
 
-def partition(rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Sequence[str] = (), seed: int = 0) -> list[Rows]:
+def partition(
+    rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Sequence[str] = (), seed: int = 0
+) -> list[Rows]:
     """Divide rows into stratified parts; rows with the same tie stay in one part."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -115,7 +125,9 @@ def partition(rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Seque
     if np.bincount(chosen).max() < n_parts:
         chosen = np.zeros(len(rows), np.intp)
     if tied:
-        folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed).split(rows, chosen, np.asarray(tied)[rows])
+        folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed).split(
+            rows, chosen, np.asarray(tied)[rows]
+        )
     else:
         folds = StratifiedKFold(n_parts, shuffle=True, random_state=seed).split(rows, chosen)
     import warnings
@@ -125,7 +137,9 @@ def partition(rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Seque
         return [rows[np.sort(part)] for _, part in folds]
 
 
-def _validation(train: Rows, strata: NDArray[np.intp], tied: Sequence[str], fraction: float, seed: int) -> tuple[Rows, Rows]:
+def _validation(
+    train: Rows, strata: NDArray[np.intp], tied: Sequence[str], fraction: float, seed: int
+) -> tuple[Rows, Rows]:
     """Set a validation part of the training rows aside, for early stopping."""
     parts = partition(train, strata, max(2, round(1 / fraction)), tied=tied, seed=seed)
     return np.setdiff1d(train, parts[0]), parts[0]

@@ -85,7 +85,9 @@ class Settings:
     checkpoint: Path | None = field(default=None, compare=False)
 
 
-def settings_for(definition: Mapping[str, Any], config: configuration.Config, *, checkpoint: Path | None = None) -> Settings:
+def settings_for(
+    definition: Mapping[str, Any], config: configuration.Config, *, checkpoint: Path | None = None
+) -> Settings:
     """Lay the user's wishes over the model's schedule."""
     module = importlib.import_module(str(definition["_target_"]).rpartition(".")[0])
     wishes = {
@@ -102,7 +104,12 @@ def settings_for(definition: Mapping[str, Any], config: configuration.Config, *,
 
 def define(model: str, shapes: Sequence[tuple[int, ...]], n_outputs: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Write down how a model is built, as a MONAI bundle does."""
-    return {"_target_": f"bids_dl.models.{model}.build", "shapes": [list(s) for s in shapes], "n_outputs": n_outputs, **options}
+    return {
+        "_target_": f"bids_dl.models.{model}.build",
+        "shapes": [list(s) for s in shapes],
+        "n_outputs": n_outputs,
+        **options,
+    }
 
 
 def instantiate(definition: Any, **overrides: Any) -> Any:
@@ -119,7 +126,9 @@ def instantiate(definition: Any, **overrides: Any) -> Any:
         return definition
     module, _, name = str(definition["_target_"]).rpartition(".")
     if not module.startswith("bids_dl."):
-        raise UsageError(f"the definition names '{definition['_target_']}', which is not part of bids_dl; this bundle is not safe.")
+        raise UsageError(
+            f"the definition names '{definition['_target_']}', which is not part of bids_dl; this bundle is not safe."
+        )
     function = getattr(importlib.import_module(module), name)
     arguments = {k: instantiate(v) for k, v in definition.items() if k != "_target_"}
     known = inspect.signature(function).parameters
@@ -182,7 +191,18 @@ def train(
         torch.manual_seed(settings.seed)
         data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
         module, built, history = _fit(definition, data, split, settings)
-    return FittedModel(module.eval(), built, tuple(inputs), prepared.normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history))
+    return FittedModel(
+        module.eval(),
+        built,
+        tuple(inputs),
+        prepared.normalization,
+        split,
+        cohort.target.name,
+        cohort.target.levels,
+        mean,
+        scale,
+        tuple(history),
+    )
 
 
 def refine(
@@ -203,7 +223,16 @@ def refine(
         torch.manual_seed(settings.seed)
         _, history = _Once(definition, data, settings, 0, split.train, split.validation).on_module(module)
     return FittedModel(
-        module.eval(), definition, tuple(inputs), normalization, split, cohort.target.name, cohort.target.levels, mean, scale, tuple(history)
+        module.eval(),
+        definition,
+        tuple(inputs),
+        normalization,
+        split,
+        cohort.target.name,
+        cohort.target.levels,
+        mean,
+        scale,
+        tuple(history),
     )
 
 
@@ -226,7 +255,9 @@ def present(cohort: Cohort, split: Split, inputs: Sequence[str]) -> Split:
     parts = {part: rows[has[rows]] for part in splits.PARTS if len(rows := getattr(split, part)) or part == "test"}
     kept = replace(split, **parts)
     if len(kept.train) < 4 or not len(kept.validation):
-        raise DataError(f"split {split.name}: {len(kept.train)} training participants have {' or '.join(inputs)}; at least 4 are needed.")
+        raise DataError(
+            f"split {split.name}: {len(kept.train)} training participants have {' or '.join(inputs)}; at least 4 are needed."
+        )
     return kept
 
 
@@ -235,7 +266,7 @@ def has_values(values: Array) -> NDArray[np.bool_]:
     if not np.prod(values.shape[1:]):
         return np.ones(len(values), bool)
     flat = values.reshape(len(values), -1)
-    found = np.isfinite(flat[:, :: max(1, flat.shape[1] // 50)]).any(axis=1)
+    found: NDArray[np.bool_] = np.asarray(np.isfinite(flat[:, :: max(1, flat.shape[1] // 50)]).any(axis=1))
     for row in np.flatnonzero(~found):
         found[row] = np.isfinite(flat[row]).any()
     return found
@@ -269,14 +300,17 @@ class _Data:
         """Inner products of the only input's training rows, computed once."""
         if self.prepared.kernel is None:
             name = self.inputs[0]
-            self.prepared.kernel = spans.kernel(self.cohort.features[name], self.normalization[name], pool, self.confounds)
+            self.prepared.kernel = spans.kernel(
+                self.cohort.features[name], self.normalization[name], pool, self.confounds
+            )
         return self.prepared.kernel
 
     def rows(self, rows: Rows) -> tuple[Tensor, ...]:
         """Return each input's normalised rows."""
         given = None if self.confounds is None else self.confounds[rows]
         return tuple(
-            torch.from_numpy(self.normalization[n].apply(self.cohort.features[n].values[rows], given)) for n in self.inputs
+            torch.from_numpy(self.normalization[n].apply(self.cohort.features[n].values[rows], given))
+            for n in self.inputs
         )
 
     @property
@@ -285,7 +319,9 @@ class _Data:
         return [self.cohort.features[n].shape for n in self.inputs]
 
 
-def _fit(definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
+def _fit(
+    definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Fit in the span of the training rows where that is smaller, else on the values themselves."""
     pool = np.sort(np.concatenate([split.train, split.validation]))
     small = spans.is_smaller(data.shapes, len(pool))
@@ -334,28 +370,93 @@ def _fit_estimator(
     name = data.inputs[0]
     block, normalization = data.cohort.features[name], data.normalization[name]
     n_values = int(np.prod(block.shape))
-    span = None
-    if small:
-        inner = data.kernel(pool)
-        span = spans.of(inner, pool)
-        x = span.coordinates(inner, pool)
-    else:
-        x = np.nan_to_num(data.rows(pool)[0].flatten(1).numpy())
-    x, y = (x if x.shape[1] else np.zeros((len(pool), 1), np.float32)), data.y[pool]
-    estimator = instantiate({**definition, "shapes": [[x.shape[1]]]}, classify=data.is_class)
-    _set_inner_folds(estimator, split, data, pool, settings)
-    estimator.fit(x, y.astype(int) if data.is_class else y)
-    weights, bias = _linear_parts(estimator, x.shape[1], data.cohort.target.n_outputs)
+    span = spans.of(data.kernel(pool), pool) if small else None
+    x = span.coordinates(data.kernel(pool), pool) if span else np.nan_to_num(data.rows(pool)[0].flatten(1).numpy())
+    weights, bias, penalty = _estimate(definition, x, data, split, settings)
     if span is not None:
         weights = spans.fold(span.mixing(weights), pool, block, normalization, data.confounds)
     module = Affine(n_values, len(bias))
     with torch.no_grad():
         module.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[:, :n_values], np.float32)))
         module.head.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
-    chosen = getattr(estimator, "C_", getattr(estimator, "alpha_", float("nan")))
-    penalty = float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
     built = {"_target_": "bids_dl.training.Affine", "n_values": n_values, "n_outputs": len(bias)}
-    return module, built, [{"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan"), "penalty": penalty}]
+    return (
+        module,
+        built,
+        [{"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan"), "penalty": penalty}],
+    )
+
+
+def _estimate(
+    definition: Mapping[str, Any], x: Array, data: _Data, split: Split, settings: Settings
+) -> tuple[Array, Array, float]:
+    """Fit an estimator on the training rows' values or coordinates; returns weights, biases and the penalty chosen."""
+    from sklearn import config_context
+
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    x = x if x.shape[1] else np.zeros((len(pool), 1), np.float32)
+    estimator = instantiate({**definition, "shapes": [[x.shape[1]]]}, classify=data.is_class)
+    _set_inner_folds(estimator, split, data, pool, settings)
+    with config_context(skip_parameter_validation=True, assume_finite=True):
+        estimator.fit(x, data.y[pool].astype(int) if data.is_class else data.y[pool])
+    weights, bias = _linear_parts(estimator, x.shape[1], data.cohort.target.n_outputs)
+    chosen = getattr(estimator, "C_", getattr(estimator, "alpha_", float("nan")))
+    return weights, bias, float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
+
+
+def null_scores(
+    definition: Mapping[str, Any],
+    cohort: Cohort,
+    split: Split,
+    inputs: Sequence[str],
+    settings: Settings,
+    targets: Sequence[Target],
+) -> list[Array]:
+    """Train under other labels, again and again, and predict the test rows each time.
+
+    What the features alone determine is computed once. Linear baselines with more values than participants never
+    leave the span of the training rows: a training takes milliseconds.
+
+    Returns
+    -------
+    list
+        Scores of the test rows for each of ``targets``, as `predict` gives them.
+    """
+    usable = present(cohort, split, inputs)
+    pool = np.sort(np.concatenate([usable.train, usable.validation]))
+    prepared = prepare(cohort, usable, inputs, settings)
+    linear = not isinstance(_without_weights(definition, is_class=cohort.target.is_class), nn.Module)
+    if not (linear and spans.is_smaller([cohort.features[n].shape for n in inputs], len(pool))):
+        permuted = (replace(cohort, target=target) for target in targets)
+        return [
+            predict(train(definition, one, usable, inputs, settings, prepared), one, split.test) for one in permuted
+        ]
+    return _null_in_span(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
+
+
+def _null_in_span(
+    definition: Mapping[str, Any], cohort: Cohort, split: Split, test: Rows, inputs: Sequence[str], settings: Settings,
+    targets: Sequence[Target], prepared: Prepared,
+) -> list[Array]:  # fmt: skip
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    name = inputs[0]
+    everyone = spans.kernel(
+        cohort.features[name], prepared.normalization[name], np.concatenate([pool, split.test]), confounds
+    )
+    span = spans.of(everyone, pool)
+    x, held = span.coordinates(everyone, pool), span.coordinates(everyone, split.test)
+    found = []
+    for target in targets:
+        one = replace(cohort, target=target)
+        y, mean, scale = _standardised(target, pool)
+        weights, bias, _ = _estimate(
+            definition, x, _Data(one, inputs, prepared, confounds, y, is_class=target.is_class), split, settings
+        )
+        scores = np.full((len(test), max(1, len(target.levels))), np.nan)
+        scores[np.isin(test, split.test)] = _scored(held @ weights.T + bias, target.levels, mean, scale)
+        found.append(scores)
+    return found
 
 
 def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, settings: Settings) -> None:
@@ -412,15 +513,21 @@ class _Once:
 
         return module, self._loop(module, getter(0, self.train), getter(1, self.validation))
 
-    def _loop(self, module: nn.Module, training: Callable[..., Any], validation: Callable[..., Any]) -> list[dict[str, float]]:
-        loss = getattr(module, "loss", None) or _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
+    def _loop(
+        self, module: nn.Module, training: Callable[..., Any], validation: Callable[..., Any]
+    ) -> list[dict[str, float]]:
+        loss = getattr(module, "loss", None) or _loss(
+            self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights
+        )
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
         history = loop.run(training, self._labels(self.train), validation, self._labels(self.validation))
         return [{"member": self.number, **row} for row in history]
 
     def _labels(self, rows: Rows) -> Tensor:
-        return torch.tensor(self.data.y[rows], dtype=torch.long if self.data.cohort.target.n_outputs > 1 else torch.float32)
+        return torch.tensor(
+            self.data.y[rows], dtype=torch.long if self.data.cohort.target.n_outputs > 1 else torch.float32
+        )
 
 
 def _without_weights(definition: Mapping[str, Any], *, is_class: bool) -> Any:
@@ -435,7 +542,9 @@ def _loss(data: _Data, rows: Rows, *, weighted: bool) -> Loss:
     if not target.is_class:
         return lambda out, y: nn.functional.mse_loss(out[:, 0], y)
     counts = np.bincount(data.y[rows].astype(int), minlength=len(target.levels)).clip(1)
-    weights = torch.tensor(counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts)), dtype=torch.float32)
+    weights = torch.tensor(
+        counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts)), dtype=torch.float32
+    )
     if target.n_outputs > 1:
         return lambda out, y: nn.functional.cross_entropy(out, y, weights.to(out.device))
     return lambda out, y: nn.functional.binary_cross_entropy_with_logits(out[:, 0], y, weights.to(out.device)[y.long()])
@@ -444,13 +553,18 @@ def _loss(data: _Data, rows: Rows, *, weighted: bool) -> Loss:
 class _Loop:
     """Epochs with early stopping on the validation rows; the best weights are kept; a checkpoint lets it resume."""
 
-    def __init__(self, module: nn.Module, settings: Settings, loss: Loss, checkpoint: Path | None, *, seed: int) -> None:
+    def __init__(
+        self, module: nn.Module, settings: Settings, loss: Loss, checkpoint: Path | None, *, seed: int
+    ) -> None:
         from lightning_fabric import Fabric
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         self.fabric = Fabric(accelerator="cpu" if settings.device == "cpu" else settings.device, devices=1)
         optimizer = torch.optim.AdamW(
-            (p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            (p for p in module.parameters() if p.requires_grad),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.bare = module
         self.module, self.optimizer = self.fabric.setup(module, optimizer)
@@ -459,7 +573,9 @@ class _Loop:
         self.best, self.best_state, self.waited = float("inf"), copy.deepcopy(module.state_dict()), 0
         self.history: list[dict[str, float]] = []
 
-    def run(self, training: Callable[..., Any], y: Tensor, validation: Callable[..., Any], y_validation: Tensor) -> list[dict[str, float]]:
+    def run(
+        self, training: Callable[..., Any], y: Tensor, validation: Callable[..., Any], y_validation: Tensor
+    ) -> list[dict[str, float]]:
         """Train until the validation loss has stopped falling, then go back to its best weights."""
         self._resume()
         if not self.history:
@@ -545,13 +661,15 @@ def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, 
     """Normalise some rows as the model was taught; an absent input stays NaN."""
     confounds = cohort.features["confounds"].values[rows] if "confounds" in cohort.features else None
     return tuple(
-        torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], confounds)) for n in fitted.inputs
+        torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], confounds))
+        for n in fitted.inputs
     )
 
 
 def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows, *, batch_size: int = 64) -> Array:
     """Run the module, (participant, output): logits, or the standardised quantity; NaN where every input is absent."""
-    parts = [np.zeros((0, fitted.module.head.out_features))]
+    head: Any = fitted.module.head
+    parts = [np.zeros((0, head.out_features))]
     with torch.no_grad():
         for at in _batches(rows, batch_size):
             inputs = inputs_of(fitted, cohort, at)
@@ -569,8 +687,12 @@ def predict(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
 
 def to_scores(fitted: FittedModel, raw: Array) -> Array:
     """Turn a module's outputs into probabilities or the target's unit."""
-    if not fitted.levels:
-        return raw * fitted.target_scale + fitted.target_mean
+    return _scored(raw, fitted.levels, fitted.target_mean, fitted.target_scale)
+
+
+def _scored(raw: Array, levels: Sequence[str], mean: float, scale: float) -> Array:
+    if not levels:
+        return raw * scale + mean
     if raw.shape[1] == 1:
         positive = 1 / (1 + np.exp(-raw))
         return np.hstack([1 - positive, positive])

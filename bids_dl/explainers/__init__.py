@@ -1,0 +1,1 @@
+"""Which values a prediction rests on: one file, one method."""

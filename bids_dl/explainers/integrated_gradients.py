@@ -53,7 +53,10 @@ def explain(
             values[name].append(torch.nan_to_num(attribution).detach().numpy().astype(np.float32))
         outputs.append(out)
     ids = cohort.participants["participant_id"].iloc[rows]
-    joined = {name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape)) for name, parts in values.items()}
+    joined = {
+        name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape))
+        for name, parts in values.items()
+    }
     return Attribution(joined, tuple(ids), "integratedgradients", np.concatenate(outputs) if outputs else np.zeros(0))
 
 

@@ -11,6 +11,8 @@ from bids_dl import cohort as cohorts
 from bids_dl import regions, training
 from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split
 
+ROWS_BYTES = 2**26
+
 
 def explain(
     fitted: FittedModel, cohort: Cohort, split: Split, *, atlas: str = "aal", max_participants: int = 12
@@ -61,15 +63,33 @@ def _changes(
 ) -> Array:  # fmt: skip
     """Occlude each region of one input and give its change to its voxels, edges or column."""
     shape = inputs[position].shape
-    total, count = np.zeros(shape, np.float32).reshape(shape[0], -1), np.zeros(int(np.prod(shape[1:])), np.float32)
-    for members in region_members(block, atlas):
-        hidden = inputs[position].clone().flatten(1)
-        hidden[:, members] = torch.where(torch.isnan(hidden[:, members]), torch.nan, 0.0)
-        changed = [x if n != position else hidden.reshape(shape) for n, x in enumerate(inputs)]
-        change = before - fitted.module(*changed).gather(1, chosen)[:, 0]
-        total[:, members] += torch.nan_to_num(change).numpy()[:, None]
-        count[members] += 1
-    return (total / np.maximum(count, 1)).reshape(shape)
+    n_values = int(np.prod(shape[1:]))
+    total, count = np.zeros((shape[0], n_values), np.float32), np.zeros(n_values, np.float32)
+    members = region_members(block, atlas)
+    step = max(1, ROWS_BYTES // (4 * total.size))
+    for start in range(0, len(members), step):
+        some = members[start : start + step]
+        after = _outputs_without(fitted, inputs, position, some, chosen)  # (region, participant)
+        for region, out in zip(some, after, strict=True):
+            total[:, region] += torch.nan_to_num(before - out).numpy()[:, None]
+            count[region] += 1
+    mean: Array = total / np.maximum(count, 1)
+    return mean.reshape(shape)
+
+
+def _outputs_without(
+    fitted: FittedModel, inputs: tuple[Tensor, ...], position: int, members: list[NDArray[np.intp]], chosen: Tensor
+) -> Tensor:
+    """Run the model with each of several regions blanked, (region, participant); an absent input stays absent."""
+    n, n_regions = len(chosen), len(members)
+    many = [x.repeat(n_regions, *(1 for _ in x.shape[1:])) for x in inputs]
+    blanked = many[position].flatten(1)
+    for number, region in enumerate(members):
+        rows = slice(number * n, (number + 1) * n)
+        blanked[rows, region] = blanked[rows, region] * 0
+    many[position] = blanked.reshape(n_regions * n, *inputs[position].shape[1:])
+    out: Tensor = fitted.module(*many).gather(1, chosen.repeat(n_regions, 1))[:, 0]
+    return out.reshape(n_regions, n)
 
 
 def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:

@@ -1,0 +1,1 @@
+"""What is measured from one scan: one file, one method."""

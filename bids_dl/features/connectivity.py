@@ -37,13 +37,17 @@ def extract(scan: Scan, *, fisher_z: bool = True) -> Feature:
     if scan.entities["suffix"] == "timeseries":
         return _correlate(scan, labels, values, fisher_z=fisher_z)
     if values.shape[0] != values.shape[1]:
-        raise DataError(f"{scan.name} is {values.shape[0]}×{values.shape[1]}; a connectome has a row and a column a region.")
+        raise DataError(
+            f"{scan.name} is {values.shape[0]}×{values.shape[1]}; a connectome has a row and a column a region."
+        )
     if not np.isfinite(values[~np.eye(len(values), dtype=bool)]).any():
         raise DataError(f"{scan.name} holds no number beside its diagonal.")
     symmetric = np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
     described = {"Weighted": True, "Directed": not symmetric, "StorageFormat": "Full", "ValidDiagonal": False}
     described |= query.sidecar(scan.path, scan.dataset)
-    return Feature(values, ("roi", "roi"), "relmat", "arbitrary", labels, {"stat": scan.entities.get("stat", "")}, described)
+    return Feature(
+        values, ("roi", "roi"), "relmat", "arbitrary", labels, {"stat": scan.entities.get("stat", "")}, described
+    )
 
 
 def _correlate(scan: Scan, labels: tuple[str, ...], series: np.ndarray, *, fisher_z: bool) -> Feature:

@@ -64,7 +64,9 @@ def _column(name: str, cells: Any, *, asked: bool) -> list[tuple[str, Array]]:
     levels = sorted(cells.dropna().unique())
     if len(levels) > MAX_LEVELS:
         if asked:
-            raise DataError(f"column '{name}' holds text with {len(levels)} different values; at most {MAX_LEVELS} can be encoded.")
+            raise DataError(
+                f"column '{name}' holds text with {len(levels)} different values; at most {MAX_LEVELS} can be encoded."
+            )
         return []
     shown = levels[1:] if len(levels) == 2 else levels
     return [(f"{name}={level}", np.where(known, (cells == level).to_numpy(np.float64), np.nan)) for level in shown]

@@ -58,7 +58,9 @@ def _load(scan: Scan) -> tuple[Array, Array]:
         image = nib.load(scan.path)
         volume = np.squeeze(np.asarray(image.dataobj, np.float32))
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(f"{scan.name} ends early or is damaged ({problem}); copy it again from its source.") from problem
+        raise DataError(
+            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
     if volume.ndim != 3:
         raise DataError(f"{scan.name} has {volume.ndim} dimensions; one volume (3) is expected.")
     return volume, scan_affine(scan, image)
@@ -90,4 +92,6 @@ def _resample(volume: Array, affine: Array, grid: Array, shape: tuple[int, ...])
     sigma = 0.42 * np.maximum(grid[0, 0] / step - 1, 0)
     to_scan = np.linalg.inv(affine) @ grid
     smooth = ndimage.gaussian_filter(volume, sigma) if sigma.any() else volume
-    return np.asarray(ndimage.affine_transform(smooth, to_scan[:3, :3], to_scan[:3, 3], output_shape=shape, order=1), np.float32)
+    return np.asarray(
+        ndimage.affine_transform(smooth, to_scan[:3, :3], to_scan[:3, 3], output_shape=shape, order=1), np.float32
+    )

@@ -68,7 +68,9 @@ def extract(
         series = _clean(scan, series, period, confounds=confounds, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz)
     series = _blank_still(scan, series)
     named = {"atlas": name, "stat": "mean", "desc": ""}
-    return Feature(series, ("time", "roi"), "timeseries", "arbitrary", labels, named, _metadata(scan, period), None, coverage)
+    return Feature(
+        series, ("time", "roi"), "timeseries", "arbitrary", labels, named, _metadata(scan, period), None, coverage
+    )
 
 
 def _average(scan: Scan, atlas: regions.Atlas) -> tuple[Array, Array, float]:
@@ -102,7 +104,9 @@ def repetition_time(scan: Scan, image: Any) -> float:
     return float(period)
 
 
-def _clean(scan: Scan, series: Array, period: float, *, confounds: str, high_pass_hz: float, low_pass_hz: float) -> Array:
+def _clean(
+    scan: Scan, series: Array, period: float, *, confounds: str, high_pass_hz: float, low_pass_hz: float
+) -> Array:
     """Detrend, filter, regress confounds out and z-score the regions that have values."""
     from nilearn.signal import clean
 
@@ -124,7 +128,9 @@ def _confounds(scan: Scan, strategy: str) -> Any:
     if strategy == "none":
         return None
     if scan.confounds is None:
-        raise DataError(f"{scan.name} has no confounds table beside it; set features.timeseries.confounds = \"none\" to go on without.")
+        raise DataError(
+            f'{scan.name} has no confounds table beside it; set features.timeseries.confounds = "none" to go on without.'
+        )
     from nilearn.interfaces.fmriprep import load_confounds
 
     try:
@@ -145,7 +151,9 @@ def _blank_still(scan: Scan, series: Array) -> Array:
 
 
 def _metadata(scan: Scan, period: float) -> dict[str, Any]:
-    found: dict[str, Any] = {} if np.isnan(period) else {"RepetitionTime": period, "SamplingFrequency": round(1 / period, 6)}
+    found: dict[str, Any] = (
+        {} if np.isnan(period) else {"RepetitionTime": period, "SamplingFrequency": round(1 / period, 6)}
+    )
     if scan.confounds is not None:
         displacement = query.displacement(scan.confounds)
         found |= {"MeanFramewiseDisplacement": displacement} if np.isfinite(displacement) else {}

@@ -1,0 +1,1 @@
+"""How modalities join: one file, one method."""

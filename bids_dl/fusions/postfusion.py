@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from bids_dl import training
 from bids_dl.records import Cohort, FittedModel, Split
 
-SCHEDULE = {"n_epochs": 60, "patience": 8, "batch_size": 16, "learning_rate": 3e-4, "weight_decay": 1e-2, "n_members": 1}
+SCHEDULE = {
+    "n_epochs": 60,
+    "patience": 8,
+    "batch_size": 16,
+    "learning_rate": 3e-4,
+    "weight_decay": 1e-2,
+    "n_members": 1,
+}
 
 
 class PostFusion(nn.Module):

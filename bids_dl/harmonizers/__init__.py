@@ -1,0 +1,1 @@
+"""How sites are made alike: one file, one method."""

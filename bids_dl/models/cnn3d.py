@@ -11,13 +11,22 @@ from torch import Tensor, nn
 from bids_dl.errors import UsageError
 
 SUITS = ("volume",)
-SCHEDULE = {"n_epochs": 40, "patience": 10, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 1e-2, "n_members": 1}
+SCHEDULE = {
+    "n_epochs": 40,
+    "patience": 10,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "n_members": 1,
+}
 
 
 class CNN3D(nn.Module):
     """Strided convolutions down to a few cells; where a pattern lies stays known, as brains are registered."""
 
-    def __init__(self, shape: tuple[int, ...], n_outputs: int, channels: Sequence[int], width: int, dropout: float) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], n_outputs: int, channels: Sequence[int], width: int, dropout: float
+    ) -> None:
         super().__init__()
         widths = [1, *channels]
         self.convolutions = nn.Sequential(*(
@@ -26,7 +35,9 @@ class CNN3D(nn.Module):
         ))  # fmt: skip
         with torch.no_grad():
             n_cells = self.convolutions(torch.zeros(1, 1, *shape)).numel()
-        self.squeeze = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(n_cells, width), nn.ReLU(), nn.Dropout(dropout))
+        self.squeeze = nn.Sequential(
+            nn.Flatten(), nn.Dropout(dropout), nn.Linear(n_cells, width), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.head = nn.Linear(width, n_outputs)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -70,5 +81,7 @@ def build(
     .. [1] Abrol et al. (2021), Nature Communications 12, 353. doi:10.1038/s41467-020-20655-6
     """
     if len(shapes) != 1 or len(shapes[0]) != 3:
-        raise UsageError(f"cnn3d takes one volume (x, y, z); this input has the shape {tuple(shapes[0])}. Use mlp or linear for it.")
+        raise UsageError(
+            f"cnn3d takes one volume (x, y, z); this input has the shape {tuple(shapes[0])}. Use mlp or linear for it."
+        )
     return CNN3D(tuple(shapes[0]), n_outputs, channels, width, dropout)

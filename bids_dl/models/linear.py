@@ -10,7 +10,7 @@ import numpy as np
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, weakest: float = 1e4, strongest: float = 1e-3,
-    n_penalties: int = 8,
+    n_penalties: int = 6,
 ) -> Any:  # fmt: skip
     """Fit logistic regression [1]_ or ridge regression [2]_ with an L2 penalty.
 

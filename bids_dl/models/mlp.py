@@ -8,7 +8,14 @@ import numpy as np
 from torch import Tensor, nn
 
 SUITS = ("edge", "column")
-SCHEDULE = {"n_epochs": 80, "patience": 10, "batch_size": 32, "learning_rate": 1e-3, "weight_decay": 1e-2, "n_members": 5}
+SCHEDULE = {
+    "n_epochs": 80,
+    "patience": 10,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "n_members": 5,
+}
 
 
 class MLP(nn.Module):
@@ -36,7 +43,9 @@ class MLP(nn.Module):
         return out
 
 
-def build(shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.5) -> MLP:
+def build(
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.5
+) -> MLP:
     """Build a perceptron [1]_, used for functional network connectivity as in [2]_.
 
     Parameters

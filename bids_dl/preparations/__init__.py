@@ -1,0 +1,1 @@
+"""Raw scans made usable, where no derivative exists: one file, one method."""

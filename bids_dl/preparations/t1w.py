@@ -27,9 +27,13 @@ def prepare(scan: Scan) -> Scan:
         image = nib.load(scan.path)
         volume = np.squeeze(np.asarray(image.dataobj, np.float32))
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(f"{scan.name} ends early or is damaged ({problem}); copy it again from its source.") from problem
+        raise DataError(
+            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
     if volume.ndim != 3 or not np.nan_to_num(volume).any():
-        raise DataError(f"{scan.name} is {'all zero' if volume.ndim == 3 else f'{volume.ndim}-D'}; one volume is expected.")
+        raise DataError(
+            f"{scan.name} is {'all zero' if volume.ndim == 3 else f'{volume.ndim}-D'}; one volume is expected."
+        )
     inside = np.argwhere(volume > 0.1 * np.nanpercentile(volume, 98))
     centre = image.affine @ np.append(inside.mean(axis=0), 1)
     offset = TEMPLATE_CENTRE_MM - centre[:3]

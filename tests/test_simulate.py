@@ -1,0 +1,255 @@
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from shutil import which
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import simulate as simulation
+from bids_dl.errors import OutputError, UsageError
+from bids_dl.simulate import simulate
+
+SMALL = {"n_participants": 6, "n_volumes": 30, "random_seed": 3}
+T1W = "anat/{0}_space-MNI152NLin2009cAsym_res-4_desc-preproc_T1w.nii.gz"
+BOLD = "func/{0}_task-rest_space-MNI152NLin2009cAsym_res-6_desc-preproc_bold.nii.gz"
+CONFOUNDS = "func/{0}_task-rest_desc-confounds_timeseries.tsv"
+MOTION = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The effect and the confounding, with one participant lacking each modality and one truncated file."""
+    return simulate(tmp_path_factory.mktemp("planted"), **SMALL, n_lacking=1)
+
+
+@pytest.fixture(scope="module")
+def null(tmp_path_factory):
+    """The same participants with nothing planted."""
+    return simulate(tmp_path_factory.mktemp("null"), **SMALL, effect=0, confounding=0, truncated=False)
+
+
+def settings(**changed):
+    asked = {"n_participants": 48, "random_seed": 0, "effect": 1.0, "confounding": 1.0, "n_volumes": 120,
+             "modalities": simulation.MODALITIES, "n_lacking": 4, "truncated": True}  # fmt: skip
+    return simulation.Settings(out=Path("unused"), **{**asked, **changed})
+
+
+def table(path):
+    return pd.read_csv(path, sep="\t", na_values="n/a")
+
+
+def group(out, diagnosis):
+    people = table(out / "participants.tsv")
+    return people["participant_id"][people["diagnosis"] == diagnosis].tolist()
+
+
+def derived(out, name, participant_id):
+    return out / "derivatives" / "fmriprep" / participant_id / name.format(participant_id)
+
+
+def volume(out, name, participant_id):
+    return np.asanyarray(nib.load(derived(out, name, participant_id)).dataobj).astype(float)
+
+
+def truth(out):
+    return json.loads((out / "sourcedata" / "truth" / "truth.json").read_text())
+
+
+def brightness(out, participant_id):
+    """Mean of the atrophy mask in standard deviations of the participant's brain."""
+    image = volume(out, T1W, participant_id)
+    brain, mask = image[image > 0], nib.load(out / "sourcedata/truth/t1w_mask.nii.gz").get_fdata() > 0
+    return (image[mask & (image > 0)].mean() - brain.mean()) / brain.std()
+
+
+@pytest.mark.parametrize("folder", [".", "derivatives/fmriprep"])
+def test_raw_and_derivative_are_valid_bids(planted, tmp_path, folder):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    command = str(validator) if validator.exists() else which("bids-validator-deno")
+    if command is None:
+        pytest.skip("bids-validator-deno is not installed")
+    options = ["--ignoreWarnings", "--format", "json", "-o", str(tmp_path / "report.json")]
+    done = subprocess.run([command, str(planted / folder), *options], capture_output=True, text=True)
+    assert done.returncode == 0, (tmp_path / "report.json").read_text()[:2000]
+
+
+def test_same_seed_gives_same_tables_and_images(null, tmp_path):
+    again = simulate(tmp_path / "again", **SMALL, effect=0, confounding=0, truncated=False, nprocs=2)
+    files = [p.relative_to(null) for p in sorted(null.rglob("*")) if p.is_file()]
+    assert files == [p.relative_to(again) for p in sorted(again.rglob("*")) if p.is_file()]
+    for path in files:
+        if path.name.endswith(".nii.gz"):
+            a, b = (nib.load(folder / path) for folder in (null, again))
+            assert np.array_equal(np.asanyarray(a.dataobj), np.asanyarray(b.dataobj))
+            assert np.array_equal(a.affine, b.affine)
+        else:
+            assert (null / path).read_bytes() == (again / path).read_bytes(), path
+
+
+def test_another_seed_gives_other_images(null, tmp_path):
+    other = simulate(tmp_path / "other", n_participants=4, random_seed=4, modalities=["t1w"])
+    assert not np.array_equal(volume(null, T1W, "sub-01"), volume(other, T1W, "sub-01"))
+
+
+def test_participant_does_not_depend_on_the_number_of_others(null, tmp_path):
+    asked = {**SMALL, "n_participants": 4, "effect": 0, "confounding": 0, "truncated": False}
+    fewer = simulate(tmp_path / "fewer", **asked, modalities=["bold"])
+    assert np.array_equal(volume(null, BOLD, "sub-02"), volume(fewer, BOLD, "sub-02"))
+    assert table(fewer / "participants.tsv").equals(table(null / "participants.tsv")[:4])
+
+
+def test_exactly_one_bold_is_cut_short_in_raw_and_derivative(planted):
+    broken = []
+    for path in sorted(planted.rglob("*_bold.nii.gz")):
+        try:
+            gzip.decompress(path.read_bytes())
+        except EOFError:
+            broken.append(path.name)
+    [named] = truth(planted)["truncated"]
+    assert len(broken) == 2 and all(name.startswith(f"{named}_") for name in broken)
+
+
+def test_who_lacks_a_modality_is_told_and_nobody_lacks_both(planted):
+    lacking = truth(planted)["lacking"]
+    [without_t1w], [without_bold] = lacking["t1w"], lacking["bold"]
+    assert without_t1w != without_bold
+    assert [derived(planted, name, without_t1w).exists() for name in (T1W, BOLD)] == [False, True]
+    assert [derived(planted, name, without_bold).exists() for name in (T1W, BOLD)] == [True, False]
+
+
+def test_absence_and_background_do_not_tell_the_diagnosis():
+    people = pd.DataFrame([vars(p) for p in simulation.design(settings())])
+    for column in ("sex", "site", "lacks"):
+        counts = pd.crosstab(people[column], people["diagnosis"])
+        assert (counts["control"] == counts["patient"]).all(), column
+    ages = people.groupby("diagnosis")["age"].mean()
+    assert abs(ages["control"] - ages["patient"]) < 3
+
+
+def test_atrophy_darkens_the_mask_of_patients_alone(planted, null):
+    lacking = truth(planted)["lacking"]["t1w"]
+    change = {
+        d: [brightness(planted, p) - brightness(null, p) for p in group(null, d) if p not in lacking]
+        for d in simulation.ORDERS
+    }
+    assert np.allclose(change["control"], 0)
+    assert np.mean(change["patient"]) < -0.1
+
+
+def test_without_effect_the_groups_have_equal_means(null):
+    means = {d: np.array([brightness(null, p) for p in group(null, d)]) for d in simulation.ORDERS}
+    error = np.sqrt(sum(m.var(ddof=1) / len(m) for m in means.values()))
+    assert abs(means["control"].mean() - means["patient"].mean()) < 3 * error
+
+
+def test_motion_parameters_remove_the_artefact(null, tmp_path):
+    asked = {**SMALL, "effect": 0, "confounding": 3, "truncated": False, "modalities": ["bold"]}
+    shaken = simulate(tmp_path / "shaken", **asked)
+    for person in group(null, "control"):
+        assert np.array_equal(volume(null, BOLD, person), volume(shaken, BOLD, person))
+    person = group(null, "patient")[0]
+    artefact = volume(shaken, BOLD, person) - volume(null, BOLD, person)
+    artefact = artefact[np.ptp(artefact, axis=3) > 0].T
+    motion = table(derived(shaken, CONFOUNDS, person))[MOTION].to_numpy()
+    columns = np.column_stack([np.ones(len(motion)), motion])
+    left = artefact - columns @ np.linalg.lstsq(columns, artefact, rcond=None)[0]
+    assert artefact.std() > 5
+    assert left.std() < 0.6  # two images rounded to whole numbers differ by this much
+
+
+def test_confounding_makes_patients_move_more(tmp_path):
+    moved = {}
+    for confounding in (0.0, 1.0):
+        chosen = settings(confounding=confounding)
+        moved[confounding] = {d: [] for d in simulation.ORDERS}
+        for person in simulation.design(chosen):
+            motion = simulation._motion(person.rng(chosen, simulation.MOTION), chosen, person)
+            step = np.abs(np.diff(motion, axis=0)) @ simulation.ARC_MM
+            moved[confounding][person.diagnosis].append(np.log(step.mean()))
+    ratio = {c: np.exp(np.mean(m["patient"]) - np.mean(m["control"])) for c, m in moved.items()}
+    assert 0.75 < ratio[0.0] < 1.33
+    assert ratio[1.0] == pytest.approx(2 * ratio[0.0])
+
+
+def test_nilearn_finds_the_confounds(planted):
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    [person] = truth(planted)["truncated"]
+    strategy = {"motion": "full", "wm_csf": "full", "global_signal": "full"}
+    bold = str(derived(planted, BOLD, person))
+    found, _ = load_confounds(bold, strategy=("high_pass", *strategy), **strategy)
+    assert len(found) == SMALL["n_volumes"] and {*MOTION, "csf_power2", "cosine00"} <= set(found)
+    shown = table(derived(planted, CONFOUNDS, person))["framewise_displacement"]
+    assert np.isnan(shown[0]) and (shown[1:] > 0).all()
+
+
+def test_states_are_visited_equally_often_in_both_groups():
+    rng, share = np.random.default_rng(0), {}
+    for diagnosis, order in simulation.ORDERS.items():
+        drawn = [simulation.state_sequence(rng, settings(), diagnosis) for _ in range(200)]
+        assert {name for name, _ in drawn} == {order}
+        counts = Counter("".join(sequence for _, sequence in drawn))
+        share[diagnosis] = np.array([counts[s] for s in "ABC"]) / sum(counts.values())
+    assert np.allclose([share["control"], share["patient"]], 1 / 3, atol=0.01)
+
+
+def test_order_of_states_is_a_coin_toss_without_effect():
+    rng = np.random.default_rng(1)
+    for diagnosis in simulation.ORDERS:
+        drawn = [simulation.state_sequence(rng, settings(effect=0.0), diagnosis)[0] for _ in range(400)]
+        assert abs(drawn.count("ABC") - 200) < 50
+
+
+def test_one_order_of_states_is_the_other_backwards(planted):
+    states = table(planted / "sourcedata" / "truth" / "states.tsv")
+    assert set(states["state_order"]) == {"ABC", "ACB"}
+    for row in states.itertuples():
+        visits = "".join(s for s, before in zip(row.states, " " + row.states, strict=False) if s != before)
+        cycle = row.state_order * len(visits)
+        assert visits in cycle and visits[::-1] not in cycle
+
+
+def test_truth_names_regions_of_the_atlas_and_no_region_twice(planted):
+    regions, edges = (table(planted / f"sourcedata/truth/{name}.tsv") for name in ("regions", "edges"))
+    assert len(regions) == 120 and regions["network"].nunique() == 8
+    assert set(edges["region_a"]) | set(edges["region_b"]) == set(regions["name"][regions["in_edges"] == 1])
+    assert Counter(edges["change"]) == {1: 36, -1: 36}
+    assert not (regions["in_edges"] & regions["in_states"]).any() and regions["in_states"].sum() == 18
+
+
+def test_every_region_of_a_planted_effect_exists_on_the_grid():
+    names = [group for groups in (simulation.EDGE_SETS, simulation.STATES) for group in groups.values()]
+    for named in [*names, simulation.ATROPHY]:
+        rows = simulation._rows(named)
+        assert len(rows) == 2 * len(named)
+        assert np.isin(rows + 1, simulation.anatomy(simulation.BOLD_MM).regions).all()
+
+
+def test_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="already holds something"):
+        simulate(tmp_path, **SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"n_participants": 3}, "too few"), ({"n_volumes": 5}, "too few"), ({"modalities": ["pet"]}, "pet"),
+     ({"modalities": []}, "unknown modalities"), ({"n_lacking": 3}, "cannot lack")],
+)  # fmt: skip
+def test_impossible_request_is_refused(tmp_path, changed, message):
+    with pytest.raises(UsageError, match=message):
+        simulate(tmp_path / "out", **{**SMALL, **changed})
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_explains_a_refusal_in_one_line(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep me")
+    assert simulation.main([str(tmp_path)]) == OutputError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1
