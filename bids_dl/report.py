@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +34,6 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 MISSING, BLANK = N_SHADES, N_SHADES + 1
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {"t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity"}
-
-
-# Pictures straight from arrays
 
 
 def _ramp(anchors: Sequence[str], n: int) -> Array:
@@ -83,7 +80,15 @@ def _picture(values: Array, colours: Sequence[str], low: float, high: float, *, 
     palette = np.vstack([_ramp(colours, N_SHADES), [[176, 182, 190], [255, 255, 255]]])
     uri = _png(indices, palette)
     rows, columns = values.shape
-    return {"uri": uri, "low": low, "high": high, "stops": colours, "rows": rows, "columns": columns, "key": zlib.crc32(uri.encode())}
+    return {
+        "uri": uri,
+        "low": low,
+        "high": high,
+        "stops": colours,
+        "rows": rows,
+        "columns": columns,
+        "key": zlib.crc32(uri.encode()),
+    }
 
 
 def _matrix(values: Array) -> Json:
@@ -102,15 +107,14 @@ def _histogram(edges: Array, n_bins: int = 40) -> Json:
     """Count edge values in bars of an SVG 292 wide and 110 high."""
     low, high = np.percentile(edges[:: max(1, edges.size // 20000)], [0.2, 99.8])
     high = high if high > low else low + 1
-    counts = np.bincount(((edges - low) * (n_bins / (high - low))).clip(-1, n_bins).astype(int) + 1, minlength=n_bins + 2)[1:-1]
+    counts = np.bincount(
+        ((edges - low) * (n_bins / (high - low))).clip(-1, n_bins).astype(int) + 1, minlength=n_bins + 2
+    )[1:-1]
     step = 292 / n_bins
     heights = np.round(110 * counts / counts.max(initial=1), 1)
     zero = round(4 + 292 * float(-low / (high - low)), 1) if low < 0 < high else None
     bars = [(round(4 + i * step, 1), float(h)) for i, h in enumerate(heights)]
     return {"bars": bars, "width": round(step - 0.8, 1), "low": float(low), "high": float(high), "zero": zero}
-
-
-# The participant's page
 
 
 def write_participant(out: Path, participant_id: str) -> Path:
@@ -133,7 +137,7 @@ def write_participant(out: Path, participant_id: str) -> Path:
     features, problems = record.get("features", []), list(record.get("problems", []))
     if not record:
         problems.append({"reason": f"there is no record of this participant ({path.relative_to(out)})."})
-    verdict, tone = _verdict_participant(out, features, problems)
+    verdict, tone = _verdict_participant(features, problems)
     page = _template("participant.html.j2").render(
         participant_id=participant_id, verdict=verdict, tone=tone, problems=problems,
         cards=[_card(out, entry) for entry in features],
@@ -148,7 +152,11 @@ def _environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters["brief"] = _brief
     environment.globals["style"] = (TEMPLATES / "style.css").read_text(encoding="utf-8")
@@ -194,11 +202,11 @@ def _about(out: Path, made: Path) -> Json:
     }  # fmt: skip
 
 
-def _verdict_participant(out: Path, features: Sequence[Json], problems: Sequence[Json]) -> tuple[str, str]:
+def _verdict_participant(features: Sequence[Json], problems: Sequence[Json]) -> tuple[str, str]:
     """Say in a sentence what was extracted from what, and how good that is: '', ``caution`` or ``bad``."""
     if not features:
         return "No feature could be extracted from this participant.", "bad"
-    counts = Counter((_title(f), _origin(out, f)) for f in features)
+    counts = Counter((_title(f), _origin(f)) for f in features)
     parts = [f"{title}{f' {TIMES}{n}' if n > 1 else ''} ({origin})" for (title, origin), n in counts.items()]
     said = f"Extracted: {', '.join(parts)}."
     if problems:
@@ -214,11 +222,16 @@ def _title(entry: Json) -> str:
     return TITLES.get(entry["feature"], str(entry["feature"]))
 
 
-def _origin(out: Path, entry: Json) -> str:
+def _origin(entry: Json) -> str:
     """Say how near to the raw data the source of a feature lies."""
-    if str(entry.get("source", "")).startswith(f"{out}/"):
+    if _is_derived(entry):
         return "computed here from the time series"
     return "from a derivative" if entry.get("prepared") else "prepared here from a raw scan"
+
+
+def _is_derived(entry: Json) -> bool:
+    """Tell whether a connectome was computed from a series, wherever the output lies today."""
+    return entry.get("feature") == "connectivity" and str(entry.get("source", "")).endswith("_timeseries.tsv")
 
 
 def _card(out: Path, entry: Json) -> Json:
@@ -227,9 +240,15 @@ def _card(out: Path, entry: Json) -> Json:
     shape = f" {TIMES} ".join(map(str, entry.get("shape", [])))
     rows = (("source", entry.get("source")), ("written", entry["path"]), ("shape", shape), ("unit", entry.get("unit")))
     labels = query.entities(path)
-    told = [labels[k] for k in ("ses", "task", "run", "stat") if labels.get(k) not in {None, "mean", "pearsoncorrelation"}]
+    told = [
+        labels[k] for k in ("ses", "task", "run", "stat") if labels.get(k) not in {None, "mean", "pearsoncorrelation"}
+    ]
     title = _title(entry)
-    card: Json = {"title": " · ".join([title[:1].upper() + title[1:], *told]), "facts": [("Shape", shape)], "provenance": rows}
+    card: Json = {
+        "title": " · ".join([title[:1].upper() + title[1:], *told]),
+        "facts": [("Shape", shape)],
+        "provenance": rows,
+    }
     draw = next((f for end, f in DRAWN.items() if path.name.endswith(end)), None)
     if draw is None:
         return card
@@ -245,7 +264,11 @@ def _draw_matrix(path: Path, said: Json) -> Json:
     edges = edges[np.isfinite(edges)]
     missing = int(((~np.isfinite(values)).sum(axis=0) >= len(values) - 1).sum())
     facts = [("Measure", said.get("RelationshipMeasure", "not said")), ("Regions", len(labels)), *_atlas(path)]
-    facts += [("Mean edge", f"{edges.mean():.3g} (SD {edges.std():.3g})"), ("Negative", f"{(edges < 0).mean():.0%}")] if edges.size else []
+    facts += (
+        [("Mean edge", f"{edges.mean():.3g} (SD {edges.std():.3g})"), ("Negative", f"{(edges < 0).mean():.0%}")]
+        if edges.size
+        else []
+    )
     return {
         "matrix": _matrix(values), "facts": [*facts, ("Regions missing", missing)],
         "histogram": _histogram(edges) if edges.size else None, "what": "Regions in the order of the atlas; the diagonal is left blank.",
@@ -254,7 +277,11 @@ def _draw_matrix(path: Path, said: Json) -> Json:
 
 def _atlas(path: Path) -> list[tuple[str, str]]:
     labels = query.entities(path)
-    return [(name, labels[key]) for key, name in (("atlas", "Atlas"), ("space", "Space"), ("task", "Task")) if labels.get(key)]
+    return [
+        (name, labels[key])
+        for key, name in (("atlas", "Atlas"), ("space", "Space"), ("task", "Task"))
+        if labels.get(key)
+    ]
 
 
 def _standardized(values: Array) -> Array:
@@ -279,7 +306,8 @@ def _draw_series(path: Path, said: Json) -> Json:
     return {
         "carpet": _picture(z.T, GREY, -2, 2), "facts": facts, "change": _change(z), "regions": len(labels),
         "last": n * step if step else n, "axis": "time (s)" if step else "volume",
-        "what": "Every row is a region, z-scored over time; grey level from -2 to 2. Vertical stripes are what all regions share, often motion.",
+        "what": "Every row is a region, z-scored over time, black at -2 and white at 2. "
+        "Vertical stripes are what all regions share, often motion.",
     }  # fmt: skip
 
 
@@ -311,9 +339,9 @@ def _draw_volume(path: Path, said: Json) -> Json:
     voxel = f" {TIMES} ".join(f"{v:.3g}" for v in image.header.get_zooms()[:3])
     facts = [("Grid", f"{f' {TIMES} '.join(map(str, values.shape))} voxels of {voxel} mm"), *_atlas(path)]
     described = str(said.get("Description", ""))
-    warned = "This scan is not registered to the template: voxels do not match between participants." if "NOT registered" in described else ""
+    warning = "This scan is not registered to the template: voxels do not match between participants."
     return {
-        "mosaic": _mosaic(_grey(values), values != 0, image.affine), "warning": warned,
+        "mosaic": _mosaic(_grey(values), values != 0, image.affine), "warning": warning if "NOT registered" in described else "",
         "facts": [*facts, ("In the brain", f"{(values != 0).mean():.0%} of the grid"), *([("Values", described)] if described else [])],
         "what": "Axial, then coronal and sagittal slices, positions in mm; left is left.",
     }  # fmt: skip
@@ -330,13 +358,18 @@ def _grey(values: Array) -> Array:
 def _mosaic(colours: Array, inside: Array, affine: Array, width: int = 1080) -> Json:
     """Lay slices of a volume (x, y, z, rgb) out in two strips with their positions."""
     spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
-    low, high = zip(*((int(s[0]), int(s[-1])) if len(s) else (0, n - 1) for s, n in zip(spans, inside.shape, strict=True)), strict=True)
+    low, high = zip(
+        *((int(s[0]), int(s[-1])) if len(s) else (0, n - 1) for s, n in zip(spans, inside.shape, strict=True)),
+        strict=True,
+    )
     shares = {2: np.linspace(0.14, 0.92, 8), 1: np.linspace(0.2, 0.82, 3), 0: np.linspace(0.24, 0.76, 4)}
     at = {a: np.rint(low[a] + (high[a] - low[a]) * s).astype(int) for a, s in shares.items()}
     box = tuple(slice(max(0, a - 1), b + 2) for a, b in zip(low, high, strict=True))
     strips, y = [], 0
     for axes in ((2,), (1, 0)):
-        tiles = [(a, i, np.take(colours, i, a)[tuple(s for b, s in enumerate(box) if b != a)]) for a in axes for i in at[a]]
+        tiles = [
+            (a, i, np.take(colours, i, a)[tuple(s for b, s in enumerate(box) if b != a)]) for a in axes for i in at[a]
+        ]
         strips.append(_strip(tiles, affine, width, y))
         y += strips[-1]["height"] + 20
     return {"strips": strips, "width": width, "height": y}
@@ -371,10 +404,13 @@ def _prediction(entry: Json) -> Json:
     if not scores and not quantity and row.get("y_score") is not None:
         scores = {"positive class": row["y_score"]}
     gauges = [(name, min(max(float(v), 0), 1)) for name, v in scores.items()]
-    return {"bundle": entry.get("bundle"), "excluded": row.get("excluded"), "prediction": _brief(row.get("prediction")), "gauges": gauges}
+    return {
+        "bundle": entry.get("bundle"),
+        "excluded": row.get("excluded"),
+        "prediction": _brief(row.get("prediction")),
+        "gauges": gauges,
+    }
 
-
-# The group's page
 
 ROLES = {"network": "#0072b2", "fusion": "#d55e00", "baseline": "#8b95a3"}
 """Okabe and Ito's colours, told apart by colour-blind eyes."""
@@ -383,12 +419,16 @@ METRICS = {
     "auc": "AUC", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy", "f1": "F1", "brier": "Brier score",
     "r2": "R²", "r": "Correlation r", "mae": "Mean absolute error", "rmse": "Root mean square error",
 }  # fmt: skip
+P_VALUES = {"p_value": "p", "p_value_retrained": "p retrained"}
 LOWER_IS_BETTER = {"brier", "mae", "rmse"}
 MAIN = ("auc", "balanced_accuracy", "r2", "r", "mae")
 MAX_ROWS = 2000
-MAX_EXPLANATIONS = 16
+MAX_EXPLANATIONS = 20
+"""Over all targets; more are named but not drawn, so that the page stays below 8 MB."""
+NOT_BETTER, NOT_CLEARLY = "is not better", "is better, but not beyond its interval"
+COVERS_CHANCE = "The interval covers chance: these data do not show that this target can be predicted."
+BELOW_CHANCE = "It is below chance: look for few participants or unlike folds before any meaning."
 TOO_MANY = "it was not drawn, to keep this page small; its files are in group/explanations."
-"""Per target; more are named but not drawn, so that the page stays below 8 MB."""
 
 
 def write_group(out: Path) -> Path:
@@ -406,7 +446,7 @@ def write_group(out: Path) -> Path:
     """
     from plotly.offline import get_plotlyjs
 
-    choices = _json(out / "group" / "choices.json")
+    choices = _choices(out)
     targets = [_safely(_target, out, choices, target) for target in choices.get("targets", [])]
     sections = {f.__name__.strip("_"): _safely(f, out, choices) for f in (_summary, _who, _data, _splits, _methods)}
     page = _template("group.html.j2").render(
@@ -414,6 +454,14 @@ def write_group(out: Path) -> Path:
         about=_about(out, out / "logs" / "bids_dl_group.toml"), configuration=_text(out / "logs" / "bids_dl_group.toml"),
     )  # fmt: skip
     return derivatives.write_text(out / "group.html", page)
+
+
+def _choices(out: Path) -> Json:
+    """Read what was chosen; marks of references in the models' summaries are dropped."""
+    choices = _json(out / "group" / "choices.json")
+    for model in choices.get("models", []):
+        model["summary"] = re.sub(r"\s*(as in )?\[\d+\]_", "", model.get("summary") or "")
+    return choices
 
 
 def write_all(out: Path, level: str) -> None:
@@ -457,14 +505,13 @@ def _table(frame: Any, titles: Mapping[str, str] | None = None) -> Json | None:
 
 def _summary(out: Path, choices: Json) -> Json:
     """Count what there is, and pass on the notes of the run and the validator's words."""
-    people, targets, models = _tsv(out / "group" / "participants.tsv"), choices.get("targets", []), choices.get("models", [])
-    tiles = [
-        (_brief(len(people)), "participants"), (len(choices.get("features", [])), "features"), (len(targets), "targets"),
-        (len(models), "models"), (_brief(choices.get("splits", {}).get("n_splits", "?")), "splits"),
-    ]  # fmt: skip
+    people, n_splits = _tsv(out / "group" / "participants.tsv"), choices.get("splits", {}).get("n_splits", 0)
+    counted = {"participant": len(people), **{k: len(choices.get(f"{k}s", [])) for k in ("feature", "target", "model")}}
+    tiles = [(_brief(n), noun if n == 1 else f"{noun}s") for noun, n in {**counted, "split": n_splits}.items()]
     validation = _json(out / "logs" / "validation.json")
     errors = ", ".join(f"{code} ({n})" for code, n in validation.get("error", {}).items())
-    said = f"The BIDS validator found {f'errors in the dataset: {errors}' if errors else 'no error in the dataset'}." if validation else ""
+    found = f"errors in the dataset: {errors}" if errors else "no error in the dataset"
+    said = f"The BIDS validator found {found}." if validation else ""
     failed = _json(out / "group" / "failed.json").get("failed", [])
     return {"tiles": tiles, "notes": choices.get("notes", []), "validation": said, "failed": failed}
 
@@ -479,17 +526,28 @@ def _who(out: Path, choices: Json) -> Json:
     known = [t for t in choices.get("targets", []) if t["name"] in people]
     site = choices.get("splits", {}).get("site") or next((c for c in people if c in {"site", "center", "centre"}), None)
     sites = _sites_table(people, site, known) if site and site in people else pd.DataFrame()
-    return {"flow": flow, "figures": [_distribution(people, t) for t in known], "sites": _table(sites), "excluded": _table(excluded)}
+    return {
+        "flow": flow,
+        "figures": [_distribution(people, t) for t in known],
+        "sites": _table(sites),
+        "excluded": _table(excluded),
+    }
 
 
 def _flow(out: Path, target: Json, ids: set[str], excluded: Any) -> Json:
     """Count who was found, left out for which reason, and used for one target."""
     parts = _tsv(out / "group" / "splits" / f"target-{target['name']}_splits.tsv")
-    used = set() if parts.empty else set(parts.loc[parts.drop(columns="participant_id").notna().any(axis=1), "participant_id"])
+    used = (
+        set()
+        if parts.empty
+        else set(parts.loc[parts.drop(columns="participant_id").notna().any(axis=1), "participant_id"])
+    )
     reasons: dict[str, str] = {}
     if not excluded.empty:
         mine = excluded[excluded["target"].isin([target["name"]]) | excluded["target"].isna()]
-        reasons = {i: _plain_reason(i, r) for i, r in zip(mine["participant_id"], mine["reason"], strict=True) if i not in used}
+        reasons = {
+            i: _plain_reason(i, r) for i, r in zip(mine["participant_id"], mine["reason"], strict=True) if i not in used
+        }
     n_used = len(used) or target.get("n", len(ids) - len(reasons))
     n_unsaid = max(len(ids) - n_used - len(reasons), 0)
     plain = Counter(reasons.values()).most_common(8) + ([("no reason noted", n_unsaid)] if n_unsaid else [])
@@ -511,7 +569,10 @@ def _sites_table(people: Any, site: str, targets: Sequence[Json]) -> Any:
         name = target["name"]
         if target["kind"] == "classification":
             counts = pd.crosstab(people[site].astype(str), people[name].astype(str))
-            columns |= {f"{name}: {level}": counts.get(str(level), counts.sum(axis=1) * 0).to_list() for level in target["levels"]}
+            columns |= {
+                f"{name}: {level}": counts.get(str(level), counts.sum(axis=1) * 0).to_list()
+                for level in target["levels"]
+            }
         else:
             columns[f"{name}: mean"] = groups[name].mean().round(2).to_list()
             columns[f"{name}: SD"] = groups[name].std().round(2).to_list()
@@ -521,7 +582,13 @@ def _sites_table(people: Any, site: str, targets: Sequence[Json]) -> Any:
 def _layout(height: int, x: str = "", y: str = "", **more: Any) -> Json:
     """Give every figure one calm look."""
     font = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 12, "color": "#5b6675"}
-    axis = {"gridcolor": "#eceff3", "zeroline": False, "linecolor": "#c4cbd4", "automargin": True, "title": {"standoff": 8}}
+    axis = {
+        "gridcolor": "#eceff3",
+        "zeroline": False,
+        "linecolor": "#c4cbd4",
+        "automargin": True,
+        "title": {"standoff": 8},
+    }
     base = {
         "height": height, "font": font, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False,
         "margin": {"l": 50, "r": 16, "t": 30 if "title" in more else 12, "b": 44}, "hoverlabel": {"font": {"size": 12}},
@@ -559,8 +626,19 @@ def _distribution(people: Any, target: Json) -> Json:
         counts = people[name].astype(str).value_counts()
         levels = [str(v) for v in target["levels"]]
         n = [int(counts.get(v, 0)) for v in levels]
-        bar = {"type": "bar", "x": n, "y": levels, "orientation": "h", "text": n, "marker": {"color": "#7ba7c7"}, "width": 0.6}
-        return _figure([bar], _layout(110 + 34 * len(levels), "participants", title=_heading(name), yaxis={"autorange": "reversed"}))
+        bar = {
+            "type": "bar",
+            "x": n,
+            "y": levels,
+            "orientation": "h",
+            "text": n,
+            "marker": {"color": "#7ba7c7"},
+            "width": 0.6,
+        }
+        return _figure(
+            [bar],
+            _layout(110 + 34 * len(levels), "participants", title=_heading(name), yaxis={"autorange": "reversed"}),
+        )
     values = people[name].dropna().astype(float)
     bars = {"type": "histogram", "x": values, "marker": {"color": "#7ba7c7"}, "nbinsx": 30}
     return _figure([bars], _layout(210, name, "participants", title=_heading(name), bargap=0.05))
@@ -570,14 +648,7 @@ def _data(out: Path, choices: Json) -> Json:
     """List the features, and who has which."""
     import pandas as pd
 
-    rows = [
-        {
-            "feature": f["name"], "participants": f.get("n_participants"), "files": f.get("files"), "space": f.get("space"),
-            "shape": f" {TIMES} ".join(f"{n} {d}" for n, d in zip(f.get("shape", []), f.get("dims", []), strict=False)), "atlas": f.get("atlas"),
-            "regions": f.get("n_regions") if f.get("atlas") else None,
-        }
-        for f in choices.get("features", [])
-    ]  # fmt: skip
+    rows = [_feature_row(f) for f in choices.get("features", [])]
     people, problems = _tsv(out / "group" / "participants.tsv"), _tsv(out / "logs" / "problems.tsv")
     flags = [c for c in people if str(c).startswith("feature:")]
     has = people[flags].fillna(0).astype(bool) if flags else pd.DataFrame()
@@ -586,7 +657,19 @@ def _data(out: Path, choices: Json) -> Json:
     names = np.array([c.removeprefix("feature:") for c in flags])
     patterns = Counter(" + ".join(names[row]) or "none" for row in has.to_numpy())
     shares = [(name, k / n, str(k)) for name, k in patterns.most_common(10)]
-    return {"features": _table(pd.DataFrame(rows).dropna(axis=1, how="all")), "available": counts, "patterns": shares, "problems": _table(problems)}
+    features = _table(pd.DataFrame(rows).dropna(axis=1, how="all"))
+    return {"features": features, "available": counts, "patterns": shares, "problems": _table(problems)}
+
+
+def _feature_row(feature: Json) -> Json:
+    shape = zip(feature.get("shape", []), feature.get("dims", []), strict=False)
+    row = {"feature": feature["name"], "participants": feature.get("n_participants"), "files": feature.get("files")}
+    row |= {
+        "shape": f" {TIMES} ".join(f"{n:,} {d}" for n, d in shape),
+        "space": feature.get("space"),
+        "atlas": feature.get("atlas"),
+    }
+    return row | {"regions": feature.get("n_regions") if feature.get("atlas") else None}
 
 
 def _splits(out: Path, choices: Json) -> Json:
@@ -617,16 +700,21 @@ def _splits_picture(name: str, table: Any, people: Any, site: str | None) -> Jso
     shown = codes[:, order][:, :: max(1, codes.shape[1] // 1600)]
     palette = np.vstack([_ramp(tuple(PARTS.values()), 3), [[245, 247, 249]]])
     height = int(np.clip(14 * len(codes), 40, 320))
-    return {"name": name, "uri": _png(shown, palette), "n": codes.shape[1], "height": height, "order": " within each site" if by_site else ""}
+    order_said = " within each site" if by_site else ""
+    return {"name": name, "uri": _png(shown, palette), "n": codes.shape[1], "height": height, "order": order_said}
 
 
 def _said_splits(given: Json) -> str:
     """Describe the splits in a sentence of the past tense; empty if nothing is known."""
     if not given:
         return ""
-    kinds = {"kfold": f"{given.get('n_folds')}-fold cross-validation", "leave-site-out": "leave-site-out cross-validation", "file": "splits given in a file"}
-    said = kinds.get(given.get("kind", ""), str(given.get("kind")))
-    said += f", repeated {given['n_repeats']} times" if given.get("kind") == "kfold" and given.get("n_repeats", 1) > 1 else ""
+    kinds = {"kfold": f"{given.get('n_folds')}-fold cross-validation", "file": "splits given in a file"}
+    said = kinds.get(given.get("kind", ""), f"{given.get('kind')} cross-validation")
+    said += (
+        f", repeated {given['n_repeats']} times"
+        if given.get("kind") == "kfold" and given.get("n_repeats", 1) > 1
+        else ""
+    )
     said += f" ({given['n_splits']} splits)" if given.get("n_splits") else ""
     said += f"; participants with the same {given['groups']} were kept in one part" if given.get("groups") else ""
     return f"Models were tested by {said}. No test participant was used to train a model or to stop its training."
@@ -634,13 +722,15 @@ def _said_splits(given: Json) -> str:
 
 @dataclass(frozen=True)
 class _View:
-    """One target's results: where they lie, the models by id, the main metric, and the model that is best by it."""
+    """One target's results: where they lie, the models by id, the main metric, which model is best by it and beside which baselines."""
 
     out: Path
     target: Json
     models: Mapping[str, Json]
     main: str
     best: str
+    rivals: Sequence[str]
+    n_drawn: int
 
     def read(self, kind: str, end: str) -> Any:
         """Read a table of this target."""
@@ -654,10 +744,6 @@ class _View:
         """Name the method of a model."""
         return str(self.models.get(model, {}).get("model"))
 
-    def rivals(self) -> list[str]:
-        """List the baselines that the best model is shown beside."""
-        return [m for m in self.models if self.method(m) in DASHES and m != self.best]
-
 
 def _target(out: Path, choices: Json, target: Json) -> Json:
     """Collect everything about one target: verdict, scores, curves, explanations."""
@@ -667,7 +753,9 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
     scores = metrics[metrics["metric"] == main] if main else metrics
     best = _best(scores, models, main)
     verdict, tone = _verdict(scores, models, main, best)
-    view = _View(out, target, models, main, best)
+    rivals = [m for kind in DASHES if (m := _rival(scores, models, main, best, kind))]
+    n_drawn = max(2, MAX_EXPLANATIONS // max(len(choices.get("targets", [])), 1))
+    view = _View(out, target, models, main, best, rivals, n_drawn)
     both = " and the baselines" if target["kind"] == "classification" else ""
     return {
         "said": _said_target(target), "verdict": verdict, "tone": tone, "metric": METRICS.get(main, main),
@@ -684,8 +772,16 @@ def _said_target(target: Json) -> str:
         said = ", ".join(f"{level} {n:,}" for level, n in counts.items())
         said += f"; positive class: {target['positive']}" if target.get("positive") is not None else ""
     else:
-        said = "mean {mean:.3g}, SD {sd:.3g}, range {min:.3g} to {max:.3g}".format(**{"mean": 0, "sd": 0, "min": 0, "max": 0, **counts})
-    return f"{target['kind'].capitalize()} of {target.get('n', '?')} participants: {said}. {target.get('why') or ''}"
+        said = "mean {mean:.3g}, SD {sd:.3g}, range {min:.3g} to {max:.3g}".format(
+            **{"mean": 0, "sd": 0, "min": 0, "max": 0, **counts}
+        )
+    return (
+        f"{target['kind'].capitalize()} of {target.get('n', '?')} participants: {said}. {_sentence(target.get('why'))}"
+    )
+
+
+def _sentence(text: str | None) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _role(models: Mapping[str, Json], model: str) -> str:
@@ -708,21 +804,29 @@ def _verdict(scores: Any, models: Mapping[str, Json], main: str, best: str) -> t
     row = scores[scores["model"] == best].iloc[0]
     sign = -1 if main in LOWER_IS_BETTER else 1
     low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
-    said = [f"Best: {best}, {_result(row, main)} in {row['n']:.0f} held-out participants; chance is {_score(row['chance'])}."]
+    said = [
+        f"Best: {best}, {_result(row, main)} in {row['n']:.0f} held-out participants; chance is {_score(row['chance'])}."
+    ]
     against = []
     if not low > sign * row["chance"]:
-        against.append("The interval covers chance: these data do not show that this target can be predicted." if high >= sign * row["chance"]
-                       else "It is below chance: look for few participants or unlike folds before any meaning.")  # fmt: skip
+        against.append(COVERS_CHANCE if high >= sign * row["chance"] else BELOW_CHANCE)
     for kind, name in (("confounds_only", "The confounds alone reach"), ("linear", "A linear model reaches")):
-        rival = _best(scores[[models.get(m, {}).get("model") == kind and m != best for m in scores["model"]]], models, main)
-        if rival:
+        if rival := _rival(scores, models, main, best, kind):
             value = sign * float(scores.loc[scores["model"] == rival, "value"].iloc[0])
-            doubt = "" if value < low else ": nothing better" if value >= sign * row["value"] else ": the difference is within the interval"
+            doubt = f": {best} {NOT_BETTER if value >= sign * row['value'] else NOT_CLEARLY}" if value >= low else ""
             (against if doubt else said).append(f"{name} {_score(sign * value)} ({rival}){doubt}.")
     n_tried = sum(_role(models, m) != "baseline" for m in scores["model"])
     if n_tried > 1 and _role(models, best) != "baseline":
-        said.append(f"The best of {n_tried} on the same test participants was picked, so expect slightly less on new ones.")
+        said.append(
+            f"It is the best of {n_tried} compared on the same test participants; expect slightly less on new ones."
+        )
     return said[:1] + against + said[1:], "caution" if against else ""
+
+
+def _rival(scores: Any, models: Mapping[str, Json], main: str, best: str, kind: str) -> str:
+    """Name the best baseline of one kind."""
+    mine = [models.get(m, {}).get("model") == kind and m != best for m in scores.get("model", ())]
+    return _best(scores[mine], models, main) if any(mine) else ""
 
 
 def _score(value: float) -> str:
@@ -733,14 +837,22 @@ def _score(value: float) -> str:
 
 def _result(row: Any, main: str) -> str:
     """Write a score as papers do: AUC 0.74 [0.70, 0.78], p = 0.0005."""
-    p = next((f", {said}p = {row[c]:.2g}" for c, said in (("p_value_retrained", "retrained "), ("p_value", "")) if c in row and row[c] == row[c]), "")
-    return f"{METRICS.get(main, main)} {_score(row['value'])} [{_score(row['ci_low'])}, {_score(row['ci_high'])}]{p}"
+    known = [
+        (c, said) for c, said in (("p_value_retrained", "retrained "), ("p_value", "")) if row.get(c) == row.get(c)
+    ]
+    p = f", {known[0][1]}p = {row[known[0][0]]:.2g}" if known else ""
+    return f"{METRICS.get(main, main)} {_interval(row['value'], row['ci_low'], row['ci_high'])}{p}"
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{_score(value)} [{_score(low)}, {_score(high)}]"
 
 
 def _ordered(scores: Any, models: Mapping[str, Json], main: str) -> Any:
     """Sort models: baselines last, each group from good to bad."""
-    keyed = scores.assign(_baseline=[_role(models, m) == "baseline" for m in scores["model"]], _value=scores["value"] * (-1 if main in LOWER_IS_BETTER else 1))
-    return keyed.sort_values(["_baseline", "_value"], ascending=[True, False]).drop(columns=["_baseline", "_value"])
+    baseline = [_role(models, m) == "baseline" for m in scores["model"]]
+    value = scores["value"] * (-1 if main in LOWER_IS_BETTER else 1)
+    return scores.iloc[np.lexsort((-value, baseline))]
 
 
 def _forest(scores: Any, view: _View) -> Json | None:
@@ -755,18 +867,19 @@ def _forest(scores: Any, view: _View) -> Json | None:
         for m, (_, r) in zip(rows["model"], rows.iterrows(), strict=True)
     ]
     colours = [view.colour(m) for m in rows["model"]]
-    data: list[Json] = [
-        {"type": "scatter", "x": [lo, hi], "y": [name] * 2, "mode": "lines", "line": {"color": c, "width": 2}, "hoverinfo": "skip"}
-        for lo, hi, name, c in zip(rows["ci_low"], rows["ci_high"], names, colours, strict=True)
-    ]
-    text = [f"  {_score(v)} [{_score(lo)}, {_score(hi)}]" for v, lo, hi in zip(rows["value"], rows["ci_low"], rows["ci_high"], strict=True)]
-    data.append({"type": "scatter", "x": rows["value"], "y": names, "mode": "markers", "marker": {"color": colours, "size": 10}, "hovertext": hover, "hoverinfo": "text"})
-    notes = [{"x": 1.01, "xref": "paper", "xanchor": "left", "y": n, "text": t, "showarrow": False, "font": {"size": 12}} for n, t in zip(names, text, strict=True)]
+    ranges = list(zip(rows["value"], rows["ci_low"], rows["ci_high"], strict=True))
+    data = [_line(r[1:], [n] * 2, c, hoverinfo="skip") for r, n, c in zip(ranges, names, colours, strict=True)]
+    points = {"mode": "markers", "marker": {"color": colours, "size": 10}, "hovertext": hover, "hoverinfo": "text"}
+    data.append({"type": "scatter", "x": rows["value"], "y": names, **points})
+    note = {"x": 1.01, "xref": "paper", "xanchor": "left", "showarrow": False, "font": {"size": 12}}
+    notes = [note | {"y": n, "text": f"  {_interval(*r)}"} for n, r in zip(names, ranges, strict=True)]
     ends = [float(f(rows[["ci_low", "ci_high", "chance", "value"]].to_numpy())) for f in (np.nanmin, np.nanmax)]
     margin = 0.04 * (ends[1] - ends[0])
-    line = {"type": "line", "x0": rows["chance"].iloc[0], "x1": rows["chance"].iloc[0], "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "color": "#5b6675", "width": 1.5}}
+    at = {"x0": rows["chance"].iloc[0], "x1": rows["chance"].iloc[0], "yref": "paper", "y0": 0, "y1": 1}
+    line = {"type": "line", **at, "line": {"dash": "dot", "color": "#5b6675", "width": 1.5}}
     axes: Json = {"xaxis": {"range": [ends[0] - margin, ends[1] + margin]}, "yaxis": {"autorange": "reversed"}}
-    return _figure(data, _layout(70 + 30 * len(rows), METRICS.get(main, main), **axes, shapes=[line], annotations=notes, margin={"r": 150}))
+    axes |= {"shapes": [line], "annotations": notes, "margin": {"r": 150}}
+    return _figure(data, _layout(70 + 30 * len(rows), METRICS.get(main, main), **axes))
 
 
 def _metrics_table(metrics: Any, view: _View) -> Json | None:
@@ -778,10 +891,10 @@ def _metrics_table(metrics: Any, view: _View) -> Json | None:
     rows, main, models = [], view.main, view.models
     for model in _ordered(metrics[metrics["metric"] == main], models, main)["model"]:
         mine = metrics[metrics["model"] == model].set_index("metric")
-        row = {"model": model, "feature": models.get(model, {}).get("feature")}
-        row |= {METRICS.get(m, m): f"{_score(v.value)} [{_score(v.ci_low)}, {_score(v.ci_high)}]" for m, v in mine.iterrows()}
-        row |= {f"p{title}": mine[c].get(main) for c, title in (("p_value", ""), ("p_value_retrained", " retrained")) if c in mine}
-        rows.append(row | {"n": mine["n"].get(main)})
+        said = {m: _interval(v.value, v.ci_low, v.ci_high) for m, v in mine.iterrows()}
+        row = {"model": model, "feature": models.get(model, {}).get("feature"), METRICS.get(main, main): said.pop(main)}
+        row |= {title: mine[c].get(main) for c, title in P_VALUES.items() if c in mine}
+        rows.append(row | {METRICS.get(m, m): text for m, text in said.items()} | {"n": mine["n"].get(main)})
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")
     table = _table(frame)
     return table and table | {"numeric": [c not in {"model", "feature"} for c in frame]}
@@ -797,7 +910,7 @@ def _curves(view: _View) -> list[Json]:
         return [_scatter(frame, view.best)]
     if len(target["levels"]) > 2:
         return [_roc_levels(frame, target)]
-    tables = {m: view.read("predictions", f"model-{m}_predictions") for m in view.rivals()} | {view.best: frame}
+    tables = {m: view.read("predictions", f"model-{m}_predictions") for m in view.rivals} | {view.best: frame}
     shown = {m: t for m, t in tables.items() if not t.empty}
     return [_roc(shown, view), _calibration(shown, view)]
 
@@ -811,6 +924,7 @@ def _truth(frame: Any, level: str) -> Array:
 
 
 GRID = np.linspace(0, 1, 101)
+FROM_ORIGIN = np.r_[0, GRID]
 
 
 def _roc_of(frame: Any, column: str, level: str) -> tuple[Array, list[Array]]:
@@ -829,7 +943,14 @@ def _roc_of(frame: Any, column: str, level: str) -> tuple[Array, list[Array]]:
 
 
 def _line(x: Any, y: Any, colour: str, width: float = 2, **more: Any) -> Json:
-    return {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": {"color": colour, "width": width, **more.pop("line", {})}, **more}
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "line": {"color": colour, "width": width, **more.pop("line", {})},
+        **more,
+    }
 
 
 def _joined(lines: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
@@ -842,7 +963,12 @@ def _joined(lines: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
 
 
 RATES = ("false positive rate", "true positive rate")
-LEGEND: Json = {"showlegend": True, "legend": {"x": 0.98, "y": 0.04, "xanchor": "right", "yanchor": "bottom", "bgcolor": "rgba(255,255,255,.8)", "font": {"size": 11}}}
+LEGEND: Json = {
+    "showlegend": True,
+    "legend": {
+        "x": 0.98, "y": 0.04, "xanchor": "right", "yanchor": "bottom", "bgcolor": "rgba(255,255,255,.8)", "font": {"size": 11},
+    },
+}  # fmt: skip
 ABOVE: Json = {
     "showlegend": True,
     "legend": {"x": 1, "y": 1.01, "xanchor": "right", "yanchor": "bottom", "orientation": "h", "font": {"size": 11}},
@@ -858,18 +984,23 @@ def _roc(shown: Mapping[str, Any], view: _View) -> Json:
     for model, frame in shown.items():
         mean, folds = _roc_of(frame, "y_score", _positive(view.target))
         if model == view.best:
-            x, y = _joined((GRID, f) for f in folds)
+            x, y = _joined((FROM_ORIGIN, [0, *f]) for f in folds)
             data.append(_line(x, y, view.colour(model), 0.6, opacity=0.45, hoverinfo="skip", showlegend=False))
         width, dash = 3 if model == view.best else 1.8, DASHES.get(view.method(model), "solid")
-        data.append(_line(GRID, mean, view.colour(model), width, line={"dash": dash}, name=model))
+        data.append(_line(FROM_ORIGIN, [0, *mean], view.colour(model), width, line={"dash": dash}, name=model))
     return _figure(data, _layout(380, *RATES, title=_heading("ROC, mean over folds; thin: each fold"), **LEGEND))
 
 
 def _roc_levels(frame: Any, target: Json) -> Json:
     """Draw the ROC curve of each level against the rest."""
     curves = {str(level): _roc_of(frame, f"score_{level}", str(level))[0] for level in target["levels"]}
-    lines = [_line(GRID, mean, LEVELS[i % len(LEVELS)], 2.2, name=level) for i, (level, mean) in enumerate(curves.items())]
-    return _figure([DIAGONAL, *lines], _layout(380, *RATES, title=_heading("ROC of each level against the rest"), **LEGEND))
+    lines = [
+        _line(FROM_ORIGIN, [0, *mean], LEVELS[i % len(LEVELS)], 2.2, name=level)
+        for i, (level, mean) in enumerate(curves.items())
+    ]
+    return _figure(
+        [DIAGONAL, *lines], _layout(380, *RATES, title=_heading("ROC of each level against the rest"), **LEGEND)
+    )
 
 
 def _calibration(shown: Mapping[str, Any], view: _View) -> Json:
@@ -880,9 +1011,15 @@ def _calibration(shown: Mapping[str, Any], view: _View) -> Json:
         order = np.argsort(score, kind="stable")
         bins = np.array_split(order, min(10, len(order)))
         said, seen = ([float(v[b].mean()) for b in bins] for v in (score, truth))
-        line = _line(said, seen, view.colour(model), 2, line={"dash": DASHES.get(view.method(model), "solid")}, name=model)
+        line = _line(
+            said, seen, view.colour(model), 2, line={"dash": DASHES.get(view.method(model), "solid")}, name=model
+        )
         data.append(line | {"mode": "lines+markers", "marker": {"size": 6}})
-    axes = {"xaxis": {"range": [0, 1]}, "yaxis": {"range": [0, 1]}, "title": _heading("Calibration: ten bins of equal size")}
+    axes = {
+        "xaxis": {"range": [0, 1]},
+        "yaxis": {"range": [0, 1]},
+        "title": _heading("Calibration: ten bins of equal size"),
+    }
     return _figure(data, _layout(380, "predicted probability", "observed frequency", **{**axes, **LEGEND}))
 
 
@@ -892,9 +1029,13 @@ def _scatter(frame: Any, best: str) -> Json:
     truth, said = rows["y_true"].astype(float), rows["y_score"].astype(float)
     ends = [float(min(truth.min(), said.min())), float(max(truth.max(), said.max()))]
     slope, base = np.polyfit(truth, said, 1) if truth.std() > 0 else (0, said.mean())
-    points = {"type": "scatter", "x": truth, "y": said, "mode": "markers", "marker": {"size": 5, "color": "#0072b2", "opacity": 0.45}, "text": rows["participant_id"], "name": "participants"}
-    fit = _line([truth.min(), truth.max()], [base + slope * truth.min(), base + slope * truth.max()], "#d55e00", 2, name="least squares")
-    return _figure([_line(ends, ends, "#8b95a3", 1, line={"dash": "dot"}, name="identity"), points, fit], _layout(440, "true", f"predicted by {best}", **LEGEND))
+    marker = {"size": 5, "color": LEVELS[0], "opacity": 0.45}
+    points = {"type": "scatter", "x": truth, "y": said, "mode": "markers", "marker": marker, "name": "participants"}
+    points |= {"text": rows["participant_id"]}
+    span = np.array([truth.min(), truth.max()])
+    fit = _line(span, base + slope * span, LEVELS[1], 2, name="least squares")
+    identity = _line(ends, ends, "#8b95a3", 1, line={"dash": "dot"}, name="identity")
+    return _figure([identity, points, fit], _layout(440, "true", f"predicted by {best}", **LEGEND))
 
 
 def _learning(view: _View) -> list[Json]:
@@ -907,7 +1048,10 @@ def _learning(view: _View) -> list[Json]:
         x, y = _joined((r["epoch"], r["validation_loss"]) for _, r in list(table.groupby(["split", "member"]))[:60])
         mean = table.groupby("epoch")[["train_loss", "validation_loss"]].mean()
         data = [_line(x, y, LEVELS[1], 0.5, opacity=0.35, hoverinfo="skip", showlegend=False)]
-        data += [_line(mean.index, mean[f"{part}_loss"], LEVELS[i], 2.5, name=part) for i, part in enumerate(("train", "validation"))]
+        data += [
+            _line(mean.index, mean[f"{part}_loss"], LEVELS[i], 2.5, name=part)
+            for i, part in enumerate(("train", "validation"))
+        ]
         figures.append(_figure(data, _layout(250, "epoch", "loss", title=_heading(model), **ABOVE)))
     return figures
 
@@ -919,9 +1063,13 @@ def _site_dots(view: _View) -> Json | None:
         return None
     table = table[table["metric"] == view.main].dropna(subset=["value"])
     order = table[table["model"] == view.best].sort_values("value")["site"].tolist()
-    data = [_dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals(), view.best]]
+    data = [
+        _dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals, view.best]
+    ]
     axes = {"yaxis": {"categoryorder": "array", "categoryarray": order}, "margin": {"t": 40}}
-    return _figure(data, _layout(110 + 21 * table["site"].nunique(), METRICS.get(view.main, view.main), **{**axes, **ABOVE}))
+    return _figure(
+        data, _layout(110 + 21 * table["site"].nunique(), METRICS.get(view.main, view.main), **{**axes, **ABOVE})
+    )
 
 
 def _dots(rows: Any, model: str, view: _View, most: int) -> Json:
@@ -936,7 +1084,10 @@ def _dots(rows: Any, model: str, view: _View, most: int) -> Json:
     }  # fmt: skip
 
 
-NAMED = re.compile(r"target-(?P<target>.+?)_model-(?P<model>.+?)_feature-(?P<feature>.+?)_desc-(?P<method>.+?)_(?P<kind>statmap|edges|regions|columns)\.(nii\.gz|tsv)$")
+NAMED = re.compile(
+    r"target-(?P<target>.+?)_model-(?P<model>.+?)_feature-(?P<feature>.+?)_desc-(?P<method>.+?)"
+    r"_(?P<kind>statmap|edges|regions|columns)\.(nii\.gz|tsv)$"
+)
 
 
 def _explained(out: Path) -> Iterator[tuple[Path, dict[str, str]]]:
@@ -955,18 +1106,33 @@ def _explanations(view: _View) -> list[Json]:
     ordered = sorted(groups.items(), key=lambda g: g[0][0] != view.best)
     shown = []
     for number, ((model, feature, method), paths) in enumerate(ordered):
-        title = f"{model} · {TITLES.get(feature, feature)} · {method.replace('_', ' ')}"
-        drawn = _safely(_explanation, paths) if number < MAX_EXPLANATIONS else {"failure": TOO_MANY}
+        title = f"{model} · {TITLES.get(feature, feature)} · {_spoken(method)}"
+        drawn = (
+            _safely(partial(_explanation, additive=method != "occlusion"), paths)
+            if number < view.n_drawn
+            else {"failure": TOO_MANY}
+        )
         shown.append({"title": title, "open": model == view.best and number < 2, **drawn})
     return shown
 
 
-def _explanation(paths: Mapping[str, Path]) -> Json:
+def _spoken(method: str) -> str:
+    """Write the name of an explainer as words: labels of BIDS cannot hold a space."""
+    words = method.replace("_", " ")
+    return re.sub(r"^(integrated|layerwise)(?=[a-z])", r"\1 ", words)
+
+
+def _explanation(paths: Mapping[str, Path], *, additive: bool = True) -> Json:
     """Draw one method's result: a map on the template, or edges as table, matrix and regions."""
     shown: Json = {}
+    if not additive:
+        shown["note"] = "Regions are occluded one by one: their shares overlap and do not add up."
     if "statmap" in paths:
         shown |= _overlay(paths["statmap"])
-    regions = next((_tsv(paths[k]).rename(columns={"column": "region"}) for k in ("regions", "columns") if k in paths), _tsv(Path()))
+    regions = next(
+        (_tsv(paths[k]).rename(columns={"column": "region"}) for k in ("regions", "columns") if k in paths),
+        _tsv(Path()),
+    )
     if not regions.empty:
         regions = regions.iloc[np.argsort(-regions["share"].abs().fillna(0).to_numpy(), kind="stable")]
         top = regions.head(20).fillna({"share": 0})
@@ -981,7 +1147,9 @@ def _explanation(paths: Mapping[str, Path]) -> Json:
 
 def _edge_matrix(edges: Any, regions: Any) -> Json:
     """Draw the edges as a matrix: signed where that was written, else their share."""
-    names = list(regions["region"]) if not regions.empty else list(dict.fromkeys([*edges["region_a"], *edges["region_b"]]))
+    names = (
+        list(regions["region"]) if not regions.empty else list(dict.fromkeys([*edges["region_a"], *edges["region_b"]]))
+    )
     place = {n: i for i, n in enumerate(names)}
     if len(names) > 400:
         return {}
@@ -989,7 +1157,11 @@ def _edge_matrix(edges: Any, regions: Any) -> Json:
     values = np.zeros((len(names), len(names)))
     a, b = (edges[c].map(place).to_numpy(int) for c in ("region_a", "region_b"))
     values[a, b] = values[b, a] = edges[column].fillna(0)
-    said = "Signed attribution: red raises the prediction, blue lowers it." if column == "signed" else "Share of the prediction."
+    said = (
+        "Signed attribution: red raises the model's output, blue lowers it."
+        if column == "signed"
+        else "Share of the prediction."
+    )
     said += " Regions are ordered by their share." if len(regions) else ""
     return {"matrix": _matrix(values), "matrix_said": said}
 
@@ -1007,7 +1179,9 @@ def _overlay(path: Path) -> Json:
     from nilearn.image import resample_to_img
 
     template = _background()
-    values = resample_to_img(nib.load(path), template, interpolation="linear", force_resample=True, copy_header=True).get_fdata()
+    values = resample_to_img(
+        nib.load(path), template, interpolation="linear", force_resample=True, copy_header=True
+    ).get_fdata()
     grey = np.asarray(template.get_fdata())
     grey = np.where(grey > 0.2 * grey.max(), grey, 0)
     limit = float(np.percentile(np.abs(values[values != 0]), 99.5)) if (values != 0).any() else 1.0
@@ -1017,16 +1191,14 @@ def _overlay(path: Path) -> Json:
     alpha = np.clip((np.abs(values) / limit - 0.15) / 0.5, 0, 0.9)[..., None]
     blended = _grey(grey) * (1 - alpha) + _ramp(colours, 256)[index] * alpha
     said = "Group map on the MNI152 template: axial, then coronal and sagittal slices, positions in mm; left is left."
-    return {"mosaic": _mosaic(blended.astype(np.uint8), grey > 0, template.affine), "what": said, "stops": colours, "low": low, "high": limit}
+    mosaic = _mosaic(blended.astype(np.uint8), grey > 0, template.affine)
+    return {"mosaic": mosaic, "what": said, "stops": colours, "low": low, "high": limit}
 
 
 def _bundles(out: Path) -> list[Json]:
     """List the trained models with the command that applies each."""
     folders = sorted(p for p in (out / "group" / "bundles").glob("*") if p.is_dir())
     return [{"name": p.name, "command": f"bids_dl NEW_DATA OUT participant --bundle {p.resolve()}"} for p in folders]
-
-
-# The methods text
 
 
 class Reference(NamedTuple):
@@ -1047,17 +1219,26 @@ class Reference(NamedTuple):
     def cited(self) -> str:
         """How the text cites it: Ojala and Garriga, 2010."""
         families = [a.split(",")[0] for a in self.authors.split(" and ")]
-        who = families[0] if len(families) == 1 else " and ".join(families) if len(families) == 2 and families[1] != "others" else f"{families[0]} et al."
-        return f"{who}, {self.year}"
+        few = len(families) < 3 and families[-1] != "others"
+        return f"{' and '.join(families) if few else f'{families[0]} et al.'}, {self.year}"
 
     def plain(self) -> str:
         """Write it as a line of a list."""
-        return f"{self.authors.replace(' and others', ' et al.').replace(' and ', '; ')} ({self.year}). {self.title}. {self.venue}. {self.link}".strip()
+        who = self.authors.replace(" and others", " et al.").replace(" and ", "; ")
+        return f"{who} ({self.year}). {self.title}. {self.venue}. {self.link}".strip()
 
     def bibtex(self) -> str:
         """Write it as a BibTeX entry."""
-        kind, identifier = ("doi", self.link.removeprefix("doi:")) if self.link.startswith("doi:") else ("note", self.link)
-        fields = {"author": self.authors, "title": f"{{{self.title}}}", "journal": self.venue, "year": str(self.year), kind: identifier}
+        kind, identifier = (
+            ("doi", self.link.removeprefix("doi:")) if self.link.startswith("doi:") else ("note", self.link)
+        )
+        fields = {
+            "author": self.authors,
+            "title": f"{{{self.title}}}",
+            "journal": self.venue,
+            "year": str(self.year),
+            kind: identifier,
+        }
         return "\n".join([f"@article{{{self.key},", *(f"  {k} = {{{v}}}," for k, v in fields.items() if v), "}"])
 
 
@@ -1070,7 +1251,10 @@ def references() -> dict[str, Reference]:
     """Read the table of references, keyed by what brings each in."""
     lines = (TEMPLATES / "references.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = [line.split("\t") for line in lines]
-    return {trigger: Reference(authors, int(year), title, venue, link) for trigger, authors, year, title, venue, link in rows}
+    return {
+        trigger: Reference(authors, int(year), title, venue, link)
+        for trigger, authors, year, title, venue, link in rows
+    }
 
 
 def write_methods(out: Path, level: str) -> None:
@@ -1085,9 +1269,10 @@ def write_methods(out: Path, level: str) -> None:
     """
     paragraphs = _paragraphs(out, level)
     used = _used(paragraphs)
-    keyed = [CITED.sub(lambda m: f" [{'; '.join(f'@{references()[k].key}' for k in _known(m))}]" if _known(m) else "", p) for p in paragraphs]
+    keyed = [_with_citations(p, " [{}]", lambda reference: f"@{reference.key}") for p in paragraphs]
+    listed = "\n".join(f"- {r.plain()}" for r in used)
     logs = out / "logs"
-    derivatives.write_text(logs / "CITATION.md", "# Methods\n\n" + "\n\n".join(keyed) + "\n\n# References\n\n" + "\n".join(f"- {r.plain()}" for r in used) + "\n")
+    derivatives.write_text(logs / "CITATION.md", "\n\n".join(["# Methods", *keyed, "# References", listed]) + "\n")
     derivatives.write_text(logs / "CITATION.bib", "\n\n".join(r.bibtex() for r in used) + "\n")
     page = _template("methods.html.j2").render(paragraphs=_readable(paragraphs), references=[r.plain() for r in used])
     derivatives.write_text(logs / "CITATION.html", page)
@@ -1103,8 +1288,18 @@ def _used(paragraphs: Sequence[str]) -> list[Reference]:
     return sorted({references()[k] for k in keys}, key=lambda r: (r.authors.lower(), r.year))
 
 
+def _with_citations(text: str, frame: str, show: Callable[[Reference], str]) -> str:
+    """Put each citation of a paragraph in a frame such as ``({})``; those without a reference vanish."""
+
+    def cite(match: re.Match[str]) -> str:
+        known = [show(references()[k]) for k in _known(match)]
+        return frame.format("; ".join(known)) if known else ""
+
+    return CITED.sub(cite, text)
+
+
 def _readable(paragraphs: Sequence[str]) -> list[str]:
-    return [CITED.sub(lambda m: f" ({'; '.join(references()[k].cited for k in _known(m))})" if _known(m) else "", p) for p in paragraphs]
+    return [_with_citations(p, " ({})", lambda reference: reference.cited) for p in paragraphs]
 
 
 def _methods(out: Path, choices: Json) -> Json:
@@ -1112,13 +1307,16 @@ def _methods(out: Path, choices: Json) -> Json:
     paragraphs = _paragraphs(out, "group")
     seconds = {k: float(v) for k, v in choices.get("seconds", {}).items()}
     longest = max(seconds.values(), default=1) or 1
-    bars = [(k, v / longest, f"{v:.0f} s" if v < 600 else f"{v / 60:.0f} min") for k, v in sorted(seconds.items(), key=lambda i: -i[1])]
+    bars = [
+        (k, v / longest, f"{v:.0f} s" if v < 600 else f"{v / 60:.0f} min")
+        for k, v in sorted(seconds.items(), key=lambda i: -i[1])
+    ]
     return {"paragraphs": _readable(paragraphs), "references": [r.plain() for r in _used(paragraphs)], "seconds": bars}
 
 
 def _paragraphs(out: Path, level: str) -> list[str]:
     """Write the text, a paragraph a step that left something behind."""
-    choices = _json(out / "group" / "choices.json") if level == "group" else {}
+    choices = _choices(out) if level == "group" else {}
     settings = tomllib.loads(_text(out / "logs" / f"bids_dl_{level}.toml"))
     said = [
         _said_data(out), _said_features(out), _said_targets(choices, settings), _said_models(out, choices),
@@ -1135,6 +1333,7 @@ def _said_data(out: Path) -> str:
     )
 
 
+KEPT = "the weights with the lowest loss in validation participants were kept"
 WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
 SUBJECTS = {"timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes"}
 
@@ -1150,7 +1349,9 @@ def _said_features(out: Path) -> str:
             kinds.setdefault(kind, []).append(entry | {"who": record.get("participant_id")})
     said = [_said_feature(out, mine) for mine in kinds.values()]
     failed = sum(bool(r.get("problems")) for r in records)
-    return " ".join([*said, *([f"At least one scan of {_count(failed, 'participant')} could not be used."] if failed else [])])
+    return " ".join(
+        [*said, *([f"At least one scan of {_count(failed, 'participant')} could not be used."] if failed else [])]
+    )
 
 
 def _said_feature(out: Path, entries: Sequence[Json]) -> str:
@@ -1158,19 +1359,25 @@ def _said_feature(out: Path, entries: Sequence[Json]) -> str:
     path = out / first["path"]
     labels, sidecar = query.entities(path), _json(derivatives.sidecar_path(path))
     family = re.match(r"[a-z]*", labels.get("atlas", "").lower())
-    where = f" in the regions of the {labels['atlas']} atlas [@atlas-{family[0] if family else ''}]" if labels.get("atlas") else ""
+    where = (
+        f" in the regions of the {labels['atlas']} atlas [@atlas-{family[0] if family else ''}]"
+        if labels.get("atlas")
+        else ""
+    )
     where += f" in {labels['space']} space" if labels.get("space") else ""
     how = "; ".join(str(sidecar[k]) for k in ("RelationshipMeasure", "Description") if sidecar.get(k))
-    how = how.replace("Fisher z", "Fisher z [@fisherz]") + (" [@nilearn]" if "_bold." in str(first.get("source")) else "")
+    how = how.replace("Fisher z", "Fisher z [@fisherz]") + (
+        " [@nilearn]" if "_bold." in str(first.get("source")) else ""
+    )
     motion = [e["mean_fd"] for e in entries if e.get("mean_fd") is not None]
     moved = f" Mean framewise displacement [@displacement] was {np.mean(motion):.2f} mm." if motion else ""
     n = _count(len({e["who"] for e in entries}), "participant")
     subject = SUBJECTS.get(first["feature"], f"Features '{first['feature']}'")
-    return f"{subject}{where} ({n}{f'; {how}' if how else ''}) were {_said_origin(out, entries)}.{moved}"
+    return f"{subject}{where} ({n}{f'; {how}' if how else ''}) were {_said_origin(entries)}.{moved}"
 
 
-def _said_origin(out: Path, entries: Sequence[Json]) -> str:
-    if str(entries[0].get("source", "")).startswith(f"{out}/"):
+def _said_origin(entries: Sequence[Json]) -> str:
+    if _is_derived(entries[0]):
         return "computed from the regional time series"
     raw = sum(not e.get("prepared") for e in entries)
     if 0 < raw < len(entries):
@@ -1181,26 +1388,38 @@ def _said_origin(out: Path, entries: Sequence[Json]) -> str:
 def _said_targets(choices: Json, settings: Json) -> str:
     said = []
     for target in choices.get("targets", []):
-        verb = "classified" if target["kind"] == "classification" else "predicted by regression"
-        counts = target.get("counts", {})
-        who = ", ".join(f"{n} {level}" for level, n in counts.items()) if verb == "classified" else f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
-        said.append(f"'{target['name']}' was {verb} in {target.get('n', '?')} participants ({who}).")
+        counts, n = target.get("counts", {}), target.get("n", "?")
+        if target["kind"] == "classification":
+            levels = ", ".join(f"{k} {level}" for level, k in counts.items())
+            said.append(f"'{target['name']}' was classified in {n} participants ({levels}).")
+        else:
+            spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
+            said.append(f"'{target['name']}' was predicted by regression in {n} participants ({spread}).")
     if settings.get("normalization", {}).get("remove_confounds") and said:
-        said.append(f"The confounds {', '.join(choices.get('covariates', []))} were regressed out of the features with weights learned from training participants alone.")
+        confounds = ", ".join(choices.get("covariates", []))
+        said.append(
+            f"Confounds ({confounds}) were regressed out of the features, with weights learned from training participants."
+        )
     return " ".join([*said, _said_splits(choices.get("splits", {}))]).strip()
 
 
 def _said_models(out: Path, choices: Json) -> str:
     """Tell which models were trained, and how long, from what they left behind."""
-    models = choices.get("models", [])
-    by_role = {role: [f"{m['id']} ({m.get('summary', '').rstrip('.')})" for m in models if m.get("role") == role] for role in ROLES}
+    named: dict[bool, list[str]] = {True: [], False: []}
+    for model in choices.get("models", []):
+        named[model.get("role") == "baseline"].append(f"{model['id']} ({model.get('summary', '').rstrip('.')})")
     said = []
-    if by_role["network"] + by_role["fusion"]:
-        said.append(f"Neural networks [@review], trained with PyTorch [@pytorch] and kept as MONAI bundles [@monai]: {'; '.join(by_role['network'] + by_role['fusion'])}.")
-        epochs = [int(t["epoch"].max()) + 1 for p in sorted((out / "group" / "histories").glob("*.tsv")) if not (t := _tsv(p)).empty and t["train_loss"].notna().any()]
-        said += [f"They were trained with AdamW [@adamw] for at most {max(epochs)} epochs; the weights with the lowest loss in validation participants were kept."] if epochs else []
-    if by_role["baseline"]:
-        said.append(f"Baselines, fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(by_role['baseline'])}.")
+    if named[False]:
+        said.append(
+            f"Neural networks [@review] were trained with PyTorch [@pytorch] and MONAI [@monai]: {'; '.join(named[False])}."
+        )
+        tables = [t for p in sorted((out / "group" / "histories").glob("*.tsv")) if not (t := _tsv(p)).empty]
+        epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
+        said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
+    if named[True]:
+        said.append(
+            f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."
+        )
     return " ".join(said)
 
 
@@ -1210,12 +1429,15 @@ def _said_scores(out: Path, settings: Json) -> str:
     if not tables:
         return ""
     names = [METRICS.get(m, m) for m in dict.fromkeys(m for t in tables for m in t["metric"])]
-    names = [n if n in {"AUC", "F1", "R²"} else n[0].lower() + n[1:] for n in names]
+    names = [n if n in {"AUC", "F1", "R²", "Brier score"} else n[0].lower() + n[1:] for n in names]
     has = {c: any(c in t and t[c].notna().any() for t in tables) for c in ("ci_low", "p_value", "p_value_retrained")}
     given = settings.get("metrics", {})
     said = f"Held-out predictions were scored by {', '.join(names)}"
-    said += f", with 95 % intervals from {given.get('n_bootstraps', 'many')} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
-    said += f", and compared with {given.get('n_permutations', 'many')} permutations of the labels [@permutation]" if has["p_value"] else ""
+    n_drawn, n_permuted = (given.get(key, "many") for key in ("n_bootstraps", "n_permutations"))
+    said += (
+        f", with 95 % intervals from {n_drawn} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
+    )
+    said += f", and compared with {n_permuted} permutations of the labels [@permutation]" if has["p_value"] else ""
     said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
     return said + "."
 
@@ -1224,7 +1446,7 @@ def _said_explanations(out: Path) -> str:
     methods = sorted({said["method"] for _, said in _explained(out)})
     if not methods:
         return ""
-    named = [f"{m.replace('_', ' ')} [{_explainer_citation(re.sub('[^a-z]', '', m.lower()))}]" for m in methods]
+    named = [f"{_spoken(m)} [{_explainer_citation(re.sub('[^a-z]', '', m.lower()))}]" for m in methods]
     return f"Predictions of held-out participants were attributed to the input by {' and '.join(named)}."
 
 
