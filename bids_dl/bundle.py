@@ -71,7 +71,9 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {"type": "logits" if fitted.levels else "quantity", "format": kind, "num_channels": len(fitted.levels) or 1,
            "spatial_shape": [], "dtype": "float32", "value_range": [], "is_patch_data": False,
            "channel_def": {str(n): level for n, level in enumerate(fitted.levels or [fitted.target_name])}}  # fmt: skip
-    versions = {package: metadata.version(package) for package in ("bids_dl", "monai", "torch", "numpy", "nibabel", "nilearn")}
+    versions = {
+        package: metadata.version(package) for package in ("bids_dl", "monai", "torch", "numpy", "nibabel", "nilearn")
+    }
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": "1.0.0", "changelog": {"1.0.0": "written by bids_dl"}, "monai_version": versions["monai"],

@@ -127,7 +127,14 @@ def _method_choice(parser: Parser) -> None:
 def _performance(parser: Parser) -> None:
     group = parser.add_argument_group("how to run")
     _add(group, "--nprocs", dest="run.nprocs", type=int, metavar="N", help="processes at once (default: all cores)")
-    _add(group, "--omp-nthreads", dest="run.omp_nthreads", type=int, metavar="N", help="threads a process")
+    _add(
+        group,
+        "--omp-nthreads",
+        dest="run.omp_nthreads",
+        type=int,
+        metavar="N",
+        help="threads a process (default: cores / nprocs)",
+    )
     _add(group, "--mem-mb", dest="run.mem_mb", type=int, metavar="MB", help="memory that may be used")
     _add(
         group, "--use-plugin", dest="run.use_plugin", metavar="FILE", help="nipype plugin settings (YAML), for clusters"
@@ -258,9 +265,10 @@ def quiet_environment(config: configuration.Config) -> None:
     if not os.access(Path("~").expanduser(), os.W_OK):
         os.environ["HOME"] = str(home)
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1", TEMPLATEFLOW_AUTOUPDATE="0")
-    if config.run.omp_nthreads:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[name] = str(config.run.omp_nthreads)
+    cores = len(os.sched_getaffinity(0))
+    threads = config.run.omp_nthreads or max(1, cores // (config.run.nprocs or cores))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -151,8 +151,11 @@ def _short_names(keys: Sequence[tuple[str, tuple[tuple[str, str], ...]]]) -> dic
 
 
 def _tables(config: Config) -> dict[str, Path]:
-    """Find the tables that the feature ``phenotype`` reads; participants.tsv only where columns of it are named."""
-    if config.features.names and "phenotype" not in config.features.names:
+    """Find the tables that the feature ``phenotype`` reads, where it is asked for: a questionnaire may restate a target.
+
+    participants.tsv is read only where columns of it are named.
+    """
+    if "phenotype" not in config.features.names:
         return {}
     found = {f"phenotype+{p.stem}": p for p in sorted((config.bids / "phenotype").glob("*.tsv"))}
     if config.features.of("phenotype").get("columns"):

@@ -170,12 +170,23 @@ def write_feature(out: Path, scan: Scan, feature: Feature) -> Path:
         write_image(path, feature.values, feature.affine)
     else:
         write_matrix(path, feature.values, feature.labels)
-    source = f"bids:{'raw' if scan.dataset == out else ''}:{scan.path.relative_to(scan.dataset)}"
+    source = bids_uri(out, scan)
     write_json(sidecar_path(path), {"Sources": [source], **feature.metadata})
     if feature.coverage is not None:
         covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
         write_matrix(covered, feature.coverage[None], feature.labels)
     return path
+
+
+def bids_uri(out: Path, scan: Scan) -> str:
+    """Point to a scan by the name that the output's DatasetLinks give to its dataset."""
+    links = (
+        json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))["DatasetLinks"]
+        if scan.dataset != out
+        else {}
+    )
+    name = next((key for key, link in links.items() if link == scan.dataset.as_uri()), "")
+    return f"bids:{name}:{scan.path.relative_to(scan.dataset)}"
 
 
 def sidecar_path(path: Path) -> Path:

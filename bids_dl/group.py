@@ -54,8 +54,10 @@ def run(config: Config, modes: frozenset[str]) -> int:
         return outputs.reports_only(config, modes)
     plan = cohorts.plan(config)
     chosen = _choose(config, plan)
+    device = _device(config)
     for line in chosen.said:
         LOG.info(line)
+    LOG.info(device)
     if "dry_run" in modes:
         print("\n".join(chosen.said))
         return 0
@@ -68,6 +70,17 @@ def run(config: Config, modes: frozenset[str]) -> int:
     done = engine.run(config, "group", tasks)
     _write_excluded(config, plan, chosen, done)
     return _conclude(config, tasks, done, digest)
+
+
+def _device(config: Config) -> str:
+    """Say where networks will run; refuse a GPU that is asked for and not there."""
+    import torch
+
+    if torch.cuda.is_available() and config.run.device != "cpu":
+        return f"networks run on the GPU {torch.cuda.get_device_name(0)}."
+    if config.run.device == "cuda":
+        raise UsageError("--device cuda was asked for, but PyTorch sees no CUDA device here; use --device auto or cpu.")
+    return "networks run on the CPU" + (" as asked." if config.run.device == "cpu" else ": no GPU was found.")
 
 
 @dataclass(frozen=True)
@@ -299,7 +312,7 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
         notes.append("No confounds were found in participants.tsv, so what they alone would reach is unknown.")
     if chosen.site and config.splits.kind == "kfold":
         notes.append(
-            f"Participants of one {chosen.site} are on both sides of the splits; splits.kind = \"leave-site-out\" tells how a model travels."
+            f'Participants of one {chosen.site} are on both sides of the splits; splits.kind = "leave-site-out" tells how a model travels.'
         )
     if any(".desc-centred" in str(v.entities) or v.entities.get("desc") == "centred" for v in plan.variants):
         notes.append(

@@ -62,8 +62,9 @@ def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
 
 
 def _wanted(config: Config) -> tuple[str, ...]:
-    """Return the features asked for, all that are extracted from scans unless named."""
-    return config.features.names or tuple(n for n in zoo.names("features") if n in CONSUMES)
+    """Return the features asked for, all that are extracted from scans unless named; connectomes need their series."""
+    named = config.features.names or tuple(n for n in zoo.names("features") if n in CONSUMES)
+    return (*named, "timeseries") if "connectivity" in named and "timeseries" not in named else named
 
 
 def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) -> list[engine.Task]:

@@ -297,9 +297,7 @@ def anatomy(resolution_mm: int) -> Anatomy:
         atlas = image.resample_to_img(_atlas_file("atlas_aal.nii.gz"), t1w, interpolation="nearest")
     indices, inside = atlas.get_fdata().astype(int), brain.get_fdata() > 0
     regions = (np.searchsorted(region_table()["index"], indices) + 1) * ((indices > 0) & inside)
-    return Anatomy(
-        t1w.affine, t1w.get_fdata(), grey.get_fdata(), white.get_fdata(), inside, regions.astype(np.int32)
-    )
+    return Anatomy(t1w.affine, t1w.get_fdata(), grey.get_fdata(), white.get_fdata(), inside, regions.astype(np.int32))
 
 
 def _atlas_file(name: str) -> Path:
@@ -598,8 +596,11 @@ def _write_tsv(path: Path, table: pd.DataFrame) -> None:
 def _write_descriptions(settings: Settings) -> None:
     asked = {name: getattr(settings, name) for name in ("effect", "confounding", "random_seed")}
     common = {"BIDSVersion": "1.10.0", "License": "CC0", "Authors": ["bids_dl.simulate"]}
-    raw = {"Name": "Simulated dataset with a planted effect", "DatasetType": "raw",
-           "GeneratedBy": [{"Name": "bids_dl", "Description": f"python -m bids_dl.simulate, {asked}"}]}
+    raw = {
+        "Name": "Simulated dataset with a planted effect",
+        "DatasetType": "raw",
+        "GeneratedBy": [{"Name": "bids_dl", "Description": f"python -m bids_dl.simulate, {asked}"}],
+    }
     derived = {"Name": "Simulated fMRIPrep-like derivative", "DatasetType": "derivative",
                "GeneratedBy": [{"Name": "fMRIPrep", "Version": "simulated by bids_dl"}]}  # fmt: skip
     text = "No person was scanned: bids_dl.simulate made this dataset. What was planted: sourcedata/truth.\n"
