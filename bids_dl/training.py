@@ -25,6 +25,8 @@ from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 LOG = logging.getLogger("bids_dl")
 CHECKPOINT_EVERY = 5
+SMALLEST_BATCH, STEPS_AN_EPOCH = 4, 10
+"""Few participants are cut into batches smaller than asked, so that an epoch still has some ten steps."""
 Rows = NDArray[np.intp]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -605,7 +607,8 @@ class _Loop:
     def _epoch(self, rows: Callable[..., Any], y: Tensor) -> float:
         self.module.train()
         total = 0.0
-        for at in _batches(self.generator.permutation(len(y)), self.settings.batch_size):
+        size = min(self.settings.batch_size, max(SMALLEST_BATCH, len(y) // STEPS_AN_EPOCH))
+        for at in _batches(self.generator.permutation(len(y)), size):
             loss = self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])
             self.optimizer.zero_grad()
             self.fabric.backward(loss)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,20 +26,21 @@ SCHEDULE = {
 class PostFusion(nn.Module):
     """Frozen members' embeddings, each through its own layer, averaged over the modalities that a participant has."""
 
-    def __init__(self, members: Sequence[nn.Module], modality_dropout: float) -> None:
+    def __init__(self, members: Sequence[nn.Module], modality_dropout: float, scales: Sequence[float] = ()) -> None:
         super().__init__()
         self.members = nn.ModuleList(members).requires_grad_(False)
         heads: list[Any] = [m.head for m in members]
         self.widths = [h.in_features for h in heads]
         self.head = nn.Linear(sum(self.widths) + len(heads), heads[0].out_features, bias=False)
         self.modality_dropout = modality_dropout
-        self._start_as_mean(heads)
+        self._start_as_mean(heads, scales or [1.0] * len(heads))
 
-    def _start_as_mean(self, heads: Sequence[Any]) -> None:
-        """Begin with the mean of the members' own outputs, so that training can only refine it."""
+    def _start_as_mean(self, heads: Sequence[Any], scales: Sequence[float]) -> None:
+        """Begin with the mean of the members' own outputs, each brought to one spread: none is louder than another."""
         with torch.no_grad():
-            weights = torch.cat([h.weight for h in heads], dim=1)
-            self.head.weight.copy_(torch.cat([weights, torch.stack([h.bias for h in heads], dim=1)], dim=1))
+            weights = torch.cat([h.weight * s for h, s in zip(heads, scales, strict=True)], dim=1)
+            biases = torch.stack([h.bias * s for h, s in zip(heads, scales, strict=True)], dim=1)
+            self.head.weight.copy_(torch.cat([weights, biases], dim=1))
 
     def train(self, mode: bool = True) -> PostFusion:
         """Keep the members in evaluation mode: they are trained already."""
@@ -107,11 +109,18 @@ def fuse(
         "_target_": "bids_dl.fusions.postfusion.build", "members": [dict(m.definition) for m in members],
         "modality_dropout": modality_dropout,
     }  # fmt: skip
-    module = PostFusion([_copy(m) for m in members], modality_dropout)
+    module = PostFusion([_copy(m) for m in members], modality_dropout, _scales(members, cohort, split))
     inputs = [name for m in members for name in m.inputs]
     given = {name: m.normalization[name] for m in members for name in m.inputs}
     fitted = training.refine(module, definition, cohort, split, inputs, given, settings)
     return replace(fitted, target_mean=members[0].target_mean, target_scale=members[0].target_scale)
+
+
+def _scales(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list[float]:
+    """Bring each member's output to the members' mean spread over the training rows (validation included)."""
+    rows = np.concatenate([split.train, split.validation])
+    spreads = [float(np.nanstd(training.outputs(m, cohort, rows))) for m in members]
+    return [float(np.mean(spreads)) / s if s > 0 else 0.0 for s in spreads]
 
 
 def _copy(member: FittedModel) -> nn.Module:
