@@ -157,9 +157,9 @@ def identity(*parts: str) -> str:
 
 
 def fingerprint(values: Array) -> str:
-    """Hash a feature's values, to five digits: the same scan is recognised under another name."""
+    """Hash a feature's values, to four decimals: the same scan is recognised under another name."""
     known = np.nan_to_num(np.asarray(values, np.float64).ravel())
-    return hashlib.sha256(np.round(known, 4).astype(np.float32).tobytes()).hexdigest()[:24]
+    return hashlib.sha256((np.round(known, 4) + 0.0).astype(np.float32).tobytes()).hexdigest()[:24]
 
 
 def trained_on(cohort: Cohort, rows: Sequence[int], inputs: Sequence[str], dataset: str) -> list[str]:

@@ -200,14 +200,15 @@ def _open_memmap(path: Path, **options: Any) -> Any:
 
 def _describe(variant: Variant) -> dict[str, Any]:
     """Look at a few participants' files to learn the shape and the names that most have."""
-    firsts = [paths[0] for paths in list(variant.files.values())[:15]]
-    seen: list[tuple[tuple[int, ...], tuple[str, ...], str]] = []
-    for path in firsts:
-        values, labels, _ = read(Path(path))
-        directed = values.ndim == 2 and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
-        seen.append((values.shape, labels, "directed" if directed else ""))
-    shape, labels, _ = Counter(s[:2] + ("",) for s in seen).most_common(1)[0][0]
-    directed = any(s[2] for s in seen)
+    seen: list[tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]] = []
+    directed = False
+    for path in [paths[0] for paths in list(variant.files.values())[:15]]:
+        values, labels, affine = read(Path(path))
+        square = values.ndim == 2 and values.shape[0] == values.shape[1]
+        directed |= square and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
+        grid = () if affine is None else tuple(np.round(affine, 3).ravel().tolist())
+        seen.append((values.shape, labels, grid))
+    shape, labels, grid = Counter(seen).most_common(1)[0][0]
     common = {
         "labels": list(labels),
         "feature": variant.feature,
@@ -217,8 +218,7 @@ def _describe(variant: Variant) -> dict[str, Any]:
     if len(shape) == 2:
         n = shape[0] * (shape[0] - 1)
         return common | {"shape": [n if directed else n // 2], "dims": ["edge"], "directed": directed}
-    affine = read(Path(firsts[0]))[2]
-    return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": affine}
+    return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": np.reshape(grid, (4, 4))}
 
 
 def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
@@ -386,7 +386,7 @@ def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> l
 
 
 def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: str = "") -> Target:
-    """Turn a column into a target: a quantity, or classes with the rarest, or the one named, as the positive class.
+    """Turn a column into a target: a quantity, or classes; of two, the one named, or that is no control, is positive.
 
     Raises
     ------
@@ -410,7 +410,8 @@ def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: st
         return Target(name, numbers)
     if len(levels) < 2 or len(levels) > MAX_CLASSES:
         raise DataError(
-            f"target '{name}' has {len(levels)} classe(s) ({', '.join(map(str, levels[:4]))} …); between 2 and {MAX_CLASSES} are needed."
+            f"target '{name}' has {len(levels)} class{'' if len(levels) == 1 else 'es'} ({', '.join(map(str, levels[:4]))}"
+            f"{' …' if len(levels) > 4 else ''}); between 2 and {MAX_CLASSES} are needed."
         )
     ordered = _ordered(name, levels, positive)
     codes = {level: code for code, level in enumerate(ordered)}

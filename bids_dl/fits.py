@@ -55,10 +55,10 @@ class Step:
             if name == "final"
             else self.config.out / "group" / "splits" / f"target-{self.target}_splits.tsv"
         )
-        return splits.read_one(path, name, self.ids, self.cohort.target, groups=self._ties())
+        sites = self._ties(self.site if self.config.splits.kind == "leave-site-out" else "")
+        return splits.read_one(path, name, self.ids, self.cohort.target, groups=self._ties(self.groups), sites=sites)
 
-    def _ties(self) -> tuple[str, ...]:
-        column = self.site if self.config.splits.kind == "leave-site-out" else self.groups
+    def _ties(self, column: str) -> tuple[str, ...]:
         if not column:
             return ()
         cells = self.cohort.participants[column]

@@ -90,8 +90,11 @@ def fit(values: Array, rows: NDArray[np.intp], confounds: Array | None = None) -
 
 
 def _scale(deviation: Array, mean: Array, n: Array) -> Array:
-    """Keep standard deviations that are more than rounding; blank the rest."""
-    typical = float(np.median(deviation[deviation > 0])) if (deviation > 0).any() else 1.0
+    """Keep standard deviations that are more than rounding; blank the rest.
+
+    The voxels of a volume share one unit: those that vary a thousand times less than most are background.
+    """
+    typical = float(np.median(deviation[deviation > 0])) if mean.ndim == 3 and (deviation > 0).any() else 0.0
     alive = (deviation > np.maximum(TINY * np.abs(mean), 1e-3 * typical)) & (n > 1)
     return np.where(alive, deviation, np.inf).astype(np.float32)
 
@@ -102,7 +105,8 @@ def _regress(
     """Fit the linear part of the confounds; returns slopes, the confounds' mean, and the variance they explain."""
     if confounds is None or not confounds.shape[1]:
         return None, None, np.zeros(mean.shape)
-    centre = np.nanmean(confounds[rows], axis=0)
+    known = np.isfinite(confounds[rows])
+    centre = np.where(known, confounds[rows], 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     design = np.where(np.isfinite(confounds), confounds - centre, 0)
     product = np.zeros((design.shape[1], mean.size))
     for part in chunks(rows, mean.size * 8):

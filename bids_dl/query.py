@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,9 @@ QUERIES: dict[str, dict[str, Any]] = {
 
 SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152NLin2009aAsym", "MNI152NLin2009aSym", "MNI152Lin", "MNI")
 SYNONYMS = {"seg": "atlas", "meas": "stat"}
+FEW = 16
+"""Up to so many participants are indexed folder by folder."""
+
 PYBIDS_NAMES = {"sub": "subject", "ses": "session"}
 
 
@@ -94,21 +98,32 @@ def datasets(config: Config) -> dict[str, Path]:
 
 
 def participant_ids(config: Config) -> list[str]:
-    """List the participants asked for: folders of the datasets, and labels checked against them.
+    """List the participants asked for: folders of the datasets, or labels checked against them.
 
     Raises
     ------
     NothingSelectedError
         If a label is unknown (naming the nearest), or there is nobody.
     """
-    known = sorted({p.name for d in datasets(config).values() for p in d.glob("sub-*") if p.is_dir()})
+    roots = list(datasets(config).values())
+    asked = sorted({f"sub-{label.removeprefix('sub-')}" for label in config.select.participant_label})
+    unknown = [label for label in asked if not any((root / label).is_dir() for root in roots)]
+    if asked and not unknown:
+        return _included(config, asked)
+    known = sorted({name for root in roots for name in _folders(root)})
+    if unknown:
+        raise NothingSelectedError(
+            f"participant '{unknown[0]}' is not in {config.bids}; {zoo.nearest(unknown[0], known)}"
+        )
     if not known:
         raise NothingSelectedError(f"{config.bids} holds no folder sub-*; is it the dataset's root?")
-    asked = [f"sub-{label.removeprefix('sub-')}" for label in config.select.participant_label]
-    for label in asked:
-        if label not in known:
-            raise NothingSelectedError(f"participant '{label}' is not in {config.bids}; {zoo.nearest(label, known)}")
-    return _included(config, sorted(set(asked)) or known)
+    return _included(config, known)
+
+
+def _folders(root: Path) -> list[str]:
+    """Name the participants' folders of a dataset."""
+    with os.scandir(root) as entries:
+        return [e.name for e in entries if e.name.startswith("sub-") and e.is_dir()]
 
 
 def _included(config: Config, ids: list[str]) -> list[str]:
@@ -161,20 +176,30 @@ def read_people(file: Path) -> Any:
     return table.set_index("participant_id")
 
 
-def layout(folder: Path, ids: Iterable[str], select: Select, n_known: int) -> Any:
-    """Index a dataset with pybids; where few participants are asked for, the others' folders are not entered."""
+def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:
+    """Index a dataset with pybids: the whole of it, or only the folders of the few participants that are asked for.
+
+    The whole is indexed where an index is kept for later (``--bids-database-dir``) or many are asked for; else the
+    cost follows the participants, not the size of the dataset.
+    """
+    if select.bids_database_dir:
+        yield _layout(folder, select, Path(select.bids_database_dir) / folder.name)
+    elif len(ids) <= FEW:
+        yield from (_layout(folder / participant_id, select, None) for participant_id in ids)
+    else:
+        yield _layout(folder, select, None, ids)
+
+
+def _layout(root: Path, select: Select, stored: Path | None, ids: Sequence[str] = ()) -> Any:
     import bids
 
-    asked = sorted({i.removeprefix("sub-") for i in ids})
     ignore = [re.compile(r"^/(derivatives|sourcedata|work|code|stimuli)(/|$)"), re.compile(r"/\.")]
-    if not select.bids_database_dir and len(asked) < n_known:
-        ignore.append(re.compile(rf"^/sub-(?!(?:{'|'.join(map(re.escape, asked))})(?:/|$))"))
+    if ids:
+        ignore.append(re.compile(rf"^/sub-(?!(?:{'|'.join(re.escape(i.removeprefix('sub-')) for i in ids)})(?:/|$))"))
     indexer = bids.BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
-    stored = Path(select.bids_database_dir) / folder.name if select.bids_database_dir else None
     return bids.BIDSLayout(
-        folder, validate=False, indexer=indexer, database_path=stored, is_derivative=is_derivative(folder),
-        config=["bids", "derivatives"],
-    )  # fmt: skip
+        root, validate=False, indexer=indexer, database_path=stored, is_derivative=True, config=["bids", "derivatives"]
+    )
 
 
 def find(config: Config) -> dict[str, list[Scan]]:
@@ -195,10 +220,10 @@ def find(config: Config) -> dict[str, list[Scan]]:
     for folder in datasets(config).values():
         present = [i for i in ids if (folder / i).is_dir()]
         if present:
-            n_known = sum(1 for p in folder.glob("sub-*"))
-            for path in _files(layout(folder, present, config.select, n_known), present, config.select):
-                scan = _scan(path, folder)
-                found[scan.participant_id].append(scan)
+            for index in layouts(folder, present, config.select):
+                for path in _files(index, present, config.select):
+                    scan = _scan(path, folder)
+                    found[scan.participant_id].append(scan)
     if not any(found.values()):
         raise NothingSelectedError(_nothing(config))
     return {i: best(scans) for i, scans in found.items()}

@@ -113,7 +113,10 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the training, validation and test participants of one fold."""
+    """Row numbers of the training, validation and test participants of one fold.
+
+    ``groups`` (families) keep to one part; ``sites``, where they are given, to one side: training or test.
+    """
 
     train: NDArray[np.intp]
     validation: NDArray[np.intp]
@@ -121,11 +124,14 @@ class Split:
     name: str
     participant_ids: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        sides = {"train": np.concatenate([self.train, self.validation]), "test": self.test}
         _refuse_shared("participant", self.participant_ids, parts, self.name)
         _refuse_shared("group", self.groups, parts, self.name)
+        _refuse_shared("site", self.sites, sides, self.name)
 
 
 def _refuse_shared(what: str, ids: tuple[str, ...], parts: Mapping[str, NDArray[np.intp]], name: str) -> None:

@@ -163,15 +163,34 @@ def regional_means(
 
 def _read(image: Any) -> tuple[NDArray[Any], float, float]:
     """Read the stored numbers without scaling them: a quarter of the memory and of the time."""
+    proxy = image.dataobj
     try:
-        data = image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else np.asanyarray(image.dataobj)
+        if str(image.get_filename() or "").endswith(".nii.gz") and hasattr(proxy, "offset"):
+            data = _inflate(Path(image.get_filename()), proxy)
+        else:
+            data = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else np.asanyarray(proxy)
     except (EOFError, OSError, ValueError) as problem:
         raise DataError(
             f"{_named(image)} ends early or is damaged ({problem}); copy it again from its source."
         ) from problem
-    slope = getattr(image.dataobj, "slope", 1.0)
-    intercept = getattr(image.dataobj, "inter", 0.0)
-    return data, float(slope), float(intercept)
+    return data, float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
+
+
+def _inflate(path: Path, proxy: Any) -> NDArray[Any]:
+    """Decompress a NIfTI straight into its array, with ISA-L: twice as fast as zlib, and no second copy."""
+    from isal import igzip
+
+    data = np.empty(proxy.shape, proxy.dtype, order="F")
+    room: Any = memoryview(data.reshape(-1, order="F").view(np.uint8))  # type: ignore[arg-type]
+    with igzip.open(path, "rb") as stream:  # type: ignore[no-untyped-call]
+        stream.read(proxy.offset)
+        filled = 0
+        while filled < len(room):
+            n_read = stream.readinto(room[filled:])
+            if not n_read:
+                raise EOFError(f"{len(room) - filled} bytes are missing")
+            filled += n_read
+    return data
 
 
 def _carries_signal(volumes: NDArray[Any]) -> NDArray[np.bool_]:

@@ -86,6 +86,8 @@ def of(inner: Kernel, rows: NDArray[np.intp]) -> Span:
     at = inner.at(rows)
     variances, axes = np.linalg.eigh(inner.values[np.ix_(at, at)])
     kept = variances > max(variances.max(), 1e-12) * 1e-6
+    if not kept.any():
+        return Span(np.zeros((len(rows), 1)), rows, 1.0)  # nothing varies: one coordinate, always 0
     basis = axes[:, kept] / np.sqrt(variances[kept])
     scale = float(np.sqrt(variances[kept].sum() / (len(rows) * max(1, kept.sum()))))
     return Span(basis, rows, scale or 1.0)

@@ -55,14 +55,14 @@ def make(
         If a class is smaller than the folds, or there are too few groups or sites.
     """
     rows = np.flatnonzero(np.isfinite(target.values))
-    tied = tuple(sites if settings.kind == "leave-site-out" else groups)
-    _check(target, rows, settings, tied)
+    left_out = tuple(sites) if settings.kind == "leave-site-out" else ()
+    _check(target, rows, settings, left_out or groups)
     strata = _strata(target)
     splits = []
-    for name, train, test in _outer(rows, strata, settings, tied, seed):
+    for name, train, test in _outer(rows, strata, settings, left_out or groups, seed):
         _check_fold(target, train, name)
-        fit, validation = _validation(train, strata, tied if groups else (), settings.validation_fraction, seed)
-        splits.append(Split(fit, validation, test, name, tuple(ids), tied))
+        fit, validation = _validation(train, strata, groups, settings.validation_fraction, seed)
+        splits.append(Split(fit, validation, test, name, tuple(ids), tuple(groups), left_out))
     return splits
 
 
@@ -71,7 +71,7 @@ def _strata(target: Target) -> NDArray[np.intp]:
     if target.is_class:
         return np.nan_to_num(target.values, nan=-1).astype(np.intp)
     edges = np.nanquantile(target.values, np.linspace(0, 1, N_BINS + 1)[1:-1])
-    return np.digitize(np.nan_to_num(target.values), edges)
+    return np.digitize(np.nan_to_num(target.values), edges)  # rows without a value are never divided
 
 
 def _check(target: Target, rows: Rows, settings: Splits, tied: Sequence[str]) -> None:
@@ -86,8 +86,8 @@ def _check(target: Target, rows: Rows, settings: Splits, tied: Sequence[str]) ->
     small = int(np.argmin(counts))
     if counts[small] < n_folds + 1:
         raise DataError(
-            f"target '{target.name}': class '{target.levels[small]}' has {counts[small]} participants for {n_folds} folds; "
-            f"{'leave it out or ' if len(counts) > 2 else ''}lower splits.n_folds below {max(counts[small], 2)}."
+            f"target '{target.name}': class '{target.levels[small]}' has {counts[small]} participants, and {n_folds} folds "
+            f"need {n_folds + 1}; {'leave the class out or ' if len(counts) > 2 else ''}lower splits.n_folds."
         )
 
 
@@ -106,7 +106,7 @@ def _outer(
     if settings.kind == "leave-site-out":
         labels = np.asarray(tied)
         for site in sorted(set(labels[rows])):
-            yield f"site-{site}", rows[labels[rows] != site], rows[labels[rows] == site]
+            yield f"site-{site}".replace("/", "-"), rows[labels[rows] != site], rows[labels[rows] == site]
         return
     for repeat in range(settings.n_repeats):
         folds = partition(rows, strata, settings.n_folds, tied=tied, seed=seed + repeat)
@@ -117,10 +117,18 @@ def _outer(
 def partition(
     rows: Rows, strata: NDArray[np.intp], n_parts: int, *, tied: Sequence[str] = (), seed: int = 0
 ) -> list[Rows]:
-    """Divide rows into stratified parts; rows with the same tie stay in one part."""
+    """Divide rows into stratified parts, fewer if there are fewer ties; rows with the same tie stay in one part.
+
+    Raises
+    ------
+    DataError
+        If all rows hang together.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    n_parts = min(n_parts, len(rows))
+    n_parts = min(n_parts, len({tied[row] for row in rows}) if tied else len(rows))
+    if n_parts < 2:
+        raise DataError(f"{len(rows)} participants of one group cannot be divided; use other groups or fewer folds.")
     chosen = strata[rows]
     if np.bincount(chosen).max() < n_parts:
         chosen = np.zeros(len(rows), np.intp)
@@ -146,25 +154,21 @@ def _validation(
 
 
 def inner(split: Split, values: Array, *, is_class: bool, n_parts: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Divide the training and validation rows again: the first part is the split's own, the others rotate.
+    """Divide the training and validation rows again: each part in turn is held out.
 
     Returns
     -------
     list
-        (training rows, validation rows) of each member; never a test row.
+        (training rows, validation rows) of each member; never a test row, and no test row's value is looked at.
     """
     pool = np.sort(np.concatenate([split.train, split.validation]))
     if n_parts < 2:
         return [(split.train, split.validation)]
-    strata = _strata(Target("", values, ("0", "1") if is_class else ()))
-    parts = partition(pool, strata, n_parts, tied=_ties(split), seed=seed)
+    known = np.full(len(values), np.nan)
+    known[pool] = values[pool]
+    strata = _strata(Target("", known, ("0", "1") if is_class else ()))
+    parts = partition(pool, strata, n_parts, tied=split.groups, seed=seed)
     return [(np.setdiff1d(pool, part), part) for part in parts]
-
-
-def _ties(split: Split) -> tuple[str, ...]:
-    """Groups bind the inner parts too, unless they are so few (sites) that no inner division is left."""
-    pool = np.concatenate([split.train, split.validation])
-    return split.groups if split.groups and len({split.groups[r] for r in pool}) >= 20 else ()
 
 
 def final(target: Target, ids: Sequence[str], settings: Splits, *, seed: int, groups: Sequence[str] = ()) -> Split:
@@ -187,24 +191,28 @@ def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:
     return table
 
 
-def read_one(path: Path, name: str, ids: Sequence[str], target: Target, *, groups: Sequence[str] = ()) -> Split:
+def read_one(
+    path: Path, name: str, ids: Sequence[str], target: Target, *, groups: Sequence[str] = (), sites: Sequence[str] = ()
+) -> Split:
     """Read one column of a saved table of splits; the final split has no test part."""
     table = _table(path, ids)
     if name not in table:
         raise DataError(f"{path} has no split '{name}'; it has {', '.join(map(str, table.columns[:8]))}.")
-    return _column(path, name, table[name].to_numpy(), ids, target, groups)
+    return _column(path, name, table[name].to_numpy(), ids, target, groups, sites)
 
 
-def read(path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str] = ()) -> list[Split]:
-    """Read splits that were saved, for the participants at hand.
+def read(
+    path: Path, ids: Sequence[str], target: Target, *, groups: Sequence[str] = (), sites: Sequence[str] = ()
+) -> list[Split]:
+    """Read splits that were saved, for the participants at hand; rows of others are passed over.
 
     Raises
     ------
     MissingInputError, DataError
-        If the file is missing, names somebody unknown or twice, or a cell is none of train, validation, test, n/a.
+        If the file is missing, names somebody twice, or a cell is none of train, validation, test, n/a.
     """
     table = _table(path, ids)
-    return [_column(path, column, table[column].to_numpy(), ids, target, groups) for column in table.columns]
+    return [_column(path, column, table[column].to_numpy(), ids, target, groups, sites) for column in table.columns]
 
 
 def _table(path: Path, ids: Sequence[str]) -> Any:
@@ -218,7 +226,9 @@ def _table(path: Path, ids: Sequence[str]) -> Any:
     return table.set_index("participant_id").reindex(list(ids)).fillna("n/a")
 
 
-def _column(path: Path, name: str, cells: Any, ids: Sequence[str], target: Target, groups: Sequence[str]) -> Split:
+def _column(
+    path: Path, name: str, cells: Any, ids: Sequence[str], target: Target, groups: Sequence[str], sites: Sequence[str]
+) -> Split:
     unknown = set(cells) - {*PARTS, "n/a"}
     if unknown:
         raise DataError(f"{path}, column {name}: '{sorted(unknown)[0]}' is none of train, validation, test, n/a.")
@@ -228,4 +238,4 @@ def _column(path: Path, name: str, cells: Any, ids: Sequence[str], target: Targe
         raise DataError(f"{path}, column {name}: no participant with '{target.name}' is in train and in test.")
     if not len(validation):
         train, validation = _validation(train, _strata(target), groups, 0.2, 0)
-    return Split(train, validation, test, name, tuple(ids), tuple(groups))
+    return Split(train, validation, test, name, tuple(ids), tuple(groups), tuple(sites))

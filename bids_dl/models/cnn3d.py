@@ -96,5 +96,7 @@ def build(
     """
     if len(shapes) != 1 or len(shapes[0]) != 3:
         shape = tuple(shapes[0])
-        raise UsageError(f"cnn3d takes one volume (x, y, z); this input has the shape {shape}. Use mlp or linear for it.")
+        raise UsageError(
+            f"cnn3d takes one volume (x, y, z); this input has the shape {shape}. Use mlp or linear for it."
+        )
     return CNN3D(tuple(shapes[0]), n_outputs, channels, width, dropout, pool)
