@@ -107,7 +107,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Intervals and permutation tests. ``n_retrained`` 0 retrains the cheap models on small cohorts only."""
+    """Intervals and permutation tests. ``n_retrained`` 0 retrains cheap models on small cohorts, -1 none."""
 
     n_bootstraps: int = 2000
     n_permutations: int = 2000

@@ -438,7 +438,7 @@ def _explainers(config: Config, model: Model) -> tuple[str, ...]:
 
 def n_retrained(config: Config, model: Model, n_participants: int) -> int:
     """How often a model is trained on permuted labels: as asked, else the linear models of small cohorts."""
-    if model.role == "fusion" or model.method == "dummy":
+    if model.role == "fusion" or model.method == "dummy" or config.metrics.n_retrained < 0:
         return 0
     if config.metrics.n_retrained:
         return config.metrics.n_retrained

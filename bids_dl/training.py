@@ -249,6 +249,17 @@ class _one_answer:
         torch.use_deterministic_algorithms(self.before)
 
 
+class _one_thread:
+    """Let torch work alone: for layers this small, waiting for other threads costs more than they do."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
+
+
 def present(cohort: Cohort, split: Split, inputs: Sequence[str]) -> Split:
     """Keep the rows that have the input; a model of several inputs keeps those that have any."""
     has = np.zeros(len(cohort.participants), bool)
@@ -349,7 +360,8 @@ def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[n
     inner = data.kernel(pool)
     small, mixings, history = [], [], []
     for one in once:
-        module, span, rows = one.on_coordinates(inner)
+        with _one_thread():
+            module, span, rows = one.on_coordinates(inner)
         mixing = np.zeros((module.first.out_features, len(pool)), np.float32)
         mixing[:, np.searchsorted(pool, span.rows)] = span.mixing(module.first.weight.detach().numpy())
         small.append(module)
