@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from bids_dl import config as configuration
 from bids_dl import zoo
-from bids_dl.errors import BidsDLError, MissingInputError, OutputError, UnknownLevelError, UsageError
+from bids_dl.errors import DISK_FULL, BidsDLError, MissingInputError, OutputError, UnknownLevelError, UsageError
 
 LEVELS = ("participant", "group")
 DESCRIPTION = "Deep learning for neuroimaging, from a BIDS dataset to an evaluated, explained, reusable model."
@@ -291,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bids_dl: {problem}", file=sys.stderr)
         return problem.exit_code
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if problem.errno not in DISK_FULL:
             raise
         print(f"bids_dl: writing {problem.filename or 'a file'} failed: {problem.strerror}; free space and run "
               "again: what is finished is kept.", file=sys.stderr)  # fmt: skip

@@ -1,5 +1,7 @@
 """What can go wrong, each with the exit code of the BIDS execution specification."""
 
+import errno
+
 
 class BidsDLError(Exception):
     """A problem the person at the keyboard can solve; the message says who, what was found, what to do."""
@@ -47,6 +49,10 @@ class OutputError(BidsDLError):
     """The output cannot be created, or belongs to something else."""
 
     exit_code = 73
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system errors that mean: no room to write."""
 
 
 class DiskError(BidsDLError):

@@ -14,7 +14,7 @@ from typing import Any
 from bids_dl import config as configuration
 from bids_dl import derivatives, engine, outputs, query, zoo
 from bids_dl.config import Config
-from bids_dl.errors import BidsDLError, NothingSelectedError
+from bids_dl.errors import DISK_FULL, BidsDLError, DiskError, NothingSelectedError
 from bids_dl.records import Feature, Scan
 
 LOG = logging.getLogger("bids_dl")
@@ -45,13 +45,17 @@ def run(config: Config, modes: frozenset[str]) -> int:
     bundles = [str(Path(b).resolve()) for b in config.bundles]
     outputs.write_configuration(config, "participant")
     tasks = _tasks(config, scans, bundles)
-    engine.run(config, "participant", tasks, unit="batch")
+    done = engine.run(config, "participant", tasks, unit="batch")
     outputs.finish_validation(config, validation)
     records = [read_record(config.out, i) for i in scans]
     if bundles:
         outputs.write_predictions(config, [r for r in records if r])
     outputs.write_methods(config, "participant")
-    return _conclude(config, dict(zip(scans, records, strict=True)))
+    code = _conclude(config, dict(zip(scans, records, strict=True)))
+    full = [said for said in done.values() if said]
+    if full:
+        raise DiskError(f"{full[0]}; free space and run again: what is finished is kept.")
+    return code
 
 
 def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
@@ -100,16 +104,28 @@ def _unpacked(packed: Mapping[str, Any]) -> Scan:
     return Scan(**{**packed, **paths})
 
 
-def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]], bundles: list[str]) -> list[str]:
-    """Extract a few participants' features one after another; a failure is noted and the next one goes on."""
+def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]], bundles: list[str]) -> str:
+    """Extract a few participants' features one after another; a failure is noted and the next one goes on.
+
+    Returns
+    -------
+    str
+        Empty, or what the system said when there was no room to write; the rest of the batch is then left.
+    """
     settings = configuration.from_mapping(config)
     for participant_id, packed in scans.items():
-        record = process(settings, participant_id, [_unpacked(p) for p in packed])
-        if bundles:
-            record["predictions"] = _predict(settings, participant_id, bundles, record)
-        derivatives.write_json(record_path(settings.out, participant_id), record)
-        _report(settings, participant_id)
-    return list(scans)
+        try:
+            record = process(settings, participant_id, [_unpacked(p) for p in packed])
+            if bundles:
+                record["predictions"] = _predict(settings, participant_id, bundles, record)
+            derivatives.write_json(record_path(settings.out, participant_id), record)
+            _report(settings, participant_id)
+        except OSError as problem:
+            if problem.errno not in DISK_FULL:
+                raise
+            record_path(settings.out, participant_id).unlink(missing_ok=True)
+            return f"{participant_id}: writing {problem.filename or 'a file'} failed: {problem.strerror}"
+    return ""
 
 
 def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[str, Any]:
@@ -147,12 +163,12 @@ def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> P
     try:
         feature: Feature = zoo.load("features", name)(scan, **config.features.of(name))
         path = derivatives.write_feature(config.out, scan, feature)
-    except OSError:
-        raise
     except BidsDLError as problem:
         record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})
         return None
     except Exception as problem:  # one participant's surprise must not stop the others
+        if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+            raise
         crash = config.out / "logs" / f"crash-{scan.name}-{name}.txt"
         derivatives.write_text(crash, traceback.format_exc())
         reason = f"{scan.name}: unexpected {type(problem).__name__}: {problem}; details in logs/{crash.name}."

@@ -46,6 +46,9 @@ def explain(
     """
     rows = split.test[:max_participants]
     ids = tuple(cohort.participants["participant_id"].iloc[rows])
+    if not len(rows):
+        nobody = {name: np.zeros((0, *cohort.features[name].shape)) for name in fitted.inputs}
+        return Attribution(nobody, ids, "occlusion", np.zeros(0), additive=False)
     inputs = training.inputs_of(fitted, cohort, rows)
     with torch.no_grad():
         whole = fitted.module(*inputs)
@@ -74,6 +77,7 @@ def _changes(
             total[:, region] += torch.nan_to_num(before - out).numpy()[:, None]
             count[region] += 1
     mean: Array = total / np.maximum(count, 1)
+    mean[torch.isnan(inputs[position].flatten(1)).all(dim=1).numpy()] = 0  # an absent input moved nothing
     return mean.reshape(shape)
 
 

@@ -50,12 +50,14 @@ def extract(
     Raises
     ------
     DataError
-        If no region varies, there are fewer than 10 volumes, the repetition time is unknown, or the file is damaged.
+        If the BOLD is raw, no region varies, there are fewer than 10 volumes, the repetition time is unknown, or the file is damaged.
 
     References
     ----------
     .. [1] Wang et al. (2024), PLOS Computational Biology 20(3). doi:10.1371/journal.pcbi.1011942
     """
+    if not scan.prepared:
+        raise DataError(f"{scan.name} is a raw BOLD; preprocess it (e.g. fMRIPrep) and give the result by --derivatives.")
     if scan.path.suffix == ".tsv":
         labels, series = query.read_matrix(scan.path)
         coverage, name = None, scan.entities["atlas"]

@@ -1,0 +1,152 @@
+"""What every file of models/ promises; a new file is tested here without a line more."""
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from bids_dl import bundle, training, zoo
+from bids_dl.config import from_mapping
+from bids_dl.errors import UsageError
+from bids_dl.records import Block, Cohort, Split, Target
+
+SHAPES = {"volume": (16, 16, 16), "edge": (45,), "column": (6,)}
+MODELS = zoo.names("models")
+TARGETS = {
+    "two classes": ("control", "patient"),
+    "three classes": ("a", "b", "c"),
+    "quantity": (),
+}
+
+
+def suited(name):
+    """The first kind of input that a model takes, in its smallest shape."""
+    if zoo.constant("models", name, "INPUT"):
+        return "column"
+    return (zoo.constant("models", name, "SUITS") or ("edge",))[0]
+
+
+def built(name, n_outputs=1):
+    return training.instantiate(training.define(name, [SHAPES[suited(name)]], n_outputs, {}))
+
+
+NETWORKS = [name for name in MODELS if isinstance(built(name), nn.Module)]
+
+
+def cohort(kind, levels, n=24):
+    generator = np.random.default_rng(0)
+    y = generator.permutation(np.arange(n) % len(levels)) if levels else generator.normal(50, 10, n)
+    features = {
+        "input": Block(generator.normal(size=(n, *SHAPES[kind])).astype(np.float32), (kind,)),
+        "confounds": Block(generator.normal(size=(n, 2)).astype(np.float32), ("column",), ("age", "site=b")),
+    }
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(n)]})
+    return Cohort(people, features, Target("target", y.astype(float), levels))
+
+
+SPLIT = Split(np.arange(0, 14), np.arange(14, 18), np.arange(18, 24), "one")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Each model, trained for two epochs, once a target."""
+    found = {}
+
+    def fit(name, levels):
+        if (name, levels) not in found:
+            data = cohort(suited(name), levels)
+            inputs = [zoo.constant("models", name, "INPUT") or "input"]
+            definition = training.define(name, [data.features[i].shape for i in inputs], data.target.n_outputs, {})
+            settings = training.Settings(n_epochs=2, n_members=2, device="cpu")
+            found[name, levels] = training.train(definition, data, SPLIT, inputs, settings), data
+        return found[name, levels]
+
+    return fit
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_network_returns_a_row_a_participant_and_a_column_an_output(name, n_outputs):
+    module = built(name, n_outputs).eval()
+    x = torch.randn(5, *SHAPES[suited(name)])
+    assert module(x).shape == (5, n_outputs)
+    assert module.embed(x).shape == (5, module.head.in_features)
+    torch.testing.assert_close(module.head(module.embed(x)), module(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_reaches_every_parameter(name):
+    torch.manual_seed(0)
+    module = built(name, 3).train()
+    module(torch.randn(16, *SHAPES[suited(name)])).square().sum().backward()
+    still = [p for p, value in module.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0]
+    assert not still
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_participant_alone_gets_the_output_it_gets_among_others(name):
+    torch.manual_seed(0)
+    module, x = built(name).eval(), torch.randn(4, *SHAPES[suited(name)])
+    torch.testing.assert_close(module(x[2:3]), module(x)[2:3], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_schedule_says_how_long_and_how_fast_to_train(name):
+    assert set(zoo.constant("models", name, "SCHEDULE")) <= set(training.Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_probabilities_or_quantities(name, levels, fitted):
+    model, data = fitted(name, levels)
+    scores = training.predict(model, data, SPLIT.test)
+    assert scores.shape == (6, max(1, len(levels)))
+    if levels:
+        np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+        assert (scores >= 0).all()
+    else:
+        assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", MODELS)
+def test_history_has_a_row_an_epoch_and_member(name, levels, fitted):
+    model, _ = fitted(name, levels)
+    assert all({"member", "epoch", "train_loss", "validation_loss"} <= set(row) for row in model.history)
+    assert len(model.history) == (4 if name in NETWORKS else 1)
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_model_predicts_the_same(name, levels, fitted, tmp_path):
+    model, data = fitted(name, levels)
+    again = bundle.load(bundle.save(model, tmp_path / "model", {}))
+    np.testing.assert_allclose(
+        training.predict(again, data, SPLIT.test), training.predict(model, data, SPLIT.test), atol=1e-6
+    )
+    assert (again.inputs, again.levels, again.target_mean) == (model.inputs, model.levels, model.target_mean)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_options_are_the_keyword_only_arguments(name):
+    parameters = inspect.signature(zoo.load("models", name)).parameters.values()
+    expected = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert zoo.options("models", name) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_option_and_argument_is_described(name):
+    function = zoo.load("models", name)
+    described = inspect.getdoc(function)
+    assert all(argument in described for argument in inspect.signature(function).parameters)
+    assert zoo.summary("models", name).endswith((".", "]_."))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_option_is_refused_with_the_model_named(name):
+    given = {"bids_dir": "a", "output_dir": "b", "analysis_level": "group", "models": {name: {"widht": 3}}}
+    with pytest.raises(UsageError, match=f"models.{name} has no option 'widht'"):
+        from_mapping(given)

@@ -1,0 +1,112 @@
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import attributions
+from bids_dl.attributions import Summary
+from bids_dl.records import Block
+
+LABELS = ("A", "B", "C", "D")
+
+
+def table(path):
+    return pd.read_csv(path, sep="\t")
+
+
+def summary(shape, seed=0):
+    generator = np.random.default_rng(seed)
+    return Summary(*(generator.normal(size=shape) for _ in range(3)), n=5)
+
+
+def test_shares_of_additive_attributions_sum_to_1():
+    generator = np.random.default_rng(0)
+    found = Summary.empty((4, 3))
+    for n in (10, 15):
+        values = generator.normal(size=(n, 4, 3))
+        found.add(values, values.sum(axis=(1, 2)) + 7)
+    assert found.share.sum() == pytest.approx(1)
+    assert found.n == 25
+
+
+def test_share_is_the_covariance_with_the_output():
+    values = np.random.default_rng(0).normal(size=(20, 3))
+    outputs = values.sum(axis=1)
+    found = Summary.empty((3,))
+    found.add(values, outputs)
+    expected = [np.cov(values[:, k], outputs)[0, 1] / np.var(outputs, ddof=1) for k in range(3)]
+    np.testing.assert_allclose(found.share, expected)
+
+
+def test_splits_count_by_their_participants():
+    values = np.random.default_rng(0).normal(size=(30, 3))
+    found = Summary.empty((3,))
+    for part in (slice(0, 8), slice(8, 30)):
+        found.add(values[part], values[part].sum(axis=1))
+    np.testing.assert_allclose(found.mean_abs, np.abs(values).mean(axis=0))
+    np.testing.assert_allclose(found.signed, values.mean(axis=0))
+
+
+def test_one_participant_and_equal_outputs_have_no_share():
+    found = Summary.empty((3,))
+    found.add(np.ones((1, 3)), np.ones(1))
+    assert found.n == 0
+    found.add(np.ones((4, 3)), np.ones(4))
+    assert not found.share.any()
+    assert found.mean_abs.tolist() == [1, 1, 1]
+
+
+def test_edges_are_named_by_their_regions_with_the_largest_share_first(tmp_path):
+    found = summary((6,))
+    edges, regions = attributions.write_group(
+        found, Block(np.zeros((5, 6)), ("edge",), LABELS), tmp_path / "x", additive=True
+    )
+    written = table(edges)
+    names = [(a, b) for i, a in enumerate(LABELS) for b in LABELS[i + 1 :]]
+    order = np.argsort(-np.abs(found.share))
+    assert list(zip(written["region_a"], written["region_b"], strict=True)) == [names[k] for k in order]
+    np.testing.assert_allclose(written["share"], found.share[order])
+    assert table(regions)["share"].sum() == pytest.approx(found.share.sum())
+
+
+def test_region_has_half_of_each_of_its_edges(tmp_path):
+    found = summary((6,))
+    block = Block(np.zeros((5, 6)), ("edge",), LABELS)
+    written = table(attributions.write_group(found, block, tmp_path / "x", additive=True)[1]).set_index("region")
+    for label in LABELS:
+        touching = [
+            k for k, (i, j) in enumerate(zip(*np.triu_indices(4, 1), strict=True)) if label in LABELS[i] + LABELS[j]
+        ]
+        assert written.loc[label, "signed"] == pytest.approx(found.signed[touching].sum() / 2)
+
+
+def test_columns_are_named(tmp_path):
+    block = Block(np.zeros((5, 3)), ("column",), ("iq", "age", "fat"))
+    (path,) = attributions.write_group(summary((3,)), block, tmp_path / "x", additive=True)
+    assert sorted(table(path)["column"]) == ["age", "fat", "iq"]
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    labels = np.zeros((4, 4, 4), np.int16)
+    labels[:2], labels[3] = 1, 2
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "atlas-two_dseg.nii.gz")
+    (tmp_path / "atlas-two_dseg.tsv").write_text("index\tname\n1\tleft\n2\tright\n")
+    return str(tmp_path / "atlas-two_dseg.nii.gz"), labels
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_volume_becomes_a_map_and_its_regions(tmp_path, atlas, additive):
+    path, labels = atlas
+    found = summary((4, 4, 4))
+    block = Block(np.zeros((5, 4, 4, 4)), ("x", "y", "z"), affine=np.eye(4))
+    image, regions = attributions.write_group(found, block, tmp_path / "x", additive=additive, atlas=path)
+    np.testing.assert_allclose(nib.load(image).get_fdata(), found.share, rtol=1e-5)
+    written = table(regions).set_index("region")
+    for code, name in ((1, "left"), (2, "right")):
+        inside = found.share[labels == code]
+        assert written.loc[name, "share"] == pytest.approx(inside.sum() if additive else inside.mean(), rel=1e-5)
+
+
+def test_bundles_name_becomes_a_label():
+    assert attributions._word("target-group_model-edges_mlp") == "TargetGroupModelEdgesMlp"

@@ -1,0 +1,338 @@
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
+from bids_dl.errors import DataError, NothingSelectedError
+from bids_dl.records import Target
+
+LABELS = ("A", "B", "C", "D")
+ATLAS = "task-rest_atlas-four_stat-pearsoncorrelation"
+
+
+class Folders:
+    """A dataset with participants.tsv, and an output in which the participant level seems to have run."""
+
+    def __init__(self, root):
+        self.bids, self.out = root / "bids", root / "out"
+        self.bids.mkdir()
+        (self.bids / "dataset_description.json").write_text('{"Name": "small", "BIDSVersion": "1.10.0"}')
+        self.rows, self.entries = {}, {}
+
+    def person(self, participant_id, **cells):
+        self.rows[participant_id] = cells
+        (self.bids / participant_id).mkdir()
+        self.entries.setdefault(participant_id, [])
+
+    def matrix(self, participant_id, values, *, labels=LABELS, middle=ATLAS, session="", **noted):
+        folder = self.out / participant_id / "func"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{participant_id}_{session}{middle}_relmat.tsv"
+        pd.DataFrame(values, columns=labels).to_csv(path, sep="\t", index=False, na_rep="n/a")
+        self.note(participant_id, {"feature": "connectivity", "path": str(path.relative_to(self.out)), **noted})
+
+    def volume(self, participant_id, values, affine):
+        folder = self.out / participant_id / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{participant_id}_space-MNI_T1w.nii.gz"
+        nib.save(nib.Nifti1Image(values.astype(np.float32), affine), path)
+        self.note(participant_id, {"feature": "t1w", "path": str(path.relative_to(self.out))})
+
+    def note(self, participant_id, *entries, problems=()):
+        self.entries.setdefault(participant_id, []).extend(entries)
+        path = self.out / "logs" / "participants" / f"{participant_id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "participant_id": participant_id,
+            "features": self.entries[participant_id],
+            "problems": list(problems),
+        }
+        path.write_text(json.dumps(record))
+
+    def config(self, **more):
+        table = pd.DataFrame([{"participant_id": i, **cells} for i, cells in self.rows.items()])
+        table.to_csv(self.bids / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+        given = {"bids_dir": str(self.bids), "output_dir": str(self.out), "analysis_level": "group", **more}
+        return configuration.from_mapping(given)
+
+
+def matrix(seed):
+    values = np.random.default_rng(seed).normal(size=(4, 4))
+    values = values + values.T
+    np.fill_diagonal(values, 0)
+    return values
+
+
+def upper(values):
+    return np.array([values[i, j] for i in range(4) for j in range(i + 1, 4)])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three participants with a connectome each."""
+    made = Folders(tmp_path)
+    for number, group in enumerate(["hc", "mdd", "hc"], 1):
+        made.person(f"sub-0{number}", group=group, age=20 + number, site="north" if number < 3 else "south")
+        made.matrix(f"sub-0{number}", matrix(number))
+    return made
+
+
+def built(config):
+    """Plan, write, fill and load, as the group level does."""
+    plan = cohorts.plan(config)
+    folder = config.work / "cohort"
+    cohorts.write(plan, folder)
+    refused = cohorts.fill(str(folder), 0, len(plan.participant_ids))
+    return plan, refused, cohorts.load(folder, Target("age", np.zeros(len(plan.participant_ids))), ["age", "site"])
+
+
+def test_edges_stand_in_the_order_of_the_upper_triangle(folders):
+    _, refused, cohort = built(folders.config())
+    assert not refused
+    np.testing.assert_allclose(cohort.features["connectivity"].values[1], upper(matrix(2)), rtol=1e-6)
+    assert cohort.features["connectivity"].labels == LABELS
+    first, second = cohorts.edge_index(4)
+    assert list(zip(first, second, strict=True)) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def test_directed_connectome_keeps_both_directions(folders):
+    directed = np.arange(16.0).reshape(4, 4)
+    for number in (1, 2, 3):
+        folders.matrix(f"sub-0{number}", directed, middle="task-rest_atlas-four_stat-granger")
+    _, _, cohort = built(folders.config())
+    block = cohort.features["connectivity+granger"]
+    assert block.values[0].tolist() == [v for i in range(4) for j in range(4) if i != j for v in [directed[i, j]]]
+    assert block.entities["directed"] == "true"
+
+
+def test_features_stay_on_disk(folders):
+    _, _, cohort = built(folders.config())
+    assert isinstance(cohort.features["connectivity"].values, np.memmap)
+
+
+def test_runs_of_a_participant_are_averaged_and_missing_cells_filled_by_the_other_run(folders):
+    other = matrix(10)
+    other[0, 1] = other[1, 0] = np.nan
+    folders.matrix("sub-01", other, middle=f"task-rest_run-2_{ATLAS.removeprefix('task-rest_')}")
+    _, _, cohort = built(folders.config())
+    expected = np.nanmean([upper(matrix(1)), upper(other)], axis=0)
+    np.testing.assert_allclose(cohort.features["connectivity"].values[0], expected, rtol=1e-6)
+
+
+def test_first_session_speaks_for_a_participant(folders):
+    folders.person("sub-04", group="mdd", age=30, site="south")
+    folders.matrix("sub-04", matrix(40), session="ses-02_")
+    folders.matrix("sub-04", matrix(41), session="ses-01_")
+    _, _, cohort = built(folders.config())
+    np.testing.assert_allclose(cohort.features["connectivity"].values[3], upper(matrix(41)), rtol=1e-6)
+    asked = folders.config(select={"session_label": ["02"]})
+    assert cohorts.plan(asked).participant_ids == ("sub-04",)
+
+
+def test_participant_with_other_regions_is_named_and_the_others_stay(folders):
+    folders.person("sub-04", group="mdd", age=30, site="south")
+    folders.matrix("sub-04", matrix(4), labels=("A", "B", "X", "D"))
+    folders.person("sub-05", group="mdd", age=31, site="south")
+    folders.matrix("sub-05", matrix(5)[:3, :3], labels=("A", "B", "C"))
+    _, refused, cohort = built(folders.config())
+    reasons = {r["participant_id"]: r["reason"] for r in refused}
+    assert "region 'X' stands where the others have 'C'" in reasons["sub-04"]
+    assert "3×3 values where the others have 4×4" in reasons["sub-05"]
+    known = np.isfinite(cohort.features["connectivity"].values).all(axis=1)
+    assert known.tolist() == [True, True, True, False, False]
+
+
+def test_shape_of_most_participants_counts_not_the_first_ones(folders):
+    folders.person("sub-00", group="mdd", age=30, site="south")
+    folders.matrix("sub-00", matrix(0)[:3, :3], labels=("A", "B", "C"))
+    _, refused, cohort = built(folders.config())
+    assert [r["participant_id"] for r in refused] == ["sub-00"]
+    assert cohort.features["connectivity"].shape == (6,)
+
+
+def test_grid_of_most_participants_counts_not_the_first_ones(folders):
+    shifted = np.eye(4)
+    shifted[0, 3] = 5
+    for number in (1, 2, 3):
+        folders.volume(f"sub-0{number}", np.full((2, 2, 2), number), shifted if number == 1 else np.eye(4))
+    _, refused, cohort = built(folders.config(features={"names": ["t1w"]}))
+    assert [r["participant_id"] for r in refused] == ["sub-01"]
+    assert "another grid" in refused[0]["reason"]
+    assert (cohort.features["t1w"].values[2] == 3).all()
+    np.testing.assert_array_equal(cohort.features["t1w"].affine, np.eye(4))
+
+
+def test_one_variant_has_the_features_name_and_siblings_differ_by_what_differs(folders):
+    assert [v.name for v in cohorts.plan(folders.config()).variants] == ["connectivity"]
+    folders.matrix("sub-01", matrix(9), middle="task-nback_atlas-four_stat-pearsoncorrelation")
+    variants = cohorts.plan(folders.config()).variants
+    assert [v.name for v in variants] == ["connectivity+nback", "connectivity+rest"]
+    assert [len(v.files) for v in variants] == [1, 3]
+    asked = cohorts.plan(folders.config(select={"task_id": ["rest"]})).variants
+    assert [v.name for v in asked] == ["connectivity"]
+
+
+def test_participant_without_a_row_is_listed(folders):
+    config = folders.config()
+    folders.matrix("sub-09", matrix(9))
+    (folders.bids / "sub-09").mkdir()
+    plan = cohorts.plan(config)
+    assert plan.participant_ids == ("sub-01", "sub-02", "sub-03")
+    assert [(e["participant_id"], e["reason"]) for e in plan.excluded] == [("sub-09", "no row in participants.tsv")]
+
+
+def test_participant_that_was_not_extracted_is_listed(folders):
+    folders.person("sub-04", group="hc", age=40, site="north")
+    (excluded,) = cohorts.plan(folders.config()).excluded
+    assert excluded["participant_id"] == "sub-04"
+    assert "participant level has not been run" in excluded["reason"]
+
+
+def test_participant_whose_scans_all_failed_is_listed_with_the_reason(folders):
+    folders.person("sub-04", group="hc", age=40, site="north")
+    folders.note("sub-04", problems=[{"scan": "x", "feature": "t1w", "reason": "the file is truncated."}])
+    plan = cohorts.plan(folders.config())
+    assert "sub-04" not in plan.participant_ids
+    assert plan.excluded[0]["reason"] == "the file is truncated."
+
+
+def test_output_without_features_says_what_to_run(tmp_path):
+    made = Folders(tmp_path)
+    made.person("sub-01", group="hc")
+    with pytest.raises(NothingSelectedError, match=r"run `bids_dl .* participant` first"):
+        cohorts.plan(made.config())
+
+
+def test_plan_is_read_back_equal(folders):
+    config = folders.config()
+    plan, _, _ = built(config)
+    assert cohorts.read_plan(config.work / "cohort") == plan
+
+
+def test_motion_of_the_scans_becomes_a_column(folders):
+    for number in (1, 2, 3):
+        folders.entries[f"sub-0{number}"][0]["mean_fd"] = number / 10
+        folders.note(f"sub-0{number}")
+    folders.entries["sub-03"].append({**folders.entries["sub-03"][0], "mean_fd": 0.5})
+    folders.note("sub-03")
+    config = folders.config()
+    plan = cohorts.plan(config)
+    assert list(map(float, plan.columns["mean_fd"])) == pytest.approx([0.1, 0.2, 0.4])
+    assert cohorts.choose_covariates(config, plan.columns) == ["age", "site", "mean_fd"]
+
+
+def test_confounds_are_numbers_and_columns_a_level():
+    people = pd.DataFrame({"age": ["20", "30", None], "sex": ["F", "M", "F"], "site": ["a", "b", "c"]}, dtype=object)
+    block = cohorts.confounds_block(people, ["age", "sex", "site"])
+    assert block.labels == ("age", "sex=M", "site=a", "site=b", "site=c")
+    expected = [[20, 0, 1, 0, 0], [30, 1, 0, 1, 0], [np.nan, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(block.values, np.array(expected, np.float32))
+
+
+def test_target_is_no_confound_of_itself(folders):
+    _, _, cohort = built(folders.config())
+    assert cohort.features["confounds"].labels == ("site=south",)
+
+
+def test_phenotype_table_is_a_feature_where_it_is_asked_for(folders):
+    (folders.bids / "phenotype").mkdir()
+    table = "participant_id\tiq\tsmoker\nsub-01\t100\tyes\nsub-03\t120\tno\n"
+    (folders.bids / "phenotype" / "tests.tsv").write_text(table)
+    assert "phenotype" not in built(folders.config())[2].features
+    _, _, cohort = built(folders.config(features={"names": ["connectivity", "phenotype"]}))
+    block = cohort.features["phenotype"]
+    assert block.labels == ("iq", "smoker=yes")
+    np.testing.assert_array_equal(block.values, np.array([[100, 1], [np.nan] * 2, [120, 0]], np.float32))
+
+
+COLUMNS = {"handedness": ["L", "R", "R"], "age": ["20", "30", "40"], "Diagnosis": ["hc", "mdd", "hc"]}
+
+
+def test_target_is_chosen_with_the_reason(folders):
+    ((name, why),) = cohorts.choose_targets(folders.config(), COLUMNS)
+    assert name == "Diagnosis"
+    assert "no target was named" in why
+    ((name, _),) = cohorts.choose_targets(folders.config(), {"age": ["20", "30"], "diagnosis": ["hc", "hc"]})
+    assert name == "age"
+
+
+def test_named_target_is_taken_and_an_unknown_one_refused_with_the_nearest(folders):
+    config = folders.config(targets={"names": ["handedness"]})
+    assert cohorts.choose_targets(config, COLUMNS) == [("handedness", "named by the user")]
+    config = replace(config, targets=replace(config.targets, names=("diagnosi",)))
+    with pytest.raises(DataError, match="no column 'diagnosi'; did you mean 'Diagnosis'"):
+        cohorts.choose_targets(config, COLUMNS)
+
+
+def test_nothing_to_predict_says_what_is_looked_for(folders):
+    with pytest.raises(DataError, match=r"no column to predict among diagnosis, .* name one with --target"):
+        cohorts.choose_targets(folders.config(), {"shoe": ["40", "41"]})
+
+
+def test_unknown_covariate_is_refused_with_the_nearest(folders):
+    config = folders.config(targets={"covariates": ["agee"]})
+    with pytest.raises(DataError, match="covariate 'agee' is not in participants.tsv; did you mean 'age'"):
+        cohorts.choose_covariates(config, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("cells", "levels"),
+    [
+        (["patient", "control", "patient"], ("control", "patient")),
+        (["F", "M", "M"], ("M", "F")),
+        (["1", "0", "1"], ("0", "1")),
+        (["c", "a", "b"], ("a", "b", "c")),
+        (["asd", "hc", np.nan], ("hc", "asd")),
+        (list("123451"), ("1", "2", "3", "4", "5")),
+    ],
+)
+def test_classes_stand_in_their_order_with_the_positive_one_last(cells, levels):
+    assert cohorts.make_target("x", cells).levels == levels
+
+
+def test_values_of_a_class_are_the_numbers_of_its_level():
+    target = cohorts.make_target("x", ["patient", np.nan, "control"])
+    np.testing.assert_array_equal(target.values, [1, np.nan, 0])
+
+
+def test_named_positive_class_comes_last_and_an_unknown_one_is_refused():
+    assert cohorts.make_target("x", ["a", "b"], positive="a").levels == ("b", "a")
+    with pytest.raises(DataError, match="targets.positive.x is 'patien'; did you mean 'patient'"):
+        cohorts.make_target("x", ["patient", "control"], positive="patien")
+
+
+def test_numbers_with_many_values_are_a_quantity_unless_they_are_called_classes():
+    cells = list("123456")
+    assert not cohorts.make_target("x", cells).is_class
+    assert cohorts.make_target("x", cells, kind="classification").is_class
+    assert not cohorts.make_target("x", list("122"), kind="regression").is_class
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "reason"),
+    [
+        ([np.nan, np.nan], "", "is n/a for everybody"),
+        (["a", "a", np.nan], "", r"has 1 class \(a\)"),
+        ([f"text {n}" for n in range(20)], "", "has 20 classes"),
+        (["a", "b"], "regression", "holds text"),
+        (["7", "7"], "regression", "has one value"),
+    ],
+)
+def test_target_that_cannot_be_predicted_is_named(cells, kind, reason):
+    with pytest.raises(DataError, match=f"target 'x' {reason}"):
+        cohorts.make_target("x", cells, kind=kind)
+
+
+def test_shuffled_labels_are_the_same_labels_in_another_order(folders):
+    config = folders.config(metrics={"shuffle_labels": True}, targets={"kinds": {"age": "regression"}})
+    plan = cohorts.plan(config)
+    many = replace(plan, columns={"age": [*map(str, range(20, 50)), np.nan]})
+    shuffled = cohorts.target_of(config, many, "age").values
+    assert sorted(shuffled[:-1]) == list(range(20, 50))
+    assert shuffled[:-1].tolist() != list(range(20, 50))
+    assert np.isnan(shuffled[-1])

@@ -1,0 +1,259 @@
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as peer
+
+from bids_dl import metrics
+from bids_dl.metrics import Predictions
+
+
+def two_classes(n=60, *, n_folds=3, seed=0, strength=1.0, n_repeats=1):
+    """Held-out probabilities of two classes with ties (one decimal), over folds."""
+    generator = np.random.default_rng(seed)
+    truth = np.tile((generator.random(n) < 0.4).astype(float), n_repeats)
+    logit = strength * (2 * truth - 1) + generator.normal(size=n * n_repeats)
+    positive = np.round(1 / (1 + np.exp(-logit)), 1)
+    people = np.tile(np.arange(n), n_repeats)
+    folds = people % n_folds + np.repeat(np.arange(n_repeats), n) * n_folds
+    return Predictions(truth, np.column_stack([1 - positive, positive]), people, folds, 2)
+
+
+def three_classes(n=60, seed=0):
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 3, n).astype(float)
+    raw = np.eye(3)[truth.astype(int)] + generator.random((n, 3)) * 2
+    return Predictions(truth, raw / raw.sum(axis=1, keepdims=True), np.arange(n), np.zeros(n, int), 3)
+
+
+def quantity(n=60, seed=0):
+    generator = np.random.default_rng(seed)
+    truth = generator.normal(50, 10, n)
+    return Predictions(truth, (truth + generator.normal(0, 8, n))[:, None], np.arange(n), np.arange(n) % 3)
+
+
+def values(predictions):
+    return {name: found[0] for name, found in metrics.score(predictions).items()}
+
+
+def slow_auc(p, weights=None):
+    """Count pair by pair, within each fold."""
+    weights = np.ones(len(p.truth)) if weights is None else weights
+    ordered = pairs = 0.0
+    for i, j in itertools.product(range(len(p.truth)), repeat=2):
+        if p.folds[i] == p.folds[j] and p.truth[i] == 1 and p.truth[j] == 0:
+            a, b = p.scores[i, 1], p.scores[j, 1]
+            weight = weights[i] * weights[j]
+            pairs += weight
+            ordered += weight * (1.0 if a > b else 0.5 if a == b else 0.0)
+    return ordered / pairs
+
+
+def test_auc_counts_the_pairs_of_each_fold():
+    predictions = two_classes()
+    assert values(predictions)["auc"] == pytest.approx(slow_auc(predictions))
+
+
+def test_auc_of_a_reweighting_counts_each_pair_as_often_as_it_was_drawn():
+    predictions = two_classes()
+    weights = np.random.default_rng(0).integers(0, 3, (2, 60)).astype(float)
+    found = metrics.score(predictions, weights)["auc"]
+    assert found == pytest.approx([slow_auc(predictions, w) for w in weights])
+
+
+def test_auc_does_not_compare_models_of_different_folds():
+    """Each fold is in perfect order, but the second fold's model gives higher scores to everybody."""
+    scores = np.array([0.1, 0.2, 0.7, 0.8])
+    truth = np.array([0.0, 1.0, 0.0, 1.0])
+    predictions = Predictions(truth, np.column_stack([1 - scores, scores]), np.arange(4), np.array([0, 0, 1, 1]), 2)
+    assert values(predictions)["auc"] == 1
+    assert peer.roc_auc_score(truth, scores) < 1
+
+
+def test_two_classes_agree_with_scikit_learn():
+    p = two_classes(n_folds=1)
+    said = (p.scores[:, 1] > 0.5).astype(int)
+    expected = {
+        "auc": peer.roc_auc_score(p.truth, p.scores[:, 1]), "brier": peer.brier_score_loss(p.truth, p.scores[:, 1]),
+        "f1": peer.f1_score(p.truth, said), "balanced_accuracy": peer.balanced_accuracy_score(p.truth, said),
+        "accuracy": peer.accuracy_score(p.truth, said),
+    }  # fmt: skip
+    assert values(p) == pytest.approx(expected)
+
+
+def test_three_classes_agree_with_scikit_learn():
+    p = three_classes()
+    said = p.scores.argmax(axis=1)
+    expected = {
+        "auc": peer.roc_auc_score(p.truth, p.scores, multi_class="ovr"),
+        "brier": ((np.eye(3)[p.truth.astype(int)] - p.scores) ** 2).sum(axis=1).mean(),
+        "f1": peer.f1_score(p.truth, said, average="macro"),
+        "balanced_accuracy": peer.balanced_accuracy_score(p.truth, said),
+        "accuracy": peer.accuracy_score(p.truth, said),
+    }  # fmt: skip
+    assert values(p) == pytest.approx(expected)
+
+
+def test_quantity_agrees_with_scikit_learn():
+    p = quantity()
+    said = p.scores[:, 0]
+    expected = {
+        "mae": peer.mean_absolute_error(p.truth, said), "r2": peer.r2_score(p.truth, said),
+        "r": np.corrcoef(p.truth, said)[0, 1], "rmse": peer.root_mean_squared_error(p.truth, said),
+    }  # fmt: skip
+    assert values(p) == pytest.approx(expected)
+
+
+def test_weights_count_a_participant_as_often_as_it_was_drawn():
+    p = quantity(20)
+    weights = np.random.default_rng(0).integers(0, 3, 20)
+    drawn = np.repeat(np.arange(20), weights)
+    again = Predictions(p.truth[drawn], p.scores[drawn], p.participants[drawn], p.folds[drawn])
+    weighted = {name: found[0] for name, found in metrics.score(p, weights[None].astype(float)).items()}
+    assert weighted == pytest.approx(values(again))
+
+
+def test_constant_prediction_has_no_correlation():
+    p = quantity()
+    assert values(Predictions(p.truth, np.full((60, 1), 41.3), p.participants, p.folds))["r"] == 0
+
+
+def test_r2_of_a_single_participant_is_undefined_not_infinite():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = values(Predictions(np.array([41.3]), np.array([[40.0]]), np.array([0]), np.array([0])))
+    assert np.isnan(one["r2"])
+    assert one["mae"] == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize("make", [two_classes, three_classes, quantity])
+def test_interval_holds_the_value_and_has_a_width(make):
+    p = make()
+    found = metrics.intervals(p, n=200, seed=0)
+    for name, value in values(p).items():
+        low, high = found[name]
+        assert low < value < high
+
+
+def test_interval_of_accuracy_covers_the_truth_as_often_as_it_says():
+    """A model that is right in 70 % of the cases, seen through 100 cohorts of 80 participants."""
+    covered = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        truth = generator.integers(0, 2, 80).astype(float)
+        said = np.where(generator.random(80) < 0.7, truth, 1 - truth)
+        p = Predictions(truth, np.column_stack([1 - said, said]), np.arange(80), np.zeros(80, int), 2)
+        low, high = metrics.intervals(p, n=200, seed=seed)["accuracy"]
+        covered += low <= 0.7 <= high
+    assert 87 <= covered <= 100
+
+
+def test_repeats_of_a_participant_do_not_narrow_the_interval():
+    once, thrice = two_classes(), two_classes()
+    thrice = Predictions(*(np.concatenate([v] * 3) for v in (once.truth, once.scores, once.participants)),
+                         np.concatenate([once.folds, once.folds + 3, once.folds + 6]), 2)  # fmt: skip
+    assert metrics.intervals(thrice, n=100, seed=0)["auc"] == pytest.approx(
+        metrics.intervals(once, n=100, seed=0)["auc"]
+    )
+
+
+def test_same_seed_gives_the_same_interval_and_p_value():
+    p = two_classes()
+    assert metrics.intervals(p, n=50, seed=1) == metrics.intervals(p, n=50, seed=1)
+    assert metrics.p_values(p, n=50, seed=1) == metrics.p_values(p, n=50, seed=1)
+
+
+@pytest.mark.parametrize("metric", ["auc", "brier", "accuracy"])
+def test_perfect_classifier_has_the_smallest_p_value(metric):
+    truth = np.tile([0.0, 1.0], 20)
+    p = Predictions(truth, np.column_stack([1 - truth, truth]), np.arange(40), np.arange(40) % 4 // 2, 2)
+    assert metrics.p_values(p, n=99, seed=0)[metric] == pytest.approx(1 / 100)
+
+
+def test_perfect_regression_has_the_smallest_p_value():
+    truth = np.random.default_rng(0).normal(size=30)
+    p = Predictions(truth, truth[:, None], np.arange(30), np.zeros(30, int))
+    assert set(metrics.p_values(p, n=99, seed=0).values()) == {1 / 100}
+
+
+@pytest.mark.parametrize("n_levels", [0, 2])
+def test_constant_predictor_has_a_p_value_of_1(n_levels):
+    truth = np.tile([0.0, 1.0], 20)
+    scores = np.tile([0.4, 0.6], (40, 1)) if n_levels else np.full((40, 1), 0.5)
+    p = Predictions(truth, scores, np.arange(40), np.arange(40) % 3, n_levels)
+    assert set(metrics.p_values(p, n=99, seed=0).values()) == {1.0}
+
+
+def test_useless_predictor_is_rarely_significant():
+    found = [metrics.p_values(two_classes(40, seed=s, strength=0), n=99, seed=s)["auc"] for s in range(60)]
+    assert np.mean(np.array(found) <= 0.05) < 0.15
+    assert 0.35 < np.mean(found) < 0.65
+
+
+def test_permutations_keep_the_repeats_of_a_participant_together():
+    """Were rows moved instead of people, three repeats of one lucky guess would look like three times the evidence."""
+    once = two_classes(30, n_folds=1, strength=0.3)
+    repeated = Predictions(np.tile(once.truth, 3), np.tile(once.scores, (3, 1)), np.tile(once.participants, 3),
+                           np.repeat(np.arange(3), 30), 2)  # fmt: skip
+    p_once, p_repeated = (metrics.p_values(p, n=999, seed=0)["auc"] for p in (once, repeated))
+    assert p_repeated == pytest.approx(p_once, abs=0.04)
+
+
+def test_permutations_stay_within_folds():
+    """The fold tells the class: a model that only knows the fold is at chance."""
+    folds = np.repeat([0, 1], 20)
+    truth = np.concatenate([np.repeat([0.0, 1.0], [18, 2]), np.repeat([0.0, 1.0], [2, 18])])
+    p = Predictions(truth, np.column_stack([1 - folds, folds]).astype(float), np.arange(40), folds, 2)
+    assert metrics.p_values(p, n=99, seed=0)["accuracy"] == 1
+
+
+def test_undefined_values_count_against_the_model():
+    null = np.array([0.4, np.nan, 0.8])
+    assert metrics.as_good(null, 0.6, "auc").tolist() == [False, True, True]
+    assert metrics.as_good(null, 0.6, "brier").tolist() == [True, True, False]
+    assert metrics.as_good(null, np.nan, "auc").all()
+
+
+@pytest.mark.parametrize("make", [two_classes, three_classes, quantity])
+def test_table_has_a_row_a_metric_with_chance_and_count(make):
+    p = make()
+    rows = metrics.table(p, n_bootstraps=20, n_permutations=20, seed=0, retrained=lambda name, value: 0.25)
+    assert [row["metric"] for row in rows] == list(p.names)
+    assert {row["n"] for row in rows} == {60}
+    assert {row["p_value_retrained"] for row in rows} == {0.25}
+    assert all(np.isfinite([row["value"], row["ci_low"], row["ci_high"], row["chance"]]).all() for row in rows)
+
+
+def test_chance_is_what_the_class_frequencies_reach():
+    p = two_classes()
+    prior = np.tile([1 - p.truth.mean(), p.truth.mean()], (60, 1))
+    at_chance = values(Predictions(p.truth, prior, p.participants, np.zeros(60, int), 2))
+    for name in ("auc", "balanced_accuracy", "brier", "accuracy"):
+        assert metrics.chance(p, name) == pytest.approx(at_chance[name])
+
+
+def test_site_is_scored_by_its_own_participants():
+    p = two_classes(n_folds=1)
+    sites = ["north", "south"] * 30
+    rows = {(r["site"], r["metric"]): r for r in metrics.by_site(p, sites)}
+    for number, site in enumerate(["north", "south"]):
+        mine = slice(number, None, 2)
+        assert rows[site, "auc"]["value"] == pytest.approx(peer.roc_auc_score(p.truth[mine], p.scores[mine, 1]))
+        assert rows[site, "auc"]["n"] == 30
+
+
+def test_site_with_one_class_has_no_auc():
+    p = two_classes()
+    rows = {(r["site"], r["metric"]): r["value"] for r in metrics.by_site(p, [f"class-{int(y)}" for y in p.truth])}
+    assert np.isnan(rows["class-1", "auc"])
+    assert np.isfinite(rows["class-1", "accuracy"])
+
+
+def test_calibration_bins_hold_equally_many_participants():
+    p = two_classes(strength=3)
+    bins = metrics.calibration(p.truth, p.scores[:, 1], n_bins=5)
+    assert [b["n"] for b in bins] == [12] * 5
+    assert sum(b["observed"] * b["n"] for b in bins) == pytest.approx(p.truth.sum())
+    assert bins[0]["predicted"] < bins[-1]["predicted"]
+    assert bins[0]["observed"] < bins[-1]["observed"]
