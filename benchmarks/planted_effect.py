@@ -1,4 +1,4 @@
-"""planted_effect.py WORK: is the planted effect found, does the fusion gain, do explanations point to the truth?
+"""planted_effect.py WORK: whether the planted effect is found, the fusion gains, explanations point to the truth.
 
 Prints, for each seed, every model's AUC; the fusion beside each modality's network on the participants who have both; and
 how well |share| of the explanations ranks the planted voxels and edges (area under the curve).

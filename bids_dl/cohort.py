@@ -470,6 +470,6 @@ def target_of(config: Config, made: Plan, name: str) -> Target:
 def read_plan(folder: Path) -> Plan:
     """Read a plan back from the cohort's folder."""
     made = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    variants = tuple(Variant(**v) for v in made.pop("variants"))
-    listed = {key: tuple(made.pop(key)) for key in ("participant_ids", "excluded", "notes")}
-    return Plan(variants=variants, **listed, **made)
+    made["variants"] = [Variant(**v) for v in made["variants"]]
+    listed = {key: tuple(made[key]) for key in ("participant_ids", "variants", "excluded", "notes")}
+    return Plan(**{**made, **listed})

@@ -98,6 +98,7 @@ def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[
     for task in tasks:
         interface = Function(function=call, output_names=["result"])
         node = Node(interface, task.name, overwrite=task.redo or None, mem_gb=task.memory_gb)
+        node.base_dir = str(config.work)
         node.inputs.step = task.function
         node.inputs.arguments = json.dumps(task.arguments, sort_keys=True)
         node.inputs.stamp = task.stamp

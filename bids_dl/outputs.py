@@ -70,7 +70,7 @@ def refuse_other_configuration(config: Config, level: str, decisive: Sequence[st
 def _discard(out: Path, level: str) -> None:
     """Remove the results that are about to be replaced."""
     if level == "group":
-        derivatives.remove([out / "group", out / "group.html"])
+        derivatives.remove([out / "group", out / "group.html", out / "work" / "fits"])
     else:
         derivatives.remove([*out.glob("sub-*"), out / "logs" / "participants"])
 

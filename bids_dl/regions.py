@@ -61,7 +61,7 @@ def load_atlas(spec: str) -> Atlas:
 def _from_folder(folder: Path) -> Atlas:
     images = sorted(folder.glob("*_dseg.nii.gz")) or sorted(folder.glob("*_dseg.nii"))
     if not images:
-        raise DataError(f"the atlas folder {folder} holds no *_dseg.nii.gz; probabilistic atlases are not read yet.")
+        raise DataError(f"the atlas folder {folder} holds no *_dseg.nii.gz.")
     tables = sorted(folder.glob("*_dseg.tsv"))
     return _atlas(_bids_name(images[0]), images[0], tables[0] if tables else None)
 
@@ -80,16 +80,34 @@ def _atlas(name: str, image: Path, table: Path | None) -> Atlas:
     """Join an image's values with the names of its table; values without a name are numbered."""
     import pandas as pd
 
-    present = [int(v) for v in np.unique(np.asanyarray(nib.load(image).dataobj)) if v > 0]
+    present = [int(v) for v in np.unique(labels_of(image)) if v > 0]
     names: dict[int, str] = {}
     if table is not None:
         rows = pd.read_csv(table, sep="\t" if table.suffix == ".tsv" else ",", dtype=str)
         if not {"index", "name"} <= set(rows.columns):
             raise DataError(f"{table} needs the columns index and name; it has {', '.join(rows.columns)}.")
-        names = {int(float(i)): str(n) for i, n in zip(rows["index"], rows["name"], strict=True)}
+        first = 1 if _is_probabilistic(image) and "0" in set(rows["index"]) else 0
+        names = {int(float(i)) + first: str(n) for i, n in zip(rows["index"], rows["name"], strict=True)}
     if not present:
         raise DataError(f"the atlas {image} holds no region: every voxel is 0.")
     return Atlas(name, image, tuple(present), tuple(names.get(i, f"region{i:03d}") for i in present))
+
+
+def _is_probabilistic(path: Path) -> bool:
+    return int(np.prod(nib.load(path).shape[3:])) > 1
+
+
+def labels_of(path: Path) -> NDArray[Any]:
+    """Read the region of each voxel, (x, y, z), 0 outside.
+
+    A probabilistic atlas (x, y, z, region) gives a voxel to its most probable region, from 1, if that has a quarter of
+    the largest probability in the atlas.
+    """
+    values: NDArray[Any] = np.asanyarray(nib.load(path).dataobj)
+    if not _is_probabilistic(path):
+        return values.reshape(values.shape[:3])
+    values = values.reshape(*values.shape[:3], -1)
+    return np.where(values.max(axis=-1) >= 0.25 * values.max(), values.argmax(axis=-1) + 1, 0)
 
 
 def on_grid(atlas: Atlas, shape: tuple[int, ...], affine: Array) -> NDArray[np.int32]:
@@ -100,7 +118,7 @@ def on_grid(atlas: Atlas, shape: tuple[int, ...], affine: Array) -> NDArray[np.i
 @lru_cache(maxsize=8)
 def _on_grid(atlas: Atlas, shape: tuple[int, ...], flat_affine: tuple[float, ...]) -> NDArray[np.int32]:
     image = nib.load(atlas.path)
-    values = np.asanyarray(image.dataobj)
+    values = labels_of(atlas.path)
     to_atlas = np.linalg.inv(image.affine) @ np.reshape(flat_affine, (4, 4))
     lookup = np.zeros(int(values.max()) + 1, np.int32)
     lookup[list(atlas.indices)] = np.arange(1, len(atlas.indices) + 1)

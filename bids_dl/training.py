@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 LOG = logging.getLogger("bids_dl")
+SAFE_TARGETS = re.compile(r"bids_dl\.((models|fusions)\.\w+\.build|training\.(Affine|Ensemble))")
+"""What a bundle may build: a bundle is data, not a way to run code."""
+
 CHECKPOINT_EVERY = 5
 SMALLEST_BATCH, STEPS_AN_EPOCH = 4, 10
 """Few participants are cut into batches smaller than asked, so that an epoch still has some ten steps."""
@@ -127,7 +131,7 @@ def instantiate(definition: Any, **overrides: Any) -> Any:
     if not isinstance(definition, Mapping) or "_target_" not in definition:
         return definition
     module, _, name = str(definition["_target_"]).rpartition(".")
-    if not module.startswith("bids_dl."):
+    if not SAFE_TARGETS.fullmatch(str(definition["_target_"])):
         raise UsageError(
             f"the definition names '{definition['_target_']}', which is not part of bids_dl; this bundle is not safe."
         )
@@ -267,11 +271,24 @@ def present(cohort: Cohort, split: Split, inputs: Sequence[str]) -> Split:
         has |= has_values(cohort.features[name].values)
     parts = {part: rows[has[rows]] for part in splits.PARTS if len(rows := getattr(split, part)) or part == "test"}
     kept = replace(split, **parts)
-    if len(kept.train) < 4 or not len(kept.validation):
-        raise DataError(
-            f"split {split.name}: {len(kept.train)} training participants have {' or '.join(inputs)}; at least 4 are needed."
-        )
+    _check_present(cohort.target, kept, " or ".join(inputs))
     return kept
+
+
+def _check_present(target: Target, split: Split, what: str) -> None:
+    """Refuse a split in which too few people, or no one of a class, have the input."""
+    if len(split.train) < 4:
+        raise DataError(
+            f"split {split.name}: {len(split.train)} training participants have {what}; at least 4 are needed."
+        )
+    if not len(split.validation):
+        raise DataError(
+            f"split {split.name}: nobody in the validation part has {what}; raise splits.validation_fraction."
+        )
+    known = set(target.values[np.concatenate([split.train, split.validation])])
+    absent = [level for code, level in enumerate(target.levels) if code not in known]
+    if absent:
+        raise DataError(f"split {split.name}: nobody of class '{absent[0]}' in the training part has {what}.")
 
 
 def has_values(values: Array) -> NDArray[np.bool_]:
@@ -647,17 +664,24 @@ class _Loop:
         state = {
             "module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "best_state": self.best_state,
             "best": self.best, "waited": self.waited, "history": self.history, "torch": torch.get_rng_state(),
-            "numpy": self.generator.bit_generator.state,
+            "numpy": self.generator.bit_generator.state, "made_by": self._made_by(),
         }  # fmt: skip
         temporary = self.checkpoint.with_suffix(".tmp")
         self.fabric.save(temporary, state)
         temporary.replace(self.checkpoint)
+
+    def _made_by(self) -> str:
+        """Say which training a checkpoint belongs to; another one begins anew."""
+        shapes = [tuple(p.shape) for p in self.bare.parameters()]
+        return repr((replace(self.settings, checkpoint=None, n_epochs=0), shapes))
 
     def _resume(self) -> None:
         """Go on from a checkpoint that an interrupted run left."""
         if not self.checkpoint or not self.checkpoint.is_file():
             return
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if state.get("made_by") != self._made_by():
+            return
         self.bare.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_state, self.best, self.waited = state["best_state"], state["best"], state["waited"]

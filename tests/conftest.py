@@ -62,7 +62,13 @@ def xcpd(tmp_path: Path) -> Callable[..., Path]:
         for one in ids:
             name = f"{one}_task-rest_space-MNI152NLin6Asym_atlas-Six_stat-mean_timeseries.tsv"
             write_series(root / one / "func" / name, generator.standard_normal((n_volumes, len(REGIONS))))
-        people = pd.DataFrame({"participant_id": ids, "age": 20 + np.arange(n), "diagnosis": ["control", "patient"] * (n // 2)})
+        people = pd.DataFrame(
+            {
+                "participant_id": ids,
+                "age": 20 + np.arange(n),
+                "diagnosis": [("control", "patient")[k % 2] for k in range(n)],
+            }
+        )
         people.to_csv(root / "participants.tsv", sep="\t", index=False)
         return root
 
@@ -88,7 +94,9 @@ def fmriprep(tmp_path: Path) -> Callable[..., Path]:
             write_image(Path(f"{stem}_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz"), np.ones((9, 11, 9), np.uint8))
             write_confounds(Path(f"{stem}_desc-confounds_timeseries.tsv"), n_volumes, generator)
             anat = prep / one / "anat" / f"{one}_space-MNI152NLin2009cAsym"
-            write_image(Path(f"{anat}_desc-preproc_T1w.nii.gz"), generator.normal(100, 9, (9, 11, 9)).astype(np.float32))
+            write_image(
+                Path(f"{anat}_desc-preproc_T1w.nii.gz"), generator.normal(100, 9, (9, 11, 9)).astype(np.float32)
+            )
             write_image(Path(f"{anat}_desc-brain_mask.nii.gz"), np.ones((9, 11, 9), np.uint8))
         people = pd.DataFrame({"participant_id": ids, "age": 20 + np.arange(n)})
         people.to_csv(root / "participants.tsv", sep="\t", index=False)
@@ -103,7 +111,15 @@ def write_confounds(path: Path, n_volumes: int, generator: np.random.Generator) 
     for name in [*names, "csf", "white_matter"]:
         base = generator.standard_normal(n_volumes)
         change = np.append(np.nan, np.diff(base))
-        columns |= {name: base, f"{name}_derivative1": change, f"{name}_power2": base**2, f"{name}_derivative1_power2": change**2}
-    columns |= {"cosine00": np.cos(np.linspace(0, np.pi, n_volumes)), "framewise_displacement": np.append(np.nan, np.full(n_volumes - 1, 0.25))}
+        columns |= {
+            name: base,
+            f"{name}_derivative1": change,
+            f"{name}_power2": base**2,
+            f"{name}_derivative1_power2": change**2,
+        }
+    columns |= {
+        "cosine00": np.cos(np.linspace(0, np.pi, n_volumes)),
+        "framewise_displacement": np.append(np.nan, np.full(n_volumes - 1, 0.25)),
+    }
     pd.DataFrame(columns).to_csv(path, sep="\t", index=False, na_rep="n/a")
     path.with_suffix(".json").write_text("{}")

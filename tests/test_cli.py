@@ -110,7 +110,9 @@ def test_flags_win_over_the_file_and_underscores_are_flags_too(tmp_path: Path) -
     file.write_text('random_seed = 3\n[run]\nnprocs = 4\n[select]\ntask_id = ["nback"]\n')
     filters.write_text(json.dumps({"bold": {"run": 1}}))
     given = [str(tmp_path), str(tmp_path / "o"), "participant", "--config-file", str(file), "-t", "rest"]
-    config, modes = cli.parse([*given, "--participant_label", "01", "sub-02", "--bids_filter_file", str(filters), "--dry-run"])
+    config, modes = cli.parse(
+        [*given, "--participant_label", "01", "sub-02", "--bids_filter_file", str(filters), "--dry-run"]
+    )
     assert (config.random_seed, config.run.nprocs, config.select.task_id) == (3, 4, ("rest",))
     assert config.select.participant_label == ("01", "sub-02")
     assert config.select.bids_filter == {"bold": {"run": 1}}

@@ -57,7 +57,9 @@ def extract(
     .. [1] Wang et al. (2024), PLOS Computational Biology 20(3). doi:10.1371/journal.pcbi.1011942
     """
     if not scan.prepared:
-        raise DataError(f"{scan.name} is a raw BOLD; preprocess it (e.g. fMRIPrep) and give the result by --derivatives.")
+        raise DataError(
+            f"{scan.name} is a raw BOLD; preprocess it (e.g. fMRIPrep) and give the result by --derivatives."
+        )
     if scan.path.suffix == ".tsv":
         labels, series = query.read_matrix(scan.path)
         coverage, name = None, scan.entities["atlas"]
@@ -117,13 +119,13 @@ def _clean(
         return series
     low = low_pass_hz if 0 < low_pass_hz < 0.5 / period else None
     series[:, known] = clean(
-        series[:, known], confounds=_confounds(scan, confounds), t_r=period, low_pass=low,
+        series[:, known], confounds=_confounds(scan, confounds, len(series)), t_r=period, low_pass=low,
         high_pass=high_pass_hz or None, detrend=True, standardize="zscore_sample",
     )  # fmt: skip
     return series
 
 
-def _confounds(scan: Scan, strategy: str) -> Any:
+def _confounds(scan: Scan, strategy: str, n_volumes: int) -> Any:
     """Load the confounds of a strategy with nilearn, which knows fMRIPrep's tables."""
     if strategy not in STRATEGIES:
         raise DataError(f"features.timeseries.confounds is '{strategy}'; choose from {', '.join(STRATEGIES)}.")
@@ -136,9 +138,14 @@ def _confounds(scan: Scan, strategy: str) -> Any:
     from nilearn.interfaces.fmriprep import load_confounds
 
     try:
-        return load_confounds(str(scan.path), **STRATEGIES[strategy])[0].to_numpy()
+        columns = load_confounds(str(scan.path), **STRATEGIES[strategy])[0].to_numpy()
     except (ValueError, KeyError) as problem:
         raise DataError(f"{scan.confounds.name}: {problem}") from problem
+    if len(columns) != n_volumes:
+        raise DataError(
+            f"{scan.confounds.name} has {len(columns)} rows for {n_volumes} volumes; they belong to different runs."
+        )
+    return columns
 
 
 def _blank_still(scan: Scan, series: Array) -> Array:

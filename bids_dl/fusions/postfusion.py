@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,21 +25,23 @@ SCHEDULE = {
 class PostFusion(nn.Module):
     """Frozen members' embeddings, each through its own layer, averaged over the modalities that a participant has."""
 
-    def __init__(self, members: Sequence[nn.Module], modality_dropout: float, scales: Sequence[float] = ()) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], modality_dropout: float, units: Sequence[tuple[float, float]] = ()
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members).requires_grad_(False)
         heads: list[Any] = [m.head for m in members]
         self.widths = [h.in_features for h in heads]
         self.head = nn.Linear(sum(self.widths) + len(heads), heads[0].out_features, bias=False)
         self.modality_dropout = modality_dropout
-        self._start_as_mean(heads, scales or [1.0] * len(heads))
+        self._start_as_mean(heads, units or [(1.0, 0.0)] * len(heads))
 
-    def _start_as_mean(self, heads: Sequence[Any], scales: Sequence[float]) -> None:
-        """Begin with the mean of the members' own outputs, each brought to one spread: none is louder than another."""
+    def _start_as_mean(self, heads: Sequence[Any], units: Sequence[tuple[float, float]]) -> None:
+        """Begin with the mean of the members' own outputs, each brought to common units (times, plus)."""
         with torch.no_grad():
-            weights = torch.cat([h.weight * s for h, s in zip(heads, scales, strict=True)], dim=1)
-            biases = torch.stack([h.bias * s for h, s in zip(heads, scales, strict=True)], dim=1)
-            self.head.weight.copy_(torch.cat([weights, biases], dim=1))
+            weights = torch.cat([h.weight * times for h, (times, _) in zip(heads, units, strict=True)], dim=1)
+            biases = [h.bias * times + plus for h, (times, plus) in zip(heads, units, strict=True)]
+            self.head.weight.copy_(torch.cat([weights, torch.stack(biases, dim=1)], dim=1))
 
     def train(self, mode: bool = True) -> PostFusion:
         """Keep the members in evaluation mode: they are trained already."""
@@ -109,21 +110,30 @@ def fuse(
         "_target_": "bids_dl.fusions.postfusion.build", "members": [dict(m.definition) for m in members],
         "modality_dropout": modality_dropout,
     }  # fmt: skip
-    module = PostFusion([_copy(m) for m in members], modality_dropout, _scales(members, cohort, split))
+    module = PostFusion([_copy(m) for m in members], modality_dropout, _units(members, cohort, split))
     inputs = [name for m in members for name in m.inputs]
     given = {name: m.normalization[name] for m in members for name in m.inputs}
-    fitted = training.refine(module, definition, cohort, split, inputs, given, settings)
-    return replace(fitted, target_mean=members[0].target_mean, target_scale=members[0].target_scale)
+    return training.refine(module, definition, cohort, split, inputs, given, settings)
 
 
-def _scales(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list[float]:
-    """Bring each member's output to the members' mean spread over the training rows (validation included)."""
-    rows = np.concatenate([split.train, split.validation])
+def _units(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list[tuple[float, float]]:
+    """Find what brings each member's output to common units.
+
+    Logits are brought to the members' mean spread over the training rows (validation included), so that none is louder
+    than another; quantities to the standardisation of all participants who have any of the modalities.
+    """
+    usable = training.present(cohort, split, [name for m in members for name in m.inputs])
+    rows = np.concatenate([usable.train, usable.validation])
+    if not cohort.target.is_class:
+        values = cohort.target.values[rows]
+        mean, scale = float(values.mean()), float(values.std()) or 1.0
+        return [(m.target_scale / scale, (m.target_mean - mean) / scale) for m in members]
     spreads = [float(np.nanstd(training.outputs(m, cohort, rows))) for m in members]
-    return [float(np.mean(spreads)) / s if s > 0 else 0.0 for s in spreads]
+    return [(float(np.mean(spreads)) / s if s > 0 else 0.0, 0.0) for s in spreads]
 
 
 def _copy(member: FittedModel) -> nn.Module:
-    module: nn.Module = training.instantiate(dict(member.definition))
+    with torch.random.fork_rng(devices=[]):
+        module: nn.Module = training.instantiate(dict(member.definition))
     module.load_state_dict(member.module.state_dict())
     return module

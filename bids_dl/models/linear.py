@@ -42,7 +42,7 @@ def build(
     n_values = max(1, int(np.prod(shapes[0])) if shapes else 1)
     grid = np.geomspace(strongest, weakest, n_penalties) / n_values
     if not classify:
-        return RidgeCV(alphas=1 / grid)
+        return RidgeCV(alphas=1 / grid, scoring="neg_mean_squared_error")
     return LogisticRegressionCV(
         Cs=grid, l1_ratios=(0.0,), scoring="neg_log_loss", class_weight="balanced", max_iter=500, use_legacy_attributes=False,
     )  # fmt: skip

@@ -114,7 +114,6 @@ def test_refining_never_ends_below_the_start_on_the_validation_rows():
     assert loss(wild) <= loss(still) + 1e-6
 
 
-@pytest.mark.xfail(strict=True, reason="fuse keeps the first member's unit, refine trains in the joint one")
 def test_quantity_is_in_its_unit_where_a_modality_is_missing_for_the_old():
     y = np.random.default_rng(0).permutation(np.repeat([30.0, 70.0], N // 2)) + np.random.default_rng(1).normal(size=N)
     data = two_modalities(y, ())

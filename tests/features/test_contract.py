@@ -1,0 +1,56 @@
+"""Every feature names its dimensions and unit, and refuses what it cannot use with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_image, write_series
+
+from bids_dl import query, zoo
+from bids_dl.errors import DataError
+from bids_dl.records import Scan
+
+
+def scan(path: Path, root: Path, **more: object) -> Scan:
+    return Scan(path, query.entities(path), root, **more)  # type: ignore[arg-type]
+
+
+def usable(name: str, root: Path) -> Scan:
+    generator = np.random.default_rng(0)
+    folder = root / "sub-1" / "func"
+    if name == "t1w":
+        image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
+        return scan(write_image(root / "sub-1" / "anat" / "sub-1_space-MNI152Lin_desc-preproc_T1w.nii.gz", image), root)
+    if name == "phenotype":
+        (root / "participants.tsv").write_text("participant_id\tage\nsub-1\t30\n")
+        return Scan(root / "participants.tsv", {"sub": "1"}, root)
+    values = generator.standard_normal((20, 6))
+    return scan(write_series(folder / "sub-1_task-rest_atlas-Six_timeseries.tsv", values), root)
+
+
+def unusable(name: str, root: Path) -> Scan:
+    folder = root / "sub-1" / "func"
+    if name == "t1w":
+        return scan(write_image(root / "sub-1" / "anat" / "sub-1_desc-preproc_T1w.nii.gz", np.ones((4, 4, 4, 2))), root)
+    if name == "phenotype":
+        (root / "participants.tsv").write_text("participant_id\tage\nsub-2\t30\n")
+        return Scan(root / "participants.tsv", {"sub": "1"}, root)
+    return scan(write_series(folder / "sub-1_task-rest_atlas-Six_timeseries.tsv", np.ones((20, 6))), root)
+
+
+@pytest.mark.parametrize("name", zoo.names("features"))
+def test_a_feature_has_a_dimension_for_each_axis_and_a_unit(name: str, tmp_path: Path) -> None:
+    feature = zoo.load("features", name)(usable(name, tmp_path))
+    assert len(feature.dims) == feature.values.ndim
+    assert feature.unit
+    assert feature.suffix
+    if feature.affine is None:
+        assert len(feature.labels) == feature.values.shape[-1]
+
+
+@pytest.mark.parametrize("name", zoo.names("features"))
+def test_an_unusable_scan_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="sub-1"):
+        zoo.load("features", name)(unusable(name, tmp_path))

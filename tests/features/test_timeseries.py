@@ -1,0 +1,124 @@
+"""Regional series are what nilearn's voxelwise route gives, and what cannot be used is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import write_confounds, write_image, write_series
+from nilearn.maskers import NiftiLabelsMasker
+
+from bids_dl import query
+from bids_dl.errors import DataError
+from bids_dl.features.timeseries import extract
+from bids_dl.records import Scan
+
+SHAPE = (6, 6, 6)
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> str:
+    labels = np.zeros(SHAPE, np.int16)
+    labels[:3, :3], labels[3:, :3], labels[:3, 3:], labels[3:, 3:] = 1, 2, 3, 4
+    return str(write_image(tmp_path / "four.nii.gz", labels))
+
+
+@pytest.fixture
+def bold(tmp_path: Path) -> Scan:
+    generator = np.random.default_rng(1)
+    path = tmp_path / "sub-1" / "func" / "sub-1_task-rest_space-MNI152Lin_desc-preproc_bold.nii.gz"
+    write_image(path, generator.normal(500, 10, (*SHAPE, 60)).astype(np.float32))
+    confounds = path.with_name("sub-1_task-rest_desc-confounds_timeseries.tsv")
+    write_confounds(confounds, 60, generator)
+    return Scan(path, query.entities(path), tmp_path, confounds=confounds)
+
+
+def test_cleaning_the_means_equals_cleaning_the_voxels(bold: Scan, atlas: str) -> None:
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    strategy = {"strategy": ("motion", "high_pass", "wm_csf"), "motion": "full", "wm_csf": "basic"}
+    columns = load_confounds(str(bold.path), **strategy)[0]
+    masker = NiftiLabelsMasker(
+        atlas,
+        detrend=True,
+        standardize="zscore_sample",
+        low_pass=0.1,
+        high_pass=0.01,
+        t_r=2.0,
+        standardize_confounds=True,
+    )
+    theirs = masker.fit_transform(str(bold.path), confounds=columns)
+    ours = extract(bold, atlas=atlas)
+    for region in range(4):
+        assert np.corrcoef(ours.values[:, region], theirs[:, region])[0, 1] > 0.9999
+    assert ours.metadata["MeanFramewiseDisplacement"] == 0.25
+    assert ours.metadata["RepetitionTime"] == 2.0
+
+
+def test_regions_without_coverage_keep_their_column(bold: Scan, atlas: str) -> None:
+    image = nib.load(bold.path)
+    data = image.get_fdata()
+    data[:3, :3, 1:] = 0
+    write_image(bold.path, data.astype(np.float32))
+    feature = extract(bold, atlas=atlas, confounds="none", min_coverage=0.5)
+    assert np.isnan(feature.values[:, 0]).all()
+    assert np.isfinite(feature.values[:, 1:]).all()
+    assert feature.coverage is not None
+    np.testing.assert_allclose(feature.coverage, [1 / 6, 1, 1, 1])
+
+
+def test_raw_bold_is_refused(bold: Scan, atlas: str) -> None:
+    with pytest.raises(DataError, match="raw BOLD.*--derivatives"):
+        extract(replace(bold, prepared=False), atlas=atlas)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confounds": None}, "no confounds table"),
+        ({"mask": "other"}, "one grid"),
+    ],
+)
+def test_what_is_missing_is_said(bold: Scan, atlas: str, change: dict[str, object], message: str) -> None:
+    if change.get("mask"):
+        change = {"mask": write_image(bold.path.with_name("mask.nii.gz"), np.ones((5, 5, 5), np.uint8))}
+    with pytest.raises(DataError, match=message):
+        extract(replace(bold, **change), atlas=atlas)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("period", [0.0, "two", 2000])
+def test_an_implausible_repetition_time_is_refused(bold: Scan, atlas: str, period: object) -> None:
+    bold.path.with_name(bold.path.name.split(".")[0] + ".json").write_text(json.dumps({"RepetitionTime": period}))
+    query._json_files.cache_clear()
+    with pytest.raises(DataError, match="RepetitionTime"):
+        extract(bold, atlas=atlas)
+    query._json_files.cache_clear()
+
+
+def test_confounds_of_another_length_are_named(bold: Scan, atlas: str) -> None:
+    assert bold.confounds is not None
+    write_confounds(bold.confounds, 50, np.random.default_rng(0))
+    with pytest.raises(DataError, match="confounds"):
+        extract(bold, atlas=atlas)
+
+
+def test_a_still_image_and_a_short_one_are_named(bold: Scan, atlas: str) -> None:
+    write_image(bold.path, np.ones((*SHAPE, 60), np.float32))
+    with pytest.raises(DataError, match="no region varies"):
+        extract(bold, atlas=atlas, confounds="none")
+    write_image(bold.path, np.random.default_rng(0).normal(9, 1, (*SHAPE, 5)))
+    with pytest.raises(DataError, match="5 volumes"):
+        extract(bold, atlas=atlas, confounds="none")
+
+
+def test_a_table_is_taken_as_it_is_and_still_regions_are_blanked(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((20, 6))
+    values[:, 2], values[4, 3] = 1.0, np.nan
+    path = write_series(tmp_path / "sub-1_task-rest_atlas-Six_timeseries.tsv", values)
+    found = extract(Scan(path, query.entities(path), tmp_path)).values
+    assert np.isnan(found[:, [2, 3]]).all()
+    np.testing.assert_allclose(found[:, [0, 1, 4, 5]], values[:, [0, 1, 4, 5]])

@@ -1,0 +1,328 @@
+import hashlib
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import cli, group
+from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
+from bids_dl.bundle import load
+from bids_dl.errors import DataError, UsageError
+
+N, N_REGIONS, N_VOLUMES = 16, 6, 40
+IDS = [f"sub-{n:02d}" for n in range(1, N + 1)]
+CONFIG = """
+[targets]
+names = ["group", "age", "subtype"]
+covariates = ["sex"]
+[models]
+names = ["linear", "mlp"]
+[models.mlp]
+hidden = [4]
+[splits]
+n_folds = 2
+[training]
+n_epochs = 2
+n_members = 1
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = 2
+"""
+TARGETS = {"group": ("hc", "mdd"), "age": (), "subtype": ("x", "y", "z")}
+MODELS = ("confounds_only", "connectivity_linear", "connectivity_mlp", "dummy")
+
+
+def write_dataset(folder, *, seed=0, name="small"):
+    """A derivative dataset with a series a participant; depressed participants' first two regions go together."""
+    generator = np.random.default_rng(seed)
+    (folder / "atlas").mkdir(parents=True)
+    description = {
+        "Name": name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "test"}],
+    }
+    (folder / "dataset_description.json").write_text(json.dumps(description))
+    rows = []
+    for number, participant_id in enumerate(IDS):
+        depressed = number % 2
+        series = generator.normal(size=(N_VOLUMES, N_REGIONS))
+        series[:, 1] += 2 * depressed * series[:, 0]
+        path = folder / participant_id / "func" / f"{participant_id}_task-rest_atlas-six_timeseries.tsv"
+        path.parent.mkdir(parents=True)
+        labels = [f"region{r}" for r in range(N_REGIONS)]
+        pd.DataFrame(series, columns=labels).to_csv(path, sep="\t", index=False, float_format="%.5f")
+        rows.append({
+            "participant_id": participant_id, "group": ["hc", "mdd"][depressed], "age": 20 + 3 * number + depressed,
+            "sex": "FM"[generator.integers(2)], "subtype": "xyz"[number % 3], "site": ["north", "south"][number // 8],
+        })  # fmt: skip
+    rows[3]["age"] = "n/a"
+    pd.DataFrame(rows).to_csv(folder / "participants.tsv", sep="\t", index=False)
+    return folder
+
+
+def run(bids, out, level, *more):
+    return cli.main([str(bids), str(out), level, "--nprocs", "1", "--skip-bids-validation", *map(str, more)])
+
+
+def tables(out):
+    """Digest of every table that the group level wrote."""
+    files = sorted(out.glob("group/**/*.tsv"))
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def table(path):
+    return pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "bids")
+
+
+@pytest.fixture(scope="module")
+def out(bids, config_file, tmp_path_factory):
+    """Both levels, run once: three targets in one configuration."""
+    folder = tmp_path_factory.mktemp("out")
+    assert run(bids, folder, "participant") == 0
+    assert run(bids, folder, "group", "--config-file", config_file) == 0
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", MODELS)
+def test_everybody_with_the_target_is_predicted_once_by_a_model_that_had_not_seen_them(out, target, model):
+    predictions = table(out / "group" / "predictions" / f"target-{target}_model-{model}_predictions.tsv")
+    splits = table(out / "group" / "splits" / f"target-{target}_splits.tsv").set_index("participant_id")
+    people = [i for i in IDS if not (target == "age" and i == "sub-04")]
+    assert sorted(predictions["participant_id"]) == people
+    assert all(splits.loc[row.participant_id, row.split] == "test" for row in predictions.itertuples())
+
+
+@pytest.mark.parametrize(("target", "levels"), TARGETS.items())
+def test_predictions_are_probabilities_or_quantities(out, target, levels):
+    predictions = table(out / "group" / "predictions" / f"target-{target}_model-connectivity_linear_predictions.tsv")
+    if levels:
+        assert set(predictions["y_true"]) == set(levels)
+        assert predictions["y_score"].between(0, 1).all()
+    else:
+        assert predictions["y_true"].between(20, 70).all()
+        assert predictions["y_score"].between(0, 100).all()
+    if len(levels) > 2:
+        np.testing.assert_allclose(predictions[[f"score_{v}" for v in levels]].sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("target", "levels"), TARGETS.items())
+def test_every_model_has_every_metric_with_interval_and_p_values(out, target, levels):
+    metrics = table(out / "group" / "metrics" / f"target-{target}_metrics.tsv")
+    assert Counter(metrics["model"]) == dict.fromkeys(MODELS, 5 if levels else 4)
+    assert metrics["p_value"].between(0.0476, 1).all()
+    assert (metrics["n"] == (N if levels else N - 1)).all()
+    retrained = metrics[metrics["model"] != "dummy"]["p_value_retrained"]
+    assert retrained.between(0.333, 1).all()
+
+
+def test_sites_are_scored_by_themselves(out):
+    sites = table(out / "group" / "metrics" / "target-group_sites.tsv")
+    assert set(sites["site"]) == {"north", "south"}
+    assert (sites["n"] == N // 2).all()
+
+
+def test_participant_without_a_target_is_listed_for_it(out):
+    excluded = table(out / "group" / "excluded.tsv")
+    assert excluded.values.tolist() == [["sub-04", "age", "'age' is n/a"]]
+
+
+def test_choices_say_what_was_chosen_and_why(out):
+    choices = json.loads((out / "group" / "choices.json").read_text())
+    assert [t["name"] for t in choices["targets"]] == list(TARGETS)
+    assert {t["why"] for t in choices["targets"]} == {"named by the user"}
+    assert choices["targets"][0]["positive"] == "mdd"
+    assert choices["covariates"] == ["sex"]
+    assert any("both sides of the splits" in note for note in choices["notes"])
+
+
+def test_histories_have_a_row_an_epoch_and_split(out):
+    history = table(out / "group" / "histories" / "target-group_model-connectivity_mlp_history.tsv")
+    assert len(history) == 4
+    assert set(history["epoch"]) == {0, 1}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_networks_and_baselines_are_explained_by_edges_and_regions(out, target):
+    folder = out / "group" / "explanations"
+    for model, methods in (("linear", ["integratedgradients"]), ("mlp", ["integratedgradients", "occlusion"])):
+        for method in methods:
+            stem = f"target-{target}_model-connectivity_{model}_feature-connectivity_desc-{method}"
+            assert len(table(folder / f"{stem}_edges.tsv")) == N_REGIONS * (N_REGIONS - 1) // 2
+            assert set(table(folder / f"{stem}_regions.tsv")["region"]) == {f"region{r}" for r in range(N_REGIONS)}
+
+
+def test_planted_edge_is_found(out):
+    metrics = table(out / "group" / "metrics" / "target-group_metrics.tsv").set_index(["model", "metric"])
+    assert metrics.loc[("connectivity_linear", "auc"), "value"] > 0.8
+    stem = "target-group_model-connectivity_linear_feature-connectivity_desc-integratedgradients_edges.tsv"
+    first = table(out / "group" / "explanations" / stem).iloc[0]
+    assert (first["region_a"], first["region_b"]) == ("region0", "region1")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bundles_were_trained_on_everybody_and_know_what_they_reach(out, target):
+    folder = out / "group" / "bundles" / f"target-{target}_model-connectivity_mlp"
+    said = json.loads((folder / "configs" / "metadata.json").read_text())["bids_dl"]
+    assert said["n_participants"] == (15 if target == "age" else N)
+    assert said["scores"]
+    assert load(folder).levels == TARGETS[target]
+
+
+def test_report_is_written(out):
+    html = (out / "group.html").read_text()
+    assert all(target in html for target in TARGETS)
+    assert json.loads((out / "group" / "failed.json").read_text()) == {"failed": []}
+
+
+def test_second_run_trains_nothing_and_writes_the_same_bytes(out, bids, config_file):
+    before = tables(out)
+    fits = {p: p.stat().st_mtime_ns for p in (out / "work" / "fits").rglob("predictions.npz")}
+    assert run(bids, out, "group", "--config-file", config_file) == 0
+    assert tables(out) == before
+    assert {p: p.stat().st_mtime_ns for p in fits} == fits
+
+
+def test_same_run_elsewhere_writes_the_same_bytes(out, bids, config_file, tmp_path):
+    small = ["--target", "group", "--models", "mlp"]
+    for folder in ("one", "two"):
+        assert run(bids, tmp_path / folder, "participant") == 0
+        assert run(bids, tmp_path / folder, "group", "--config-file", config_file, *small) == 0
+    assert tables(tmp_path / "one") == tables(tmp_path / "two")
+
+
+def test_other_configuration_is_refused_with_the_key_that_differs(out, bids, config_file, capsys):
+    before = tables(out)
+    assert run(bids, out, "group", "--config-file", config_file, "--random-seed", 1) == 73
+    assert "another configuration (different: random_seed)" in capsys.readouterr().err
+    assert tables(out) == before
+
+
+def test_unknown_target_is_refused_with_the_nearest(out, bids, tmp_path, capsys):
+    assert run(bids, tmp_path, "group", "--derivatives", f"done={out}", "--target", "grop") == 65
+    assert "no column 'grop'; did you mean 'group'" in capsys.readouterr().err
+
+
+def test_dry_run_says_what_was_chosen_and_writes_no_result(out, bids, tmp_path, capsys):
+    assert run(bids, tmp_path, "group", "--derivatives", f"done={out}", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "target: group (hc, mdd): no target was named" in said
+    assert "16 participants, 0 left out" in said
+    assert not (tmp_path / "group").exists()
+
+
+def test_left_out_sites_are_tested_by_the_others(out, bids, tmp_path):
+    text = CONFIG.replace("n_folds = 2", 'kind = "leave-site-out"').replace('["group", "age", "subtype"]', '["group"]')
+    (tmp_path / "sites.toml").write_text(text)
+    given = ["--derivatives", f"done={out}", "--models", "linear", "--config-file", tmp_path / "sites.toml"]
+    assert run(bids, tmp_path / "out", "group", *given) == 0
+    splits = table(tmp_path / "out" / "group" / "splits" / "target-group_splits.tsv")
+    assert splits.columns.tolist() == ["participant_id", "site-north", "site-south"]
+    assert (splits["site-north"][:8] == "test").all()
+    assert not (splits["site-north"][8:] == "test").any()
+
+
+BUNDLES = [f"target-{target}_model-connectivity_{model}" for target in TARGETS for model in ("linear", "mlp")]
+
+
+@pytest.fixture(scope="module")
+def applied(out, bids, tmp_path_factory):
+    """All bundles on another dataset, in which one participant is an old one under a new name."""
+    root = tmp_path_factory.mktemp("new")
+    new = write_dataset(root / "bids", seed=1, name="other people")
+    series = "func/{0}_task-rest_atlas-six_timeseries.tsv"
+    (new / IDS[2] / series.format(IDS[2])).write_bytes((bids / IDS[5] / series.format(IDS[5])).read_bytes())
+    code = run(new, root / "out", "participant", "--bundle", *(out / "group" / "bundles" / b for b in BUNDLES))
+    return code, root / "out"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_bundle_predicts_new_participants_and_names_the_one_it_knows(applied, bundle):
+    code, folder = applied
+    assert code == 0
+    predictions = table(folder / "phenotype" / f"{bundle}.tsv").set_index("participant_id")
+    assert sorted(predictions.index) == IDS
+    assert "sub-03 was among the participants this bundle was trained on" in predictions.loc["sub-03", "excluded"]
+    others = predictions.drop("sub-03")
+    assert predictions.loc["sub-03", ["y_score", "prediction"]].isna().all()
+    assert others["excluded"].isna().all()
+    assert others["y_score"].notna().all()
+
+
+def test_bundle_finds_the_planted_effect_in_new_participants(applied):
+    predictions = table(applied[1] / "phenotype" / "target-group_model-connectivity_linear.tsv").set_index(
+        "participant_id"
+    )
+    right = [predictions.loc[i, "prediction"] == ["hc", "mdd"][n % 2] for n, i in enumerate(IDS) if i != "sub-03"]
+    assert np.mean(right) > 0.8
+
+
+def test_each_prediction_is_explained_beside_the_features(applied):
+    maps = list((applied[1] / "sub-01" / "func").glob("*desc-Target*Integratedgradients*relmat.tsv"))
+    assert len(maps) == len(BUNDLES)
+    matrix = table(maps[0]).select_dtypes("number").to_numpy()
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    assert not list((applied[1] / "sub-03" / "func").glob("*desc-Target*"))
+
+
+def test_bundle_refuses_everybody_it_was_trained_on(out, bids, tmp_path):
+    bundle = "target-age_model-connectivity_mlp"
+    run(bids, tmp_path, "participant", "--bundle", out / "group" / "bundles" / bundle)
+    predictions = table(tmp_path / "phenotype" / f"{bundle}.tsv").set_index("participant_id")
+    refused = predictions["excluded"].str.contains("was among the participants", na=False)
+    assert refused[refused].index.tolist() == [i for i in IDS if i != "sub-04"]
+    assert np.isfinite(predictions.loc["sub-04", "y_score"])
+
+
+def plan(**columns):
+    """A plan of three participants with connectomes."""
+    variant = cohorts.Variant("connectivity", "connectivity", {}, {"sub-01": ("x",)})
+    return cohorts.Plan(("sub-01", "sub-02", "sub-03"), (variant,), columns)
+
+
+def settings(**more):
+    return configuration.from_mapping({"bids_dir": "a", "output_dir": "b", "analysis_level": "group", **more})
+
+
+def test_each_model_is_put_on_the_features_it_suits():
+    models = group.choose_models(settings(), plan(), has_confounds=True)
+    assert {m.id: m.role for m in models} == {
+        "dummy": "baseline", "confounds_only": "baseline", "connectivity_linear": "baseline", "connectivity_mlp": "network",
+    }  # fmt: skip
+    assert "confounds_only" not in {m.id for m in group.choose_models(settings(), plan(), has_confounds=False)}
+
+
+def test_model_that_suits_no_feature_is_refused():
+    with pytest.raises(UsageError, match=r"'cnn3d' suits none of the features \(connectivity\); it takes a volume"):
+        group.choose_models(settings(models={"names": ["cnn3d"]}), plan(), has_confounds=True)
+
+
+def test_fusion_of_one_feature_is_refused():
+    with pytest.raises(UsageError, match="a fusion needs networks on at least two features; there is connectivity"):
+        group.choose_models(settings(fusions={"names": ["postfusion"]}), plan(), has_confounds=True)
+
+
+def test_participant_without_a_family_is_tied_to_nobody():
+    assert group._cells(plan(family=["a", np.nan, "a"]), "family") == ("a", "alone-sub-02", "a")
+
+
+def test_leaving_sites_out_without_a_column_of_sites_is_refused():
+    with pytest.raises(DataError, match="leave-site-out needs a column of sites; participants.tsv has age"):
+        group._column(plan(age=["1", "2", "3"]), "", group.SITE_COLUMNS, needed=True)

@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import bundle, prediction, training
+from bids_dl import config as configuration
+from bids_dl.errors import InvalidDatasetError
+from bids_dl.records import Block, Cohort, Split, Target
+
+LABELS = ("A", "B", "C", "D")
+N = 24
+SPLIT = Split(np.arange(0, 18), np.arange(18, 24), np.arange(0), "final")
+ENTITIES = {"atlas": "four", "stat": "pearsoncorrelation", "task": "rest", "datatype": "func", "suffix": "relmat"}
+DESCRIBED = {"feature": "connectivity", "entities": ENTITIES, "labels": list(LABELS), "file_shape": [4, 4], "shape": [6],
+             "dims": ["edge"], "directed": False}  # fmt: skip
+
+
+def trained(levels=("hc", "mdd"), *, confounds=False):
+    generator = np.random.default_rng(0)
+    y = generator.permutation(np.arange(N) % len(levels)) if levels else generator.normal(50, 10, N)
+    edges = generator.normal(size=(N, 6)).astype(np.float32)
+    known = np.column_stack([generator.normal(40, 10, N), generator.integers(0, 2, N)]).astype(np.float32)
+    features = {
+        "connectivity": Block(edges, ("edge",), LABELS),
+        "confounds": Block(known, ("column",), ("age", "sex=M")),
+    }
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
+    cohort = Cohort(people, features, Target("target", y.astype(float), levels))
+    definition = training.define("linear", [(6,)], cohort.target.n_outputs, {})
+    settings = training.Settings(remove_confounds=confounds, device="cpu")
+    return training.train(definition, cohort, SPLIT, ["connectivity"], settings), cohort
+
+
+def save(folder, levels=("hc", "mdd"), *, confounds=False, columns=("age", "sex=M")):
+    fitted, cohort = trained(levels, confounds=confounds)
+    about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": confounds, "confounds": list(columns),
+             "participants": bundle.trained_on(cohort, range(N), ["connectivity"], "old dataset")}  # fmt: skip
+    return bundle.save(fitted, folder / "model", about), fitted, cohort
+
+
+def matrix(edges):
+    values = np.zeros((4, 4))
+    values[np.triu_indices(4, 1)] = edges
+    return values + values.T
+
+
+@pytest.fixture
+def new(tmp_path):
+    """A participant of another dataset: writes a connectome, returns configuration and record."""
+
+    def write(
+        edges, *, name="new dataset", atlas="four", labels=LABELS, people="participant_id\tage\tsex\nsub-01\t30\tM\n"
+    ):
+        bids, out = tmp_path / "bids", tmp_path / "out"
+        (out / "sub-01" / "func").mkdir(parents=True, exist_ok=True)
+        bids.mkdir(exist_ok=True)
+        if name:
+            (bids / "dataset_description.json").write_text(json.dumps({"Name": name, "BIDSVersion": "1.10.0"}))
+        (bids / "participants.tsv").write_text(people)
+        record = {"participant_id": "sub-01", "features": [], "problems": []}
+        if edges is not None:
+            path = f"sub-01/func/sub-01_task-faces_atlas-{atlas}_stat-pearsoncorrelation_relmat.tsv"
+            pd.DataFrame(matrix(edges), columns=labels).to_csv(out / path, sep="\t", index=False)
+            record["features"].append({"feature": "connectivity", "path": path, "mean_fd": 0.1})
+        given = {"bids_dir": str(bids), "output_dir": str(out), "analysis_level": "participant"}
+        return configuration.from_mapping(given), record
+
+    return write
+
+
+EDGES = np.array([0.5, -0.2, 0.1, 1.0, -0.7, 0.3])
+
+
+def predict(folder, config, record, participant_id="sub-01"):
+    return prediction.predict_participant(folder, config, participant_id, record)
+
+
+def test_new_participant_is_predicted_from_another_task_with_the_same_atlas(tmp_path, new):
+    folder, fitted, cohort = save(tmp_path)
+    row = predict(folder, *new(EDGES))["row"]
+    one = Cohort(cohort.participants[:1], {"connectivity": Block(EDGES[None], ("edge",))}, cohort.target)
+    expected = training.predict(fitted, one, np.array([0]))[0]
+    assert row["y_score"] == pytest.approx(expected[1], abs=1e-5)
+    assert row["prediction"] == ["hc", "mdd"][int(expected[1] > 0.5)]
+    assert row["excluded"] is None
+
+
+def test_three_classes_have_a_score_each_and_a_quantity_its_unit(tmp_path, new):
+    three = predict(save(tmp_path / "three", ("x", "y", "z"))[0], *new(EDGES))["row"]
+    assert sum(three[f"score_{level}"] for level in "xyz") == pytest.approx(1)
+    assert three["prediction"] == max("xyz", key=lambda level: three[f"score_{level}"])
+    quantity = predict(save(tmp_path / "age", ())[0], *new(EDGES))["row"]
+    assert quantity["prediction"] == quantity["y_score"]
+    assert 0 < quantity["y_score"] < 100
+
+
+def test_attribution_of_the_prediction_is_written_as_a_matrix(tmp_path, new):
+    config, record = new(EDGES)
+    (written,) = predict(save(tmp_path)[0], config, record)["attributions"]
+    values = pd.read_csv(config.out / written, sep="\t").to_numpy(float)
+    np.testing.assert_allclose(values, values.T)
+    assert (np.diag(values) == 0).all()
+    assert values.any()
+
+
+def test_participant_it_was_trained_on_is_refused_by_name(tmp_path, new):
+    folder, _, _ = save(tmp_path)
+    row = predict(folder, *new(EDGES, name="old dataset"))["row"]
+    assert "sub-01 was among the participants this bundle was trained on" in row["excluded"]
+    assert row["y_score"] is None
+
+
+def test_participant_it_was_trained_on_is_refused_under_another_name(tmp_path, new):
+    folder, _, cohort = save(tmp_path)
+    row = predict(folder, *new(cohort.features["connectivity"].values[7]))["row"]
+    assert "was among the participants" in row["excluded"]
+
+
+@pytest.mark.parametrize("given", [{"edges": None}, {"edges": EDGES, "atlas": "other"}])
+def test_participant_without_the_feature_is_listed(tmp_path, new, given):
+    row = predict(save(tmp_path, ("x", "y", "z"))[0], *new(**given))["row"]
+    assert "sub-01 has none of the features that the bundle takes (connectivity)" in row["excluded"]
+    assert {"score_x", "score_y", "score_z"} <= set(row)
+
+
+def test_participant_with_other_regions_is_listed(tmp_path, new):
+    row = predict(save(tmp_path)[0], *new(EDGES, labels=("A", "X", "C", "D")))["row"]
+    assert "region 'X' stands where the others have 'B'" in row["excluded"]
+
+
+def test_removed_confounds_are_read_from_participants_tsv(tmp_path, new):
+    folder, fitted, cohort = save(tmp_path, confounds=True)
+    row = predict(folder, *new(EDGES))["row"]
+    features = {"connectivity": Block(EDGES[None], ("edge",)), "confounds": Block(np.array([[30.0, 1.0]]), ("column",))}
+    expected = training.predict(fitted, Cohort(cohort.participants[:1], features, cohort.target), np.array([0]))[0, 1]
+    assert row["y_score"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("people", ["participant_id\tsex\nsub-01\tM\n", "participant_id\tage\tsex\nsub-01\tn/a\tM\n"])
+def test_confound_that_is_missing_is_named(tmp_path, new, people):
+    folder, _, _ = save(tmp_path, confounds=True)
+    row = predict(folder, *new(EDGES, people=people))["row"]
+    assert row["excluded"] == "sub-01 has no 'age' in participants.tsv, which this bundle needs."
+
+
+def test_motion_is_taken_from_the_scans_where_the_table_has_none(tmp_path, new):
+    folder, _, _ = save(tmp_path, confounds=True, columns=("age", "mean_fd"))
+    assert predict(folder, *new(EDGES))["row"]["excluded"] is None
+
+
+def test_invalid_dataset_stops_the_run(tmp_path, new):
+    with pytest.raises(InvalidDatasetError, match=r"has no dataset_description\.json"):
+        predict(save(tmp_path)[0], *new(EDGES, name=""))

@@ -1,0 +1,125 @@
+"""Atlases by name, path and folder; one pass over a volume gives every region's mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import AFFINE, write_image
+from nilearn.maskers import NiftiLabelsMasker
+
+from bids_dl import regions
+from bids_dl.errors import DataError, MissingInputError, UsageError
+
+
+def blocks(shape: tuple[int, ...] = (6, 6, 6)) -> np.ndarray:
+    labels = np.zeros(shape, np.int32)
+    labels[:3, :3], labels[3:, :3], labels[:3, 3:] = 2, 5, 7
+    return labels
+
+
+def test_atlases_that_are_shipped_have_names_and_regions() -> None:
+    atlas = regions.load_atlas("aal")
+    assert atlas.name == "AAL"
+    assert "Hippocampus_L" in atlas.labels
+    assert len(atlas.indices) == len(atlas.labels)
+
+
+def test_an_atlas_is_read_by_its_path_with_the_names_beside(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "my_parcels.nii.gz", blocks())
+    (tmp_path / "my_parcels.tsv").write_text("index\tname\n2\tleft\n5\tright\n")
+    atlas = regions.load_atlas(str(path))
+    assert (atlas.name, atlas.labels) == ("MyParcels", ("left", "right", "region007"))
+
+
+def test_an_atlas_is_read_from_a_bids_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "atlas-Six_space-MNI152NLin6Asym_dseg.nii.gz", blocks())
+    (tmp_path / "atlas-Six_dseg.tsv").write_text("index\tname\n2\ta\n5\tb\n7\tc\n")
+    atlas = regions.load_atlas(str(tmp_path))
+    assert (atlas.name, atlas.labels) == ("Six", ("a", "b", "c"))
+
+
+def test_a_probabilistic_atlas_gives_a_voxel_to_its_likeliest_region(tmp_path: Path) -> None:
+    chances = np.zeros((4, 4, 4, 3), np.float32)
+    chances[0, ..., 1], chances[0, ..., 2], chances[1, ..., 0], chances[2, ..., 2] = 60, 100, 30, 20
+    path = write_image(tmp_path / "chance.nii.gz", chances)
+    (tmp_path / "chance.tsv").write_text("index\tname\n0\ta\n1\tb\n2\tc\n")
+    atlas = regions.load_atlas(str(path))
+    assert atlas.labels == ("a", "c")
+    labels = regions.on_grid(atlas, (4, 4, 4), AFFINE)
+    assert labels[:, 0, 0].tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", list(regions.shipped()))
+def test_every_shipped_atlas_can_be_used(name: str) -> None:
+    atlas = regions.load_atlas(name)
+    assert sum(label.startswith("region") for label in atlas.labels) <= 2
+
+
+def test_an_unknown_atlas_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="harvard_oxford"):
+        regions.load_atlas("harvard_oxfor")
+    with pytest.raises(MissingInputError):
+        regions.load_atlas(str(tmp_path / "none.nii.gz"))
+    with pytest.raises(DataError, match="no region"):
+        regions.load_atlas(str(write_image(tmp_path / "zero.nii.gz", np.zeros((3, 3, 3), np.int16))))
+
+
+def test_means_equal_a_loop_over_voxels_and_nilearn(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    image = nib.Nifti1Image(generator.integers(1, 2000, (6, 6, 6, 9)).astype(np.int16), AFFINE)
+    image.header.set_slope_inter(0.5, 3.0)
+    nib.save(image, tmp_path / "b.nii.gz")
+    atlas_path = write_image(tmp_path / "a.nii.gz", blocks())
+    atlas = regions.load_atlas(str(atlas_path))
+    loaded = nib.load(tmp_path / "b.nii.gz")
+    series, coverage = regions.regional_means(loaded, regions.on_grid(atlas, loaded.shape, loaded.affine), 3)
+    slow = np.stack([loaded.get_fdata()[blocks() == value].mean(axis=0) for value in (2, 5, 7)], axis=1)
+    np.testing.assert_allclose(series, slow, rtol=1e-9)
+    np.testing.assert_array_equal(coverage, 1)
+    np.testing.assert_allclose(series, NiftiLabelsMasker(atlas_path).fit_transform(loaded), rtol=1e-5)
+
+
+def test_voxels_without_signal_do_not_count_and_uncovered_regions_stay(tmp_path: Path) -> None:
+    data = np.ones((6, 6, 6, 4), np.float32) * np.arange(1, 5)
+    data[:3, :3, :3] = 0
+    data[3:, :3] = np.nan
+    series, coverage = regions.regional_means(nib.Nifti1Image(data, AFFINE), _labels(), 3)
+    np.testing.assert_allclose(coverage, [0.5, 0, 1])
+    np.testing.assert_allclose(series[:, [0, 2]], np.arange(1, 5)[:, None] * [1, 1])
+    assert np.isnan(series[:, 1]).all()
+
+
+def _labels() -> np.ndarray:
+    labels = np.zeros((6, 6, 6), np.int32)
+    labels[:3, :3], labels[3:, :3], labels[:3, 3:] = 1, 2, 3
+    return labels
+
+
+def test_a_mask_limits_the_voxels() -> None:
+    data = np.broadcast_to(np.arange(6.0)[:, None, None, None], (6, 6, 6, 3)) + 1
+    mask = np.zeros((6, 6, 6), bool)
+    mask[0] = True
+    series, coverage = regions.regional_means(nib.Nifti1Image(data.copy(), AFFINE), _labels(), 3, mask)
+    np.testing.assert_allclose(series[:, 0], 1)
+    np.testing.assert_allclose(coverage, [1 / 3, 0, 1 / 3])
+
+
+def test_an_atlas_is_brought_to_another_grid(tmp_path: Path) -> None:
+    atlas = regions.load_atlas(str(write_image(tmp_path / "a.nii.gz", blocks())))
+    fine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    labels = regions.on_grid(atlas, (12, 12, 12), fine)
+    np.testing.assert_array_equal(labels[::2, ::2, ::2], _labels())
+
+
+def test_a_damaged_or_flat_file_is_named(tmp_path: Path) -> None:
+    path = write_image(
+        tmp_path / "sub-9_bold.nii.gz", np.random.default_rng(0).integers(1, 99, (6, 6, 6, 30)).astype(np.int16)
+    )
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="sub-9_bold.nii.gz ends early"):
+        regions.regional_means(nib.load(path), _labels(), 3)
+    with pytest.raises(DataError, match="3 dimensions"):
+        regions.regional_means(nib.Nifti1Image(np.ones((6, 6, 6)), AFFINE), _labels(), 3)
