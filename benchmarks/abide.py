@@ -22,6 +22,8 @@ names = ["diagnosis", "sex", "age"]
 names = ["connectivity"]
 [models]
 names = ["linear", "mlp"]
+[splits]
+n_repeats = 3
 [explainers]
 names = ["integrated_gradients"]
 [explainers.integrated_gradients]

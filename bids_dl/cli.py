@@ -220,9 +220,7 @@ def parse(arguments: Sequence[str]) -> tuple[configuration.Config, set[str]]:
     if "select.derivatives" in flat:
         flat["select.derivatives"] = _pairs(flat["select.derivatives"])
     given = configuration.merge(configuration.read_toml(file) if file else {}, _nested(flat))
-    for key in ("bids_dir", "output_dir"):
-        given[key] = str(Path(given[key]).resolve())
-    config = configuration.from_mapping(given)
+    config = configuration.absolute(configuration.from_mapping(given))
     if config.analysis_level not in LEVELS:
         raise UnknownLevelError(f"unknown analysis level '{config.analysis_level}'; choose participant or group.")
     return config, modes
@@ -246,13 +244,25 @@ def check_folders(config: configuration.Config) -> None:
         )
     if config.run.work_dir and Path(config.run.work_dir).resolve().is_relative_to(config.bids):
         raise OutputError(f"the work folder {config.run.work_dir} lies inside the dataset; choose one outside it.")
+    for bundle in config.bundles:
+        if not Path(bundle).is_dir():
+            raise MissingInputError(f"the bundle {bundle} does not exist; give a folder of OUTPUT_DIR/group/bundles.")
+    _refuse_unwritable("output", config.out)
+    _refuse_unwritable("work", config.work)
+    if config.select.bids_database_dir:
+        _refuse_unwritable("index", Path(config.select.bids_database_dir))
+
+
+def _refuse_unwritable(what: str, folder: Path) -> None:
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        probe = config.out / f".bids_dl_{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".bids_dl_{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as problem:
-        raise OutputError(f"cannot write to the output folder {config.out}: {problem.strerror}.") from problem
+        if problem.errno in DISK_FULL:
+            raise
+        raise OutputError(f"cannot write to the {what} folder {folder}: {problem.strerror}.") from problem
 
 
 def quiet_environment(config: configuration.Config) -> None:

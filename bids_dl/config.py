@@ -237,12 +237,41 @@ def _check_ranges(config: Config) -> None:
     for where, (value, valid) in choices.items():
         if value not in valid:
             raise UsageError(f"'{where}' is '{value}'; {zoo.nearest(value, valid)}")
+    for key in ("nprocs", "omp_nthreads", "mem_mb"):
+        if getattr(config.run, key) < 0:
+            raise UsageError(f"'run.{key}' is {getattr(config.run, key)}; choose 0 (as many as there are) or more.")
     if config.splits.n_folds < 2:
         raise UsageError(f"'splits.n_folds' is {config.splits.n_folds}; at least 2 folds are needed.")
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
         )
+
+
+def absolute(config: Config) -> Config:
+    """Make every path absolute: workers run in other folders, and the written configuration is used elsewhere.
+
+    An atlas is a path only where such a file or folder exists; else it is a name.
+    """
+    run, select, splits, features = config.run, config.select, config.splits, config.features
+    atlas = features.of("timeseries").get("atlas", "")
+    if atlas and Path(atlas).expanduser().exists():
+        options = {**features.options, "timeseries": {**features.of("timeseries"), "atlas": _absolute(atlas)}}
+        features = dataclasses.replace(features, options=options)
+    return dataclasses.replace(
+        config, bids_dir=_absolute(config.bids_dir), output_dir=_absolute(config.output_dir),
+        bundles=tuple(map(_absolute, config.bundles)), features=features,
+        run=dataclasses.replace(run, work_dir=_absolute(run.work_dir), use_plugin=_absolute(run.use_plugin)),
+        select=dataclasses.replace(
+            select, bids_database_dir=_absolute(select.bids_database_dir),
+            derivatives={name: _absolute(path) for name, path in select.derivatives.items()},
+        ),
+        splits=dataclasses.replace(splits, file=_absolute(splits.file)),
+    )  # fmt: skip
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path else ""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

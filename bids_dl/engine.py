@@ -64,7 +64,7 @@ def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step")
             graph = workflow.run(**_plugin(config, advance))
         except RuntimeError as problem:
             LOG.debug("nipype ended with: %s", problem)
-    return _results(graph, nodes)
+    return _results(graph, nodes, tasks)
 
 
 def _settings(config: Config) -> None:
@@ -76,7 +76,8 @@ def _settings(config: Config) -> None:
     nipype_config.update_config({
         "execution": {
             "crashdump_dir": str(config.out / "logs"), "crashfile_format": "txt", "check_version": "false",
-            "poll_sleep_duration": "0.05", "hash_method": "content", "remove_unnecessary_outputs": "false",
+            "poll_sleep_duration": "0.05", "hash_method": "content", "create_report": "false",
+            "remove_unnecessary_outputs": "false",
             "stop_on_first_crash": str(config.run.stop_on_first_crash).lower(), "stop_on_unknown_version": "false",
         },
         "logging": {"workflow_level": level, "interface_level": level, "log_to_file": "false"},
@@ -100,7 +101,7 @@ def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[
         node = Node(interface, task.name, overwrite=task.redo or None, mem_gb=task.memory_gb)
         node.base_dir = str(config.work)
         node.inputs.step = task.function
-        node.inputs.arguments = json.dumps(task.arguments, sort_keys=True)
+        node.inputs.arguments = _arguments(task)
         node.inputs.stamp = task.stamp
         node.inputs.upstream = []
         workflow.add_nodes([node])
@@ -168,13 +169,24 @@ class _progress:
         self.bar.close()
 
 
-def _results(graph: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what each node left behind; one that failed has no result."""
+def _results(graph: Any, nodes: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Read what each node left behind; one that failed, or did not run this time, has no result."""
     ran = {node.name: node for node in graph.nodes()} if graph is not None else nodes
     found: dict[str, Any] = {}
-    for name in nodes:
+    for task in tasks:
         try:
-            found[name] = ran[name].result.outputs.result
+            result = ran[task.name].result
+            if _is_of(task, result.inputs) and all(before in found for before in task.after):
+                found[task.name] = result.outputs.result
         except Exception as problem:  # a node that never ran raises whatever its cache reader meets
-            LOG.debug("%s left no result: %s", name, problem)
+            LOG.debug("%s left no result: %s", task.name, problem)
     return found
+
+
+def _is_of(task: Task, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether a stored result came from these arguments, not from those of an earlier run."""
+    return inputs["stamp"] == task.stamp and bool(json.loads(inputs["arguments"]) == json.loads(_arguments(task)))
+
+
+def _arguments(task: Task) -> str:
+    return json.dumps(task.arguments, sort_keys=True)

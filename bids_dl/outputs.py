@@ -131,7 +131,7 @@ def finish_validation(config: Config, process: subprocess.Popen[bytes] | None) -
 
 
 def write_problems(out: Path, records: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """List every participant with a problem, and its reason."""
+    """List every participant with a problem, and its reason; ``records`` has None for one that was not finished."""
     import pandas as pd
 
     rows = [

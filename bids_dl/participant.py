@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, outputs, query, zoo
+from bids_dl import derivatives, engine, outputs, query, regions, zoo
 from bids_dl.config import Config
-from bids_dl.errors import DISK_FULL, BidsDLError, DiskError, NothingSelectedError
+from bids_dl.errors import DISK_FULL, BidsDLError, DataError, DiskError, NothingSelectedError
 from bids_dl.records import Feature, Scan
 
 LOG = logging.getLogger("bids_dl")
 BATCH = 8
 """Participants a node: enough to pay for the node, few enough to resume and to spread well."""
+
+MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
+"""What a series and its connectome have in common."""
 
 CONSUMES = {"timeseries": {"timeseries", "bold"}, "connectivity": {"relmat", "matrix"}, "t1w": {"T1w"}}
 """Which kinds of scan each feature is extracted from; connectivity also follows from each time series."""
@@ -37,6 +40,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     if modes & {"reports_only", "boilerplate_only"}:
         return outputs.reports_only(config, modes)
     scans = query.find(config)
+    _check_atlas(config)
     if "dry_run" in modes:
         return _say_plan(config, scans)
     outputs.refuse_other_configuration(config, "participant", ("features", "select.derivatives", "bids_dir"))
@@ -49,13 +53,20 @@ def run(config: Config, modes: frozenset[str]) -> int:
     outputs.finish_validation(config, validation)
     records = [read_record(config.out, i) for i in scans]
     if bundles:
-        outputs.write_predictions(config, [r for r in records if r])
+        outputs.write_predictions(config, list(_all_records(config.out).values()))
     outputs.write_methods(config, "participant")
-    code = _conclude(config, dict(zip(scans, records, strict=True)))
+    _list(config, dict(zip(scans, records, strict=True)))
     full = [said for said in done.values() if said]
     if full:
         raise DiskError(f"{full[0]}; free space and run again: what is finished is kept.")
-    return code
+    return _conclude(records)
+
+
+def _check_atlas(config: Config) -> None:
+    """Refuse an atlas that does not exist at once: it would fail for everybody."""
+    asked = config.features.of("timeseries").get("atlas")
+    if asked and "timeseries" in _wanted(config):
+        regions.load_atlas(str(asked))
 
 
 def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
@@ -91,8 +102,8 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
 
 
 def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
-    files = [s.path for i in ids for s in scans[i]]
-    return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files])
+    files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds) if f]
+    return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files if f.is_file()])
 
 
 def _packed(scan: Scan) -> dict[str, Any]:
@@ -113,6 +124,7 @@ def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
         Empty, or what the system said when there was no room to write; the rest of the batch is then left.
     """
     settings = configuration.from_mapping(config)
+    derivatives.remove(record_path(settings.out, participant_id) for participant_id in scans)
     for participant_id, packed in scans.items():
         try:
             record = process(settings, participant_id, [_unpacked(p) for p in packed])
@@ -145,22 +157,23 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
 
 def _connect(config: Config, record: dict[str, Any], scans: Sequence[Scan]) -> None:
     """Correlate each series of this participant for which no derivative gave a matrix."""
-    given = {
-        (s.entities.get("task"), s.entities.get("run"), s.entities.get("atlas"))
-        for s in scans
-        if s.entities["suffix"] in {"relmat", "matrix"}
-    }
+    given = {tuple(s.entities.get(k) for k in MATRIX_OF) for s in scans if s.entities["suffix"] in {"relmat", "matrix"}}
     series = [f for f in record["features"] if f["feature"] == "timeseries"]
     for entry in series:
         path = config.out / entry["path"]
         names = query.entities(path)
-        if (names.get("task"), names.get("run"), names.get("atlas")) not in given:
+        if tuple(names.get(k) for k in MATRIX_OF) not in given:
             _extract(config, record, "connectivity", Scan(path, names, config.out))
 
 
 def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> Path | None:
     """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
     try:
+        if not scan.path.is_file():
+            raise DataError(
+                f"{scan.name}: {scan.path} is not there; fetch it if it is a link (datalad get), or make the index of "
+                "--bids-database-dir anew."
+            )
         feature: Feature = zoo.load("features", name)(scan, **config.features.of(name))
         path = derivatives.write_feature(config.out, scan, feature)
     except BidsDLError as problem:
@@ -217,7 +230,21 @@ def read_record(out: Path, participant_id: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _conclude(config: Config, records: Mapping[str, dict[str, Any] | None]) -> int:
+def _all_records(out: Path) -> dict[str, dict[str, Any]]:
+    """Read what was found for everybody, in this run or in one before: participants may come one by one."""
+    paths = sorted((out / "logs" / "participants").glob("sub-*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _conclude(records: Sequence[dict[str, Any] | None]) -> int:
+    if not any(record and record["features"] for record in records):
+        raise NothingSelectedError(
+            f"no feature could be extracted from any of the {len(records)} participants; the reasons are above."
+        )
+    return 1 if any(record is None or record["problems"] for record in records) else 0
+
+
+def _list(config: Config, records: Mapping[str, dict[str, Any] | None]) -> None:
     """Say how it went: the counts, then every participant with a problem."""
     failed = {i: r for i, r in records.items() if r is None or r["problems"]}
     counts: dict[str, int] = {}
@@ -238,9 +265,4 @@ def _conclude(config: Config, records: Mapping[str, dict[str, Any] | None]) -> i
         LOG.warning("%s: %s", participant_id, " ".join(reasons))
     if len(failed) > 20:
         LOG.warning("… and %d more; all are in %s.", len(failed) - 20, config.out / "logs" / "problems.tsv")
-    outputs.write_problems(config.out, records)
-    if not counts:
-        raise NothingSelectedError(
-            f"no feature could be extracted from any of the {len(records)} participants; the reasons are above."
-        )
-    return 1 if failed else 0
+    outputs.write_problems(config.out, dict(sorted({**_all_records(config.out), **records}.items())))

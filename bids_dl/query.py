@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -166,7 +167,10 @@ def read_people(file: Path) -> Any:
         raise MissingInputError(
             f"{file} is missing; a row for each participant is needed, with the columns to predict."
         )
-    table = pd.read_csv(file, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(file, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as problem:  # not UTF-8, empty, or with more cells than columns
+        raise DataError(f"{file} cannot be read as a table of UTF-8 text: {str(problem).strip()}.") from problem
     if "participant_id" not in table:
         raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
     table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
@@ -183,7 +187,8 @@ def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:
     cost follows the participants, not the size of the dataset.
     """
     if select.bids_database_dir:
-        yield _layout(folder, select, Path(select.bids_database_dir) / folder.name)
+        place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+        yield _layout(folder, select, Path(select.bids_database_dir) / f"{folder.name}-{place}")
     elif len(ids) <= FEW:
         yield from (_layout(folder / participant_id, select, None) for participant_id in ids)
     else:
@@ -306,9 +311,15 @@ def best(scans: list[Scan]) -> list[Scan]:
             acquisition += [e.get(k, "") for k in ("atlas", "stat", "desc", "datatype")]
         groups.setdefault((kind, *acquisition), []).append(scan)
     chosen = [min(group, key=_rank) for group in groups.values()]
-    tables = {_acquisition(s) for s in chosen if s.entities["suffix"] == "timeseries"}
-    kept = [s for s in chosen if s.entities["suffix"] != "bold" or _acquisition(s) not in tables]
+    tables = {(s.entities["suffix"], _acquisition(s)) for s in chosen if s.path.suffix == ".tsv"}
+    kept = [s for s in chosen if s.entities["suffix"] != "bold" or not _is_superseded(s, tables)]
     return sorted(kept, key=lambda s: s.path.name)
+
+
+def _is_superseded(bold: Scan, tables: set[tuple[str, tuple[str, ...]]]) -> bool:
+    """Tell whether a BOLD has its regional series already; a raw one, of no use itself, also by its connectome."""
+    better = ("timeseries",) if bold.prepared else ("timeseries", "relmat", "matrix")
+    return any((suffix, _acquisition(bold)) in tables for suffix in better)
 
 
 def _acquisition(scan: Scan) -> tuple[str, ...]:

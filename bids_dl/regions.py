@@ -97,6 +97,7 @@ def _is_probabilistic(path: Path) -> bool:
     return int(np.prod(nib.load(path).shape[3:])) > 1
 
 
+@lru_cache(maxsize=4)
 def labels_of(path: Path) -> NDArray[Any]:
     """Read the region of each voxel, (x, y, z), 0 outside.
 
@@ -107,7 +108,12 @@ def labels_of(path: Path) -> NDArray[Any]:
     if not _is_probabilistic(path):
         return values.reshape(values.shape[:3])
     values = values.reshape(*values.shape[:3], -1)
-    return np.where(values.max(axis=-1) >= 0.25 * values.max(), values.argmax(axis=-1) + 1, 0)
+    likeliest, region = values[..., 0].copy(), np.ones(values.shape[:3], np.int32)
+    for number in range(1, values.shape[3]):
+        better = values[..., number] > likeliest
+        likeliest[better] = values[..., number][better]
+        region[better] = number + 1
+    return np.where(likeliest >= 0.25 * likeliest.max(), region, 0)
 
 
 def on_grid(atlas: Atlas, shape: tuple[int, ...], affine: Array) -> NDArray[np.int32]:
@@ -196,19 +202,26 @@ def _read(image: Any) -> tuple[NDArray[Any], float, float]:
 
 def _inflate(path: Path, proxy: Any) -> NDArray[Any]:
     """Decompress a NIfTI straight into its array, with ISA-L: twice as fast as zlib, and no second copy."""
-    from isal import igzip
+    from isal import igzip, igzip_lib
 
     data = np.empty(proxy.shape, proxy.dtype, order="F")
     room: Any = memoryview(data.reshape(-1, order="F").view(np.uint8))  # type: ignore[arg-type]
-    with igzip.open(path, "rb") as stream:  # type: ignore[no-untyped-call]
-        stream.read(proxy.offset)
-        filled = 0
-        while filled < len(room):
-            n_read = stream.readinto(room[filled:])
-            if not n_read:
-                raise EOFError(f"{len(room) - filled} bytes are missing")
-            filled += n_read
+    try:
+        with igzip.open(path, "rb") as stream:  # type: ignore[no-untyped-call]
+            stream.read(proxy.offset)
+            _fill(room, stream)
+    except igzip_lib.IsalError as problem:  # type: ignore[misc]  # a plain Exception, whatever its stub says
+        raise ValueError(str(problem)) from problem
     return data
+
+
+def _fill(room: Any, stream: Any) -> None:
+    filled = 0
+    while filled < len(room):
+        n_read = stream.readinto(room[filled:])
+        if not n_read:
+            raise EOFError(f"{len(room) - filled} bytes are missing")
+        filled += n_read
 
 
 def _carries_signal(volumes: NDArray[Any]) -> NDArray[np.bool_]:

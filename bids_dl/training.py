@@ -40,7 +40,8 @@ class Affine(nn.Module):
 
     def __init__(self, n_values: int, n_outputs: int) -> None:
         super().__init__()
-        self.head = nn.Linear(n_values, n_outputs)
+        learned: Any = nn.utils.skip_init(nn.Linear, n_values, n_outputs)  # type: ignore[no-untyped-call]
+        self.head: nn.Linear = learned  # its weights are copied in
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the values themselves, flattened."""

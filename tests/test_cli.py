@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import write_description
 
-from bids_dl import cli
+from bids_dl import cli, query
 from bids_dl.errors import UsageError
 
 HEAVY = {"torch", "monai", "nilearn", "pandas", "numpy", "nibabel", "bids", "sklearn", "nipype"}
@@ -142,3 +142,77 @@ def test_dry_run_writes_no_result(capsys: pytest.CaptureFixture[str], xcpd, tmp_
 def test_an_empty_dataset_selects_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_description(tmp_path / "data")
     assert said(capsys, tmp_path / "data", tmp_path / "o", "participant")[0] == 18
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--models", "mpl"], 64, "did you mean 'mlp'"),
+        (["--features", "conectivity"], 64, "did you mean 'connectivity'"),
+        (["--nprocs", "many"], 64, "invalid int value"),
+        (["--nprocs", "-2"], 64, "run.nprocs"),
+        (["--device", "tpu"], 64, "invalid choice"),
+        (["--atlas", "harvard_oxfor", "--participant-label", "1"], 18, "participant 'sub-1'"),
+        (["--participant-label", "99"], 18, "did you mean"),
+        (["--derivatives", "x=/nowhere"], 66, "x=/nowhere does not exist"),
+        (["--bundle", "/nowhere"], 66, "/nowhere does not exist"),
+        (["--bids-filter-file", "/nowhere.json"], 66, "/nowhere.json cannot be read"),
+        (["--atlas", "/nowhere.nii.gz"], 66, "atlas /nowhere.nii.gz does not exist"),
+        (["--atlas", "harvard_oxfor"], 64, "did you mean 'harvard_oxford'"),
+        (["-t", "stroop", "--features", "timeseries"], 18, "no feature"),
+    ],
+)
+def test_what_does_not_exist_has_its_code_and_is_named(
+    capsys: pytest.CaptureFixture[str], fmriprep, tmp_path: Path, flags: list[str], code: int, message: str
+) -> None:
+    given, said_so = said(capsys, fmriprep(2), tmp_path / "o", "participant", "--skip-bids-validation", *flags)
+    assert given == code
+    assert message in said_so
+
+
+@pytest.mark.parametrize(("flag", "what"), [("--work-dir", "work"), ("--bids-database-dir", "index")])
+def test_folders_that_cannot_be_made_are_named(
+    capsys: pytest.CaptureFixture[str], xcpd, tmp_path: Path, flag: str, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    code, message = said(capsys, xcpd(1), tmp_path / "o", "participant", flag, tmp_path / "file" / "x")
+    assert (code, f"cannot write to the {what} folder" in message) == (73, True)
+
+
+def test_somebody_elses_output_is_left_alone(capsys: pytest.CaptureFixture[str], xcpd, tmp_path: Path) -> None:
+    write_description(tmp_path / "o")
+    before = (tmp_path / "o" / "dataset_description.json").read_bytes()
+    code, message = said(capsys, xcpd(1), tmp_path / "o", "participant", "--skip-bids-validation")
+    assert (code, "did not write" in message) == (73, True)
+    assert (tmp_path / "o" / "dataset_description.json").read_bytes() == before
+
+
+def test_relative_paths_are_made_absolute(xcpd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.nii.gz").touch()
+    given = ["d", "o", "participant", "--atlas", "mine.nii.gz", "--bundle", "b", "-w", "w", "--bids-database-dir", "i"]
+    config, _ = cli.parse(given)
+    found = [config.bids_dir, config.features.of("timeseries")["atlas"], *config.bundles, config.run.work_dir]
+    assert found == [str(tmp_path / name) for name in ("d", "mine.nii.gz", "b", "w")]
+    assert config.select.bids_database_dir == str(tmp_path / "i")
+    assert cli.parse(["d", "o", "participant", "--atlas", "aal"])[0].features.of("timeseries") == {"atlas": "aal"}
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 66, "participants.tsv is missing"),
+        ("participant_id\tage\nsub-01\t3\nsub-01\t4\n", 65, "sub-01 stands in more than one row"),
+    ],
+)
+def test_group_needs_one_row_a_participant(
+    capsys: pytest.CaptureFixture[str], xcpd, tmp_path: Path, content: str | None, code: int, message: str
+) -> None:
+    data, out = xcpd(2), tmp_path / "o"
+    assert cli.main([str(data), str(out), "participant", "--skip-bids-validation", "--nprocs", "1"]) == 0
+    (data / "participants.tsv").unlink()
+    if content:
+        (data / "participants.tsv").write_text(content)
+    query.read_people.cache_clear()
+    given, said_so = said(capsys, data, out, "group", "--nprocs", "1")
+    assert (given, message in said_so) == (code, True)

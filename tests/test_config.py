@@ -42,6 +42,7 @@ def test_merging_lays_the_second_over_the_first() -> None:
         {"models": {"mlp": {"dropout": "much"}}},
         {"models": {"mlp": {"hidden": 3}}},
         {"run": {"verbose": True}},
+        {"run": {"nprocs": -1}},
         {"run": 3},
         {"targets": {"names": "age"}},
         {"splits": {"validation_fraction": 1.0}},

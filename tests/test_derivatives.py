@@ -14,7 +14,7 @@ from bids_dl.errors import OutputError
 from bids_dl.records import Feature, Scan
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 37.0, 1e5, 1e12])
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e-9, 1e-3, 1.0, 37.0, 1e5, 1e12, 1e19, 1e30])
 def test_matrices_read_back_to_seven_digits(tmp_path: Path, scale: float) -> None:
     values = scale * np.random.default_rng(0).standard_normal((17, 5))
     values[3, 2], values[4], values[0, 0] = np.nan, 0, -scale
@@ -73,3 +73,13 @@ def test_a_feature_points_to_its_source(tmp_path: Path) -> None:
     path = derivatives.write_feature(out, scan, feature)
     assert path.relative_to(out).as_posix() == "sub-1/func/sub-1_task-rest_atlas-A_timeseries.tsv"
     assert json.loads(path.with_suffix(".json").read_text())["Sources"] == ["bids:prep:sub-1/x.tsv"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_matrix_reads_back(tmp_path: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((9, 4)) * 10.0 ** generator.uniform(-6, 6, (9, 4))
+    values[generator.random((9, 4)) < 0.2] = np.nan
+    values[generator.random((9, 4)) < 0.2] = 0
+    _, found = query.read_matrix(derivatives.write_matrix(tmp_path / "m.tsv", values, list("abcd")))
+    np.testing.assert_allclose(found, values, atol=1e-6 * np.nanmax(np.abs(values)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bids_dl import config, engine
+from bids_dl.errors import BidsDLError
 
 STEPS = """
 from pathlib import Path
@@ -59,3 +61,43 @@ def test_tasks_wait_for_those_they_name(settings: config.Config, tmp_path: Path)
     second = engine.Task("second", "made_up_steps:add", {"value": 6, "log": str(tmp_path / "log")}, after=["first"])
     assert engine.run(settings, "x", [first, second]) == {"first": 6, "second": 7}
     assert (tmp_path / "log").read_text() == "5\n6\n"
+
+
+def test_a_result_of_an_earlier_run_is_not_taken_for_this_ones(settings: config.Config, tmp_path: Path) -> None:
+    good, waits = add("one", tmp_path), add("waits", tmp_path, after=["one"])
+    assert engine.run(settings, "x", [good, waits]) == {"one": 2, "waits": 2}
+    bad = engine.Task("one", "made_up_steps:fail", {"log": ""})
+    assert engine.run(settings, "x", [bad, waits]) == {}
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_the_first_crash_stops_the_rest_where_asked(settings: config.Config, tmp_path: Path, nprocs: int) -> None:
+    asked = replace(settings, run=replace(settings.run, stop_on_first_crash=True, nprocs=nprocs))
+    bad = engine.Task("bad", "made_up_steps:fail", {"log": ""})
+    more = [add("waits", tmp_path, after=["bad"]), add("more", tmp_path, after=["waits"])]
+    assert engine.run(asked, "x", [bad, *more]) == {}
+    assert not (tmp_path / "log").exists()
+
+
+def test_several_processes_give_what_one_gives(settings: config.Config, tmp_path: Path) -> None:
+    asked = replace(settings, run=replace(settings.run, nprocs=2))
+    bad = engine.Task("bad", "made_up_steps:fail", {"log": ""})
+    assert engine.run(asked, "x", [bad, add("one", tmp_path), add("two", tmp_path)]) == {"one": 2, "two": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("plugin: [", "not YAML"), ("a: 1", "needs a line 'plugin"), (None, "does not exist")]
+)
+def test_a_wrong_plugin_file_is_named(settings: config.Config, tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "plugin.yml"
+    if text:
+        file.write_text(text)
+    asked = replace(settings, run=replace(settings.run, use_plugin=str(file)))
+    with pytest.raises(BidsDLError, match=rf"plugin.yml.*{message}"):
+        engine.run(asked, "x", [add("one", tmp_path)])
+
+
+def test_a_plugin_file_chooses_the_engine(settings: config.Config, tmp_path: Path) -> None:
+    (tmp_path / "plugin.yml").write_text("plugin: Linear")
+    asked = replace(settings, run=replace(settings.run, use_plugin=str(tmp_path / "plugin.yml")))
+    assert engine.run(asked, "x", [add("one", tmp_path)]) == {"one": 2}

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import write_image, write_series
+from conftest import write_confounds, write_derivative, write_image, write_series
 
 from bids_dl import cli, derivatives, query
 
@@ -42,11 +42,11 @@ def test_every_feature_is_written_and_the_output_is_valid(fmriprep, tmp_path: Pa
 
 def test_the_resolved_configuration_gives_the_same_tables(fmriprep, tmp_path: Path) -> None:
     data, one, two = fmriprep(1), tmp_path / "one", tmp_path / "two"
-    run(data, one, "--atlas", "harvard_oxford")
+    run(data, one, "--atlas", "aicha")
     run(data, two, "--config-file", one / "logs" / "bids_dl_participant.toml")
     for path in one.glob("sub-01/func/*.tsv"):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
-    assert list(one.glob("sub-01/func/*atlas-HarvardOxford*"))
+    assert list(one.glob("sub-01/func/*atlas-Aicha*"))
 
 
 def test_a_damaged_file_is_listed_and_the_rest_goes_on(fmriprep, tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_a_full_disk_is_said_with_its_code(xcpd, tmp_path: Path, monkeypatch: py
 def test_another_configuration_is_refused_and_overwrite_replaces(fmriprep, tmp_path: Path, capsys) -> None:
     data, out = fmriprep(1), tmp_path / "out"
     assert run(data, out) == 0
-    assert run(data, out, "--atlas", "harvard_oxford") == 73
+    assert run(data, out, "--atlas", "aicha") == 73
     assert "features.timeseries" in capsys.readouterr().err
-    assert run(data, out, "--atlas", "harvard_oxford", "--overwrite") == 0
-    assert {query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")} == {"HarvardOxford"}
+    assert run(data, out, "--atlas", "aicha", "--overwrite") == 0
+    assert {query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")} == {"Aicha"}
 
 
 def test_a_second_run_goes_on_where_the_first_one_stopped(xcpd, tmp_path: Path) -> None:
@@ -168,3 +168,108 @@ def test_what_was_found_is_noted_for_the_group_level(fmriprep, tmp_path: Path) -
     record = json.loads((out / "logs" / "participants" / "sub-01.json").read_text())
     assert {f["feature"] for f in record["features"]} == {"timeseries", "connectivity", "t1w"}
     assert next(f for f in record["features"] if f["feature"] == "timeseries")["mean_fd"] == 0.25
+
+
+DAMAGED = {
+    "3-D": (lambda p: write_image(p, np.ones((9, 11, 9), np.float32)), "3 dimensions"),
+    "constant": (lambda p: write_image(p, np.full((9, 11, 9, 40), 7, np.int16)), "no region varies"),
+    "not a number": (lambda p: write_image(p, np.full((9, 11, 9, 40), np.nan, np.float32)), "no region varies"),
+    "short": (lambda p: write_image(p, noise(5)), "5 volumes"),
+    "without a time": (lambda p: write_image(p, noise(40), period=0.0), "RepetitionTime"),
+    "empty": (lambda p: p.write_bytes(b""), "cannot be opened"),
+    "a broken link": (lambda p: p.unlink() or p.symlink_to("annex"), "is not there"),
+}
+
+
+def noise(n_volumes: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(500, 10, (9, 11, 9, n_volumes)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_bold_that_cannot_be_used_is_listed_with_its_reason(fmriprep, tmp_path: Path, kind: str) -> None:
+    data, out = fmriprep(2), tmp_path / "out"
+    damage, reason = DAMAGED[kind]
+    damage(next((data / "derivatives").rglob("sub-02*_bold.nii.gz")))
+    # no confounds: their length would be the first thing noticed in a short run
+    settings = tmp_path / "c.toml"
+    settings.write_text('[features]\nnames = ["connectivity"]\n[features.timeseries]\nconfounds = "none"\n')
+    assert run(data, out, "--config-file", settings) == 1
+    assert list(problems(out)) == ["sub-02"]
+    assert "sub-02" in problems(out)["sub-02"]
+    assert reason in problems(out)["sub-02"]
+    assert [p.parent.parent.name for p in out.rglob("*_relmat.tsv")] == ["sub-01"]
+
+
+def test_a_bold_on_another_grid_than_its_mask_is_listed(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(2), tmp_path / "out"
+    write_image(next((data / "derivatives").rglob("func/sub-02*_mask.nii.gz")), np.ones((4, 4, 4), np.uint8))
+    assert run(data, out) == 1
+    assert "one grid" in problems(out)["sub-02"]
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_a_disk_full_in_a_worker_leaves_nothing_half_written(fmriprep, tmp_path: Path, nprocs: int) -> None:
+    data, out = fmriprep(2), tmp_path / "out"
+    limited = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from bids_dl import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    )
+    flags = ["participant", "--nprocs", str(nprocs), "--skip-bids-validation"]
+    done = subprocess.run([sys.executable, "-c", limited, str(data), str(out), *flags], capture_output=True, text=True)
+    assert done.returncode == 74, done.stderr
+    assert "sub-01: stopped before it was written" in done.stderr
+    assert not list(out.rglob("*_relmat.tsv"))
+    assert not list(out.rglob(".*.tmp*"))
+    assert run(data, out) == 0
+    assert len(list(out.rglob("*_relmat.tsv"))) == 2
+
+
+def test_problems_of_earlier_runs_stay_listed_until_they_are_mended(xcpd, tmp_path: Path) -> None:
+    data, out = xcpd(3), tmp_path / "out"
+    broken = next(data.rglob("sub-01*.tsv"))
+    good = broken.read_bytes()
+    write_series(broken, np.zeros((30, 6)))
+    assert run(data, out, "--participant-label", "01", "02") == 1
+    assert run(data, out, "--participant-label", "03") == 0
+    assert list(problems(out)) == ["sub-01"]
+    broken.write_bytes(good)
+    assert run(data, out) == 0
+    assert problems(out) == {}
+
+
+def test_other_confounds_are_another_result(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    run(data, out)
+    before = next(out.rglob("*_timeseries.tsv")).read_bytes()
+    write_confounds(next(data.rglob("*_desc-confounds_timeseries.tsv")), 40, np.random.default_rng(9))
+    run(data, out)
+    assert next(out.rglob("*_timeseries.tsv")).read_bytes() != before
+
+
+def test_a_matrix_of_one_session_leaves_the_other_to_be_computed(tmp_path: Path) -> None:
+    data, out = tmp_path / "d", tmp_path / "out"
+    write_derivative(data)
+    generator = np.random.default_rng(0)
+    for session in "12":
+        folder = data / "sub-1" / f"ses-{session}" / "func"
+        write_series(folder / f"sub-1_ses-{session}_task-rest_atlas-Six_timeseries.tsv", generator.normal(size=(30, 6)))
+    write_series(data / "sub-1/ses-1/func/sub-1_ses-1_task-rest_atlas-Six_stat-partial_relmat.tsv", np.eye(6) + 1)
+    assert run(data, out) == 0
+    found = {(e["ses"], e["stat"]) for e in map(query.entities, out.rglob("*_relmat.tsv"))}
+    assert found == {("1", "partial"), ("2", "pearsoncorrelation")}
+
+
+def test_an_atlas_of_ones_own_is_used_from_a_relative_path(
+    fmriprep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = fmriprep(1)
+    labels = np.zeros((9, 11, 9), np.int16)
+    labels[:4], labels[4:] = 1, 2
+    write_image(tmp_path / "halves.nii.gz", labels)
+    (tmp_path / "halves.tsv").write_text("index\tname\n1\tleft\n2\tright\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(data, tmp_path / "out", "--atlas", "halves.nii.gz") == 0
+    (series,) = (tmp_path / "out").rglob("*_atlas-Halves_stat-mean_timeseries.tsv")
+    assert query.read_matrix(series)[0] == ("left", "right")

@@ -176,3 +176,69 @@ def test_matrices_with_and_without_names_are_read(tmp_path: Path) -> None:
     file.write_text("a\tb\n1\tx\n")
     with pytest.raises(DataError, match="column b"):
         query.read_matrix(file)
+
+
+def test_a_kept_index_is_not_made_again(xcpd, tmp_path: Path) -> None:
+    root, kept = xcpd(2), str(tmp_path / "index")
+    first = names(root, bids_database_dir=kept)
+    old = next(root.rglob("sub-01*.tsv"))
+    write_series(old.with_name(old.name.replace("rest", "late")), np.zeros((3, 6)))
+    assert names(root, bids_database_dir=kept) == first
+    assert len(names(root)["sub-01"]) == 2
+
+
+def test_two_datasets_of_one_name_have_an_index_each(xcpd, tmp_path: Path) -> None:
+    kept = str(tmp_path / "index")
+    one, other = xcpd(2, folder="a/prep"), xcpd(3, folder="b/prep")
+    assert len(names(one, bids_database_dir=kept)) == 2
+    found = query.find(settings(other, bids_database_dir=kept))
+    assert {scan.path.is_relative_to(other) for scans in found.values() for scan in scans} == {True}
+
+
+def test_a_malformed_file_of_somebody_else_does_not_matter(xcpd) -> None:
+    root = xcpd(2)
+    next(root.rglob("sub-02*.json")).write_text("{broken")
+    next(root.rglob("sub-02*.tsv")).write_bytes(b"\xff\xfe")
+    (root / "sub-02" / "func" / "no BIDS name.tsv").touch()
+    assert len(names(root, participant_label=["01"])["sub-01"]) == 1
+
+
+def test_a_connectome_supersedes_its_raw_bold(fmriprep, tmp_path: Path) -> None:
+    root, connectomes = fmriprep(1), tmp_path / "connectomes"
+    write_derivative(connectomes)
+    write_series(connectomes / "sub-01" / "func" / "sub-01_task-rest_seg-Six_meas-P_relmat.tsv", np.eye(6))
+    found = names(root, no_derivatives=True, derivatives={"c": str(connectomes)})
+    assert found == {"sub-01": ["sub-01_task-rest_seg-Six_meas-P_relmat.tsv"]}
+
+
+@pytest.mark.parametrize(("kind", "suffix", "other"), [("bold", "bold", "T1w"), ("t1w", "T1w", "bold")])
+def test_filters_apply_to_their_kind_of_file_alone(fmriprep, kind: str, suffix: str, other: str) -> None:
+    (scans,) = query.find(settings(fmriprep(1), bids_filter={kind: {"space": "nowhere"}})).values()
+    prepared = {s.entities["suffix"] for s in scans if s.prepared}
+    assert suffix not in prepared
+    assert other in prepared
+
+
+def test_a_relmat_can_be_filtered_by_its_atlas(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_derivative(root)
+    for atlas in ("Six", "Seven"):
+        write_series(root / "sub-1" / "func" / f"sub-1_task-rest_atlas-{atlas}_relmat.tsv", np.eye(6))
+    assert names(root, bids_filter={"relmat": {"atlas": "Six"}}) == {"sub-1": ["sub-1_task-rest_atlas-Six_relmat.tsv"]}
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"participant_id\n\xff\n", "UTF-8"), (b"", "No columns")])
+def test_participants_tsv_that_is_no_table_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "participants.tsv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"participants.tsv cannot be read.*{message}"):
+        query.participants_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "lacks BIDSVersion and Name"), ('{"Name": "x"}', "lacks BIDSVersion"), ("{", "not JSON")],
+)
+def test_a_wrong_description_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "dataset_description.json").write_text(text)
+    with pytest.raises(InvalidDatasetError, match=message):
+        query.description(tmp_path)

@@ -123,3 +123,22 @@ def test_a_damaged_or_flat_file_is_named(tmp_path: Path) -> None:
         regions.regional_means(nib.load(path), _labels(), 3)
     with pytest.raises(DataError, match="3 dimensions"):
         regions.regional_means(nib.Nifti1Image(np.ones((6, 6, 6)), AFFINE), _labels(), 3)
+
+
+def test_a_corrupted_file_is_named(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(1, 9999, (12, 12, 12, 60)).astype(np.int16)
+    path = write_image(tmp_path / "sub-9_bold.nii.gz", data)
+    content = bytearray(path.read_bytes())
+    content[-30_000:-29_000] = bytes(1000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="sub-9_bold.nii.gz ends early or is damaged"):
+        regions.regional_means(nib.load(path), np.ones((12, 12, 12), np.int32), 1)
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<f4", ">f8", "u1"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_every_way_of_storing_gives_the_same_means(tmp_path: Path, kind: str, ending: str) -> None:
+    data = np.random.default_rng(0).integers(1, 200, (6, 6, 6, 4))
+    path = write_image(tmp_path / f"b{ending}", data.astype(kind))
+    series, _ = regions.regional_means(nib.load(path), _labels(), 3)
+    np.testing.assert_allclose(series, np.stack([data[_labels() == n].mean(axis=0) for n in (1, 2, 3)], 1), rtol=1e-6)
