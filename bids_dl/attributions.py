@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,17 @@ class Summary:
 
 
 def summarise(
-    models: Sequence[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]
+    models: Iterable[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Summary], bool]:
-    """Explain the test participants of every split, each by the model that has not seen them."""
+    """Explain the test participants of every split, each by the model that has not seen them; one model at a time."""
     explain = zoo.load("explainers", method)
-    summaries = {name: Summary.empty(cohort.features[name].shape) for name in models[0][0].inputs}
+    summaries: dict[str, Summary] = {}
     additive = True
     for fitted, split in models:
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
         for name, values in found.values.items():
-            summaries[name].add(values, found.outputs)
+            summaries.setdefault(name, Summary.empty(cohort.features[name].shape)).add(values, found.outputs)
     return summaries, additive
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,16 +268,21 @@ def _sites(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
 def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) -> list[str]:
     """Explain the held-out participants' predictions, each by the model that has not seen them."""
     step = Step(**common)
-    models = [(bundle.load(step.fit_folder(model["id"], name) / "model"), step.split(name)) for name in splits]
     options = step.config.explainers.of(method)
-    usable = [(fitted, training.present(step.cohort, split, fitted.inputs)) for fitted, split in models]
-    found, additive = attributions.summarise(usable, step.cohort, method, options)
+    found, additive = attributions.summarise(_held_out(step, model["id"], splits), step.cohort, method, options)
     written: list[Path] = []
     for name, summary in found.items():
         stem = step.stem("explanations", model["id"])
         stem = stem.with_name(f"{stem.name}_feature-{name}_desc-{method.replace('_', '')}")
         written += attributions.write_group(summary, step.cohort.features[name], stem, additive=additive)
     return [str(path) for path in written]
+
+
+def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[FittedModel, Split]]:
+    """Load each split's model when its turn comes: many repeats take no more memory than one."""
+    for name in names:
+        fitted = bundle.load(step.fit_folder(model, name) / "model")
+        yield fitted, training.present(step.cohort, step.split(name), fitted.inputs)
 
 
 def keep(model: Settings, **common: Any) -> str:
