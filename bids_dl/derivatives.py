@@ -209,13 +209,6 @@ def find(out: Path, suffix: str, extension: str) -> Iterator[Path]:
         yield from sorted(person.rglob(f"*_{suffix}{extension}"))
 
 
-def copy(source: Path, target: Path) -> Path:
-    """Copy a file, whole or not at all."""
-    with atomic(target) as temporary:
-        shutil.copyfile(source, temporary)
-    return target
-
-
 def remove(paths: Iterable[Path]) -> None:
     """Remove files and folders that exist."""
     for path in paths:

@@ -314,7 +314,7 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
         notes.append(
             f'Participants of one {chosen.site} are on both sides of the splits; splits.kind = "leave-site-out" tells how a model travels.'
         )
-    if any(".desc-centred" in str(v.entities) or v.entities.get("desc") == "centred" for v in plan.variants):
+    if any(v.entities.get("desc") == "centred" for v in plan.variants):
         notes.append(
             "T1w scans were raw: they are centred on the template, not registered. Preprocess them (e.g. fMRIPrep) for finer models."
         )
@@ -364,6 +364,7 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
         "groups": chosen.groups,
     }
     names = [s.name for s in chosen.splits[target.name]]
+    n_known = int(np.isfinite(target.values).sum())
     tasks: list[engine.Task] = []
     for model in chosen.models:
         given = {**common, "model": asdict(model)}
@@ -379,8 +380,8 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
                     memory_gb=0.6,
                 )
             )
-        for split in names if n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values)))) else []:
-            n = n_retrained(config, model, len(np.flatnonzero(np.isfinite(target.values))))
+        n = n_retrained(config, model, n_known)
+        for split in names if n else []:
             tasks.append(
                 engine.Task(
                     task_name("null", target.name, model.id, split),

@@ -190,26 +190,26 @@ def train(
         If too few training participants have the features.
     """
     split = present(cohort, split, inputs)
+    prepared = prepared or prepare(cohort, split, inputs, settings)
+    return _fitted(cohort, split, inputs, prepared, settings, lambda data: _fit(definition, data, split, settings))
+
+
+def _fitted(
+    cohort: Cohort, split: Split, inputs: Sequence[str], prepared: Prepared, settings: Settings,
+    fit: Callable[[_Data], tuple[nn.Module, Mapping[str, Any], Sequence[Mapping[str, float]]]],
+) -> FittedModel:  # fmt: skip
+    """Run a training on normalised rows, seeded and deterministic, and keep what a prediction needs."""
     pool = np.sort(np.concatenate([split.train, split.validation]))
     confounds = cohort.features["confounds"].values if settings.remove_confounds else None
-    prepared = prepared or prepare(cohort, split, inputs, settings)
     y, mean, scale = _standardised(cohort.target, pool)
+    data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
     with torch.random.fork_rng(devices=[]), _one_answer():
         torch.manual_seed(settings.seed)
-        data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
-        module, built, history = _fit(definition, data, split, settings)
+        module, definition, history = fit(data)
+    target, normalization = cohort.target, prepared.normalization
     return FittedModel(
-        module.eval(),
-        built,
-        tuple(inputs),
-        prepared.normalization,
-        split,
-        cohort.target.name,
-        cohort.target.levels,
-        mean,
-        scale,
-        tuple(history),
-    )
+        module.eval(), definition, tuple(inputs), normalization, split, target.name, target.levels, mean, scale, tuple(history)
+    )  # fmt: skip
 
 
 def refine(
@@ -222,25 +222,12 @@ def refine(
     validation rows.
     """
     split = present(cohort, split, inputs)
-    pool = np.sort(np.concatenate([split.train, split.validation]))
-    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
-    y, mean, scale = _standardised(cohort.target, pool)
-    data = _Data(cohort, inputs, Prepared(normalization), confounds, y, is_class=cohort.target.is_class)
-    with torch.random.fork_rng(devices=[]), _one_answer():
-        torch.manual_seed(settings.seed)
+
+    def fit(data: _Data) -> tuple[nn.Module, Mapping[str, Any], Sequence[Mapping[str, float]]]:
         _, history = _Once(definition, data, settings, 0, split.train, split.validation).on_module(module)
-    return FittedModel(
-        module.eval(),
-        definition,
-        tuple(inputs),
-        normalization,
-        split,
-        cohort.target.name,
-        cohort.target.levels,
-        mean,
-        scale,
-        tuple(history),
-    )
+        return module, definition, history
+
+    return _fitted(cohort, split, inputs, Prepared(normalization), settings, fit)
 
 
 class _one_answer:
