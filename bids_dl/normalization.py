@@ -55,7 +55,9 @@ def chunks(rows: NDArray[np.intp], row_bytes: int) -> Iterator[NDArray[np.intp]]
         yield rows[start : start + step]
 
 
-def fit(values: Array, rows: NDArray[np.intp], confounds: Array | None = None) -> Normalization:
+def fit(
+    values: Array, rows: NDArray[np.intp], confounds: Array | None = None, *, one_scale: bool = False
+) -> Normalization:
     """Learn means and standard deviations from some rows, reading a few at a time.
 
     Parameters
@@ -66,6 +68,8 @@ def fit(values: Array, rows: NDArray[np.intp], confounds: Array | None = None) -
         The training rows; no other is read.
     confounds
         (participant, confound): their linear part is removed before scaling.
+    one_scale
+        Divide all values by one number, so that those which vary more between people keep more weight.
 
     Returns
     -------
@@ -86,7 +90,10 @@ def fit(values: Array, rows: NDArray[np.intp], confounds: Array | None = None) -
     variance = np.maximum(squares / np.maximum(n, 1) - mean**2, 0)
     slopes, confound_mean, explained = _regress(values, rows, confounds, shift + mean)
     deviation = np.sqrt(np.maximum(variance - explained, 0))
-    return Normalization((shift + mean).astype(np.float32), _scale(deviation, shift + mean, n), slopes, confound_mean)
+    scale = _scale(deviation, shift + mean, n)
+    if one_scale and np.isfinite(scale).any():
+        scale = np.where(np.isfinite(scale), np.sqrt(np.mean(scale[np.isfinite(scale)] ** 2)), np.inf)
+    return Normalization((shift + mean).astype(np.float32), scale.astype(np.float32), slopes, confound_mean)
 
 
 def _scale(deviation: Array, mean: Array, n: Array) -> Array:

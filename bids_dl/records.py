@@ -74,6 +74,11 @@ class Block:
         """Shape of one participant's values."""
         return tuple(self.values.shape[1:])
 
+    @property
+    def has_one_scale(self) -> bool:
+        """Whether the values have one unit and, but for real differences, one sampling variance: correlations do."""
+        return self.dims == ("edge",) and "correlation" in self.entities.get("stat", "").lower()
+
 
 @dataclass(frozen=True)
 class Target:

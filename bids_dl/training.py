@@ -155,7 +155,8 @@ def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Setti
     split = present(cohort, split, inputs)
     pool = np.sort(np.concatenate([split.train, split.validation]))
     confounds = cohort.features["confounds"].values if settings.remove_confounds else None
-    return Prepared({name: norm.fit(cohort.features[name].values, pool, confounds) for name in inputs})
+    blocks = {name: cohort.features[name] for name in inputs}
+    return Prepared({n: norm.fit(b.values, pool, confounds, one_scale=b.has_one_scale) for n, b in blocks.items()})
 
 
 def train(

@@ -35,6 +35,13 @@ def test_mean_and_scale_are_those_of_the_training_rows(values):
     np.testing.assert_allclose(fitted.scale, np.nanstd(values[TRAIN], axis=0), rtol=1e-6)
 
 
+def test_one_scale_keeps_the_values_that_vary_more_larger():
+    values = np.random.default_rng(0).normal(0, [1, 2, 4, 0], (30, 4))
+    scale = normalization.fit(values, TRAIN, one_scale=True).scale
+    np.testing.assert_allclose(scale[:3], np.sqrt((values[TRAIN, :3].var(axis=0)).mean()), rtol=1e-6)
+    assert np.isinf(scale[3])
+
+
 def test_far_offset_costs_no_digits():
     values = np.random.default_rng(0).normal(1e5, 1, (30, 5))
     np.testing.assert_allclose(normalization.fit(values, TRAIN).scale, values[TRAIN].std(axis=0), rtol=1e-5)
