@@ -104,6 +104,8 @@ def _selection(parser: Parser) -> None:
          help="derivative datasets (those in BIDS_DIR/derivatives are found unaided)")  # fmt: skip
     _add(group, "--no-derivatives", dest="select.no_derivatives", action="store_true",
          help="do not look in BIDS_DIR/derivatives")  # fmt: skip
+    _add(group, "--raw-only", dest="select.raw_only", action="store_true",
+         help="prepare every raw scan here, though derivatives are present")  # fmt: skip
     _add(group, "--bids-database-dir", dest="select.bids_database_dir", metavar="DIR",
          help="keep the dataset's index here and use it again")  # fmt: skip
     _add(group, "--skip-bids-validation", dest="select.skip_bids_validation", action="store_true",
@@ -113,7 +115,7 @@ def _selection(parser: Parser) -> None:
 def _method_choice(parser: Parser) -> None:
     group = parser.add_argument_group("what to do (every option, and more, can stand in the configuration file)")
     names = {"nargs": "+", "metavar": "NAME"}
-    for folder in configuration.ZOOS:
+    for folder in configuration.ZOOS[1:]:  # which preparations run follows from the features
         _add(group, f"--{folder}", dest=f"{folder}.names", help=f"from: {', '.join(zoo.names(folder))}", **names)
     _add(group, "--atlas", dest="features.timeseries.atlas", metavar="NAME|PATH",
          help="atlas of regions: a name, a NIfTI file or a BIDS atlas folder")  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from bids_dl import zoo
 from bids_dl.errors import MissingInputError, UsageError
 
-ZOOS = ("features", "models", "fusions", "explainers")
+ZOOS = ("preparations", "features", "models", "fusions", "explainers")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Select:
     bids_database_dir: str = ""
     skip_bids_validation: bool = False
     no_derivatives: bool = False
+    raw_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Config:
     bundles: tuple[str, ...] = ()
     select: Select = field(default_factory=Select)
     run: Run = field(default_factory=Run)
+    preparations: Methods = field(default_factory=Methods)
     features: Methods = field(default_factory=Methods)
     targets: Targets = field(default_factory=Targets)
     models: Methods = field(default_factory=Methods)

@@ -20,8 +20,11 @@ from bids_dl.records import Array, Feature, Scan
 ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod", "echo",
     "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "atlas", "seg", "scale",
-    "res", "den", "stat", "label", "desc",
+    "res", "den", "from", "to", "mode", "model", "param", "stat", "label", "desc",
 )  # fmt: skip
+LARGEST_TABLE = 2_000_000
+"""Numbers that a TSV may hold; longer features become .npy files."""
+
 BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
@@ -126,6 +129,13 @@ def _digits(values: Array) -> bytes:
     return cells.tobytes().replace(b" ", b"").replace(b"?" * (n_digits + 2), b"n/a")
 
 
+def write_array(path: Path, values: NDArray[Any]) -> Path:
+    """Write a NumPy array: whole numbers in their own type, others in float32."""
+    with atomic(path) as temporary:
+        np.save(temporary, values if values.dtype.kind in "iu" else np.asarray(values, np.float32))
+    return path
+
+
 def write_image(path: Path, values: NDArray[Any], affine: Array) -> Path:
     """Write a NIfTI volume in float32, or in its own integer type."""
     import nibabel as nib
@@ -166,21 +176,33 @@ def feature_path(out: Path, scan: Scan, feature: Feature) -> Path:
     """Name the file that a feature of a scan is written to."""
     named = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype"}} | dict(feature.entities)
     named = {k: v for k, v in named.items() if v}
-    folder = out / f"sub-{named['sub']}" / (f"ses-{named['ses']}" if "ses" in named else "")
-    extension = ".nii.gz" if feature.affine is not None else ".tsv"
+    extension = ".nii.gz" if feature.affine is not None else ".npy" if _is_long(feature) else ".tsv"
     datatype = scan.entities["datatype"] or ("anat" if feature.affine is not None else "func")
-    return folder / datatype / name(named, feature.suffix, extension)
+    return folder_of(out, scan) / datatype / name(named, feature.suffix, extension)
+
+
+def folder_of(out: Path, scan: Scan) -> Path:
+    """Name the folder of a scan's participant and session."""
+    return out / f"sub-{scan.entities['sub']}" / (f"ses-{scan.entities['ses']}" if scan.entities.get("ses") else "")
+
+
+def _is_long(feature: Feature) -> bool:
+    """Tell whether a feature is no table, or too large to be read as text: it is written as a NumPy array."""
+    return feature.values.ndim > 2 or feature.values.size > LARGEST_TABLE
 
 
 def write_feature(out: Path, scan: Scan, feature: Feature) -> Path:
     """Write one feature with its sidecar; regional coverage goes beside it."""
     path = feature_path(out, scan, feature)
+    described = {"Sources": [bids_uri(out, scan)], **feature.metadata}
     if feature.affine is not None:
         write_image(path, feature.values, feature.affine)
+    elif path.suffix == ".npy":
+        write_array(path, feature.values)
+        described |= {"Dimensions": feature.dims, "Labels": feature.labels}
     else:
-        write_matrix(path, feature.values, feature.labels)
-    source = bids_uri(out, scan)
-    write_json(sidecar_path(path), {"Sources": [source], **feature.metadata})
+        write_matrix(path, np.atleast_2d(feature.values), feature.labels)
+    write_json(sidecar_path(path), described)
     if feature.coverage is not None:
         covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
         write_matrix(covered, feature.coverage[None], feature.labels)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,6 @@ BATCH = 8
 MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
 """What a series and its connectome have in common."""
 
-CONSUMES = {"timeseries": {"timeseries", "bold"}, "connectivity": {"relmat", "matrix"}, "t1w": {"T1w"}}
-"""Which kinds of scan each feature is extracted from; connectivity also follows from each time series."""
-
 
 def run(config: Config, modes: frozenset[str]) -> int:
     """Extract features from every participant asked for, apply bundles, write reports.
@@ -43,7 +41,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _check_atlas(config)
     if "dry_run" in modes:
         return _say_plan(config, scans)
-    outputs.refuse_other_configuration(config, "participant", ("features", "select.derivatives", "bids_dir"))
+    decisive = ("features", "preparations", "select.derivatives", "select.raw_only", "bids_dir")
+    outputs.refuse_other_configuration(config, "participant", decisive)
     derivatives.write_description(config.out, query.datasets(config))
     validation = outputs.start_validation(config)
     bundles = [str(Path(b).resolve()) for b in config.bundles]
@@ -78,8 +77,20 @@ def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
 
 def _wanted(config: Config) -> tuple[str, ...]:
     """Return the features asked for, all that are extracted from scans unless named; connectomes need their series."""
-    named = config.features.names or tuple(n for n in zoo.names("features") if n in CONSUMES)
-    return (*named, "timeseries") if "connectivity" in named and "timeseries" not in named else named
+    named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
+    needed = {f[0] for n in named if len(f := _says(n, "FOLLOWS")) == 1}
+    return tuple(sorted({*named, *needed}, key=lambda n: (bool(_says(n, "FOLLOWS")), n)))
+
+
+def _says(name: str, key: str) -> tuple[str, ...]:
+    """Read what a feature's file says: ``TAKES`` kinds of scan that have all ``NEEDS``, or ``FOLLOWS`` other features."""
+    return tuple(zoo.constant("features", name, key) or ())
+
+
+def _is_default(name: str) -> bool:
+    """Tell whether a feature is extracted without being named."""
+    taken = _says(name, "TAKES") or _says(name, "FOLLOWS")
+    return bool(taken) and zoo.constant("features", name, "BY_DEFAULT") is not False
 
 
 def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) -> list[engine.Task]:
@@ -102,17 +113,19 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
 
 
 def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
-    files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds) if f]
+    files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds, *s.related.values()) if f]
     return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files if f.is_file()])
 
 
 def _packed(scan: Scan) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(scan).items() if v is not None}
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(scan).items() if v is not None}
+    return plain | {"related": {role: str(path) for role, path in scan.related.items()}}
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Scan:
     paths = {k: Path(packed[k]) for k in ("path", "dataset", "mask", "confounds") if k in packed}
-    return Scan(**{**packed, **paths})
+    related = {role: Path(path) for role, path in packed.get("related", {}).items()}
+    return Scan(**{**packed, **paths, "related": related})
 
 
 def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]], bundles: list[str]) -> str:
@@ -142,61 +155,137 @@ def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
 
 def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[str, Any]:
     """Extract one participant's features and note for each what it came from, or why there is none."""
-    record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": []}
+    record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": [], "preparations": []}
     wanted = _wanted(config)
-    for scan in scans:
-        for name in wanted:
-            if name in CONSUMES and scan.entities["suffix"] in CONSUMES[name]:
-                _extract(config, record, name, scan)
-    if "connectivity" in wanted:
-        _connect(config, record, scans)
+    ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
+    for name in wanted:
+        for scan in [s for s in ready if s.kind in _says(name, "TAKES") and _has_needed(config, name, s)]:
+            _extract(config, record, name, scan)
+        for scan in _followed(config, record, name, scans):
+            _extract(config, record, name, scan)
     if not record["features"] and not record["problems"]:
         record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
     return record
 
 
-def _connect(config: Config, record: dict[str, Any], scans: Sequence[Scan]) -> None:
-    """Correlate each series of this participant for which no derivative gave a matrix."""
-    given = {tuple(s.entities.get(k) for k in MATRIX_OF) for s in scans if s.entities["suffix"] in {"relmat", "matrix"}}
-    series = [f for f in record["features"] if f["feature"] == "timeseries"]
-    for entry in series:
+def _has_needed(config: Config, name: str, scan: Scan) -> bool:
+    """Tell whether a scan has what a feature needs beside it; asked for by name, the feature itself says what lacks."""
+    return name in config.features.names or set(_says(name, "NEEDS")) <= set(scan.related)
+
+
+def _followed(config: Config, record: Mapping[str, Any], name: str, scans: Sequence[Scan]) -> Iterator[Scan]:
+    """List what was written of the features that this one follows from, but for matrices that a derivative gave."""
+    given = {tuple(s.entities.get(k) for k in MATRIX_OF) for s in scans if s.kind == "relmat"}
+    for entry in [f for f in record["features"] if f["feature"] in _says(name, "FOLLOWS")]:
         path = config.out / entry["path"]
         names = query.entities(path)
-        if tuple(names.get(k) for k in MATRIX_OF) not in given:
-            _extract(config, record, "connectivity", Scan(path, names, config.out))
+        if "relmat" not in _says(name, "TAKES") or tuple(names.get(k) for k in MATRIX_OF) not in given:
+            yield Scan(path, names, config.out, why=f"from the feature {entry['feature']}")
+
+
+def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds: set[str]) -> list[Scan]:
+    """Prepare the raw scans of the kinds that are wanted: T1w first, others through the T1w of their session."""
+    able = set(zoo.names("preparations"))
+    wanted = [s for s in scans if s.kind in kinds]
+    raw = [s for s in wanted if not s.prepared and s.kind in able]
+    anatomies = [s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind != "t1w" for r in raw))]
+    seen: dict[str, Scan] = {}
+    for scan in anatomies:
+        done = scan if scan.prepared else _prepare(config, record, scan, None)
+        if done is not None:
+            seen.setdefault(scan.entities.get("ses", ""), done)
+            seen[str(scan.path)] = done
+    ready = [seen[str(s.path)] for s in wanted if s.kind == "t1w" and str(s.path) in seen]
+    for scan in [s for s in wanted if s.kind != "t1w"]:
+        anatomy = seen.get(scan.entities.get("ses", "")) or next(iter(seen.values()), None)
+        done = _prepare(config, record, scan, anatomy) if scan in raw else scan
+        ready += [done] if done is not None else []
+    return ready
+
+
+def _prepare(config: Config, record: dict[str, Any], scan: Scan, anatomy: Scan | None) -> Scan | None:
+    """Prepare one raw scan, or find what an earlier run prepared from the same file; a failure is noted."""
+    started = time.perf_counter()
+    try:
+        done, is_new = _prepared(config, scan, anatomy)
+    except BidsDLError as problem:
+        record["problems"].append({"scan": scan.name, "feature": f"preparation {scan.kind}", "reason": str(problem)})
+        return None
+    except Exception as problem:  # one participant's surprise must not stop the others
+        _note_crash(config, record, scan, f"preparation-{scan.kind}", problem)
+        return None
+    seconds = round(time.perf_counter() - started, 1) if is_new else None
+    record["preparations"].append({"scan": scan.name, "kind": scan.kind, "seconds": seconds, **_packed(done)})
+    return done
+
+
+def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[Scan, bool]:
+    if not scan.path.is_file():
+        raise DataError(_not_there(scan))
+    place = config.out / "logs" / "preparations" / f"{scan.name}.json"
+    options = config.preparations.of(scan.kind)
+    made_of = [scan.path, *scan.related.values(), *([anatomy.path] if anatomy else [])]
+    stamp = json.dumps([options, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in made_of]])
+    if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp:
+        done = _unpacked(noted["scan"])
+        if done.path.is_file() and all(p.is_file() for p in done.related.values()):
+            return done, False
+    done = zoo.load("preparations", scan.kind)(scan, anatomy, config.out, **options)
+    derivatives.write_json(place, {"stamp": stamp, "scan": _packed(done)})
+    return done, True
+
+
+def _not_there(scan: Scan) -> str:
+    return (
+        f"{scan.name}: {scan.path} is not there; fetch it if it is a link (datalad get), or make the index of "
+        "--bids-database-dir anew."
+    )
 
 
 def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> Path | None:
     """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
     try:
-        if not scan.path.is_file():
-            raise DataError(
-                f"{scan.name}: {scan.path} is not there; fetch it if it is a link (datalad get), or make the index of "
-                "--bids-database-dir anew."
-            )
+        if not scan.path.exists():
+            raise DataError(_not_there(scan))
         feature: Feature = zoo.load("features", name)(scan, **config.features.of(name))
         path = derivatives.write_feature(config.out, scan, feature)
     except BidsDLError as problem:
         record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})
         return None
     except Exception as problem:  # one participant's surprise must not stop the others
-        if isinstance(problem, OSError) and problem.errno in DISK_FULL:
-            raise
-        crash = config.out / "logs" / f"crash-{scan.name}-{name}.txt"
-        derivatives.write_text(crash, traceback.format_exc())
-        reason = f"{scan.name}: unexpected {type(problem).__name__}: {problem}; details in logs/{crash.name}."
-        record["problems"].append({"scan": scan.name, "feature": name, "reason": reason})
+        _note_crash(config, record, scan, name, problem)
         return None
-    record["features"].append(_noted(config, name, scan, feature, path))
+    record["features"].append(_noted(config, record, name, scan, feature, path))
     return path
 
 
-def _noted(config: Config, name: str, scan: Scan, feature: Feature, path: Path) -> dict[str, Any]:
+def _note_crash(config: Config, record: dict[str, Any], scan: Scan, name: str, problem: Exception) -> None:
+    """Keep an unexpected error in a file of its own, and a sentence in the record; a full disk goes on up."""
+    if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+        raise problem
+    crash = config.out / "logs" / f"crash-{scan.name}-{name}.txt"
+    derivatives.write_text(crash, "".join(traceback.format_exception(problem)))
+    reason = f"{scan.name}: unexpected {type(problem).__name__}: {problem}; details in logs/{crash.name}."
+    record["problems"].append({"scan": scan.name, "feature": name, "reason": reason})
+
+
+def _is_from_derivative(config: Config, record: Mapping[str, Any], scan: Scan) -> bool:
+    """Tell whether another program prepared what a feature comes from, if need be through the feature it follows."""
+    for entry in record["features"]:
+        if config.out / entry["path"] == scan.path:
+            return bool(entry["prepared"])
+    return str(scan.path) not in {p["path"] for p in record["preparations"]}
+
+
+def _noted(
+    config: Config, record: Mapping[str, Any], name: str, scan: Scan, feature: Feature, path: Path
+) -> dict[str, Any]:
     """Describe a feature that was written, for the report and for the group level."""
     import numpy as np
 
     noted = {
-        "feature": name, "path": str(path.relative_to(config.out)), "source": str(scan.path), "prepared": scan.prepared,
+        "feature": name, "path": str(path.relative_to(config.out)), "source": str(scan.path), "why": scan.why,
+        "prepared": _is_from_derivative(config, record, scan),
         "shape": list(feature.values.shape), "unit": feature.unit, "n_missing": int(np.isnan(feature.values).any(axis=0).sum())
         if feature.affine is None else 0,
     }  # fmt: skip

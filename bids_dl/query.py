@@ -19,13 +19,30 @@ from bids_dl.config import Config, Select
 from bids_dl.errors import DataError, InvalidDatasetError, MissingInputError, NothingSelectedError
 from bids_dl.records import Array, Scan
 
+IMAGE = [".nii.gz", ".nii"]
 QUERIES: dict[str, dict[str, Any]] = {
-    "t1w": {"suffix": "T1w", "extension": [".nii.gz", ".nii"]},
-    "bold": {"suffix": "bold", "extension": [".nii.gz", ".nii"]},
+    "t1w": {"suffix": "T1w", "extension": IMAGE},
+    "t2w": {"suffix": "T2w", "extension": IMAGE},
+    "flair": {"suffix": "FLAIR", "extension": IMAGE},
+    "bold": {"suffix": "bold", "extension": [*IMAGE, ".dtseries.nii"]},
     "timeseries": {"suffix": "timeseries", "extension": [".tsv"]},
     "relmat": {"suffix": ["relmat", "matrix"], "extension": [".tsv"]},
+    "dwi": {"suffix": "dwi", "extension": IMAGE},
+    "dwimap": {"suffix": "dwimap", "extension": IMAGE},
+    "pet": {"suffix": "pet", "extension": IMAGE},
+    "meg": {"suffix": "meg", "extension": [".fif"]},
+    "eeg": {"suffix": "eeg", "extension": [".edf", ".bdf", ".vhdr", ".set", ".fif"]},
 }
-"""What is looked for; the keys are those of ``--bids-filter-file``."""
+"""What is looked for with pybids, by kind of scan; the keys are those of ``--bids-filter-file``.
+
+FreeSurfer's ``stats`` (kind ``freesurfer``) and PLINK's files (``plink``) have no BIDS names: they are found by folder.
+"""
+
+PIPELINES = ("xcp_d", "giga_connectome", "halfpipe", "fmriprep", "qsirecon", "qsiprep", "petprep", "freesurfer")
+"""Whose derivative is used where several have the same thing: the most finished first; others come after, by name."""
+
+ROLES = {"gm": "label-GM_probseg", "wm": "label-WM_probseg", "csf": "label-CSF_probseg"}
+"""What belongs to a prepared T1w, by the end of its name."""
 
 SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152NLin2009aAsym", "MNI152NLin2009aSym", "MNI152Lin", "MNI")
 SYNONYMS = {"seg": "atlas", "meas": "stat"}
@@ -229,6 +246,10 @@ def find(config: Config) -> dict[str, list[Scan]]:
                 for path in _files(index, present, config.select):
                     scan = _scan(path, folder)
                     found[scan.participant_id].append(scan)
+    for scan in [*_freesurfer(config, ids), *_plink(config, ids)]:
+        found[scan.participant_id].append(scan)
+    if config.select.raw_only:
+        found = {i: [s for s in scans if not s.prepared] for i, scans in found.items()}
     if not any(found.values()):
         raise NothingSelectedError(_nothing(config))
     return {i: best(scans) for i, scans in found.items()}
@@ -241,7 +262,7 @@ def _nothing(config: Config) -> str:
         "filters": config.select.bids_filter,
     }
     said = "; ".join(f"{k}: {v}" for k, v in asked.items() if v)
-    return f"{config.bids}: no T1w, BOLD, time series or connectome is left{f' by {said}' if said else ''}."
+    return f"{config.bids}: no scan that a feature is extracted from is left{f' by {said}' if said else ''}."
 
 
 def _files(index: Any, ids: list[str], select: Select) -> list[Path]:
@@ -269,18 +290,66 @@ def _filter(filters: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _scan(path: Path, dataset: Path) -> Scan:
     """Describe one file, with the mask and confounds that lie beside it."""
     names = entities(path)
-    scan = Scan(
-        path,
-        names,
-        dataset,
-        prepared=names["suffix"] in {"timeseries", "relmat", "matrix"} or names.get("desc") == "preproc",
+    return _with_companions(Scan(path, names, dataset, prepared=_is_prepared(path, names)))
+
+
+def _is_prepared(path: Path, names: Mapping[str, str]) -> bool:
+    """Tell whether a file is ready for a feature: a table, a derived map, a surface series, or a preprocessed image."""
+    tables = names["suffix"] in {"timeseries", "relmat", "matrix", "dwimap"}
+    return (
+        tables or path.name.endswith(".dtseries.nii") or (names.get("desc") == "preproc" and names["suffix"] != "dwi")
     )
-    if names["suffix"] not in {"T1w", "bold"} or names.get("desc") != "preproc":
-        return scan
+
+
+def _with_companions(scan: Scan) -> Scan:
+    """Add the mask, confounds, probabilities, gradients and events that lie beside a scan."""
+    path, names = scan.path, scan.entities
+    stem = path.name.split(".")[0]
     mask = path.with_name(path.name.replace("desc-preproc", "desc-brain").replace(f"_{names['suffix']}.", "_mask."))
-    table = re.sub(r"(_space-[^_]+|_res-[^_]+|_den-[^_]+)", "", path.name).split("_desc-preproc")[0]
+    table = (
+        re.sub(r"(_space-[^_]+|_res-[^_]+|_den-[^_]+|_hemi-[^_]+)", "", stem).split("_desc-")[0].removesuffix("_bold")
+    )
     confounds = path.with_name(f"{table}_desc-confounds_timeseries.tsv")
-    return replace(scan, mask=mask if mask.is_file() else None, confounds=confounds if confounds.is_file() else None)
+    related = {}
+    if scan.kind == "t1w" and scan.prepared:
+        related = {r: path.with_name(path.name.replace("desc-preproc_T1w", end)) for r, end in ROLES.items()}
+    if scan.kind == "dwi":
+        related = {end: path.with_name(f"{stem}.{end}") for end in ("bval", "bvec")}
+    if scan.kind == "bold":
+        related = {"events": path.with_name(f"{stem.removesuffix('_bold')}_events.tsv")}
+    return replace(
+        scan, mask=mask if scan.prepared and mask != path and mask.is_file() else None,
+        confounds=confounds if scan.kind in {"bold", "cifti"} and confounds.is_file() else None,
+        related={role: p for role, p in related.items() if p.is_file()},
+    )  # fmt: skip
+
+
+def _freesurfer(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
+    """Find FreeSurfer's folders of statistics: a subjects folder as a dataset, or inside one's sourcedata."""
+    roots = dict.fromkeys(
+        place
+        for root in [*datasets(config).values(), config.bids / "derivatives" / "freesurfer"]
+        for place in (root, root / "sourcedata" / "freesurfer")
+        if place == root or place.is_dir()
+    )
+    if config.select.no_derivatives:
+        roots.pop(config.bids / "derivatives" / "freesurfer", None)
+    sessions = {s.removeprefix("ses-") for s in config.select.session_label}
+    for root in roots:
+        for participant_id in ids:
+            for folder in [root / participant_id, *sorted(root.glob(f"{participant_id}_ses-*"))]:
+                names = entities(folder) | {"suffix": "stats", "datatype": "anat"}
+                if (folder / "stats").is_dir() and (not sessions or names.get("ses", "") in sessions):
+                    yield Scan(folder / "stats", names, root, why="FreeSurfer's statistics")
+
+
+def _plink(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
+    """Find PLINK's files: the one that ``features.snp.file`` names, else those of BIDS_DIR/genetics."""
+    named = config.features.of("snp").get("file")
+    for path in [Path(named)] if named else sorted((config.bids / "genetics").glob("*.bed")):
+        for participant_id in ids:
+            names = {"sub": participant_id.removeprefix("sub-"), "suffix": "bed", "datatype": "genetics"}
+            yield Scan(path, names, path.parent if named else config.bids, why="genotypes of the whole dataset")
 
 
 def _usable(scan: Scan) -> bool:
@@ -290,7 +359,11 @@ def _usable(scan: Scan) -> bool:
         return "atlas" in names
     if names["suffix"] == "matrix":
         return names.get("desc") == "correlation"
-    if names["suffix"] in {"T1w", "bold"} and scan.prepared:
+    if names["suffix"] in {"dwi", "bed", "stats"}:
+        return names.get("desc") in {None, "preproc"}
+    if scan.kind == "cifti":
+        return names.get("den") == "91k"
+    if scan.prepared and names["suffix"] not in {"relmat", "matrix"}:
         return names.get("space", "").startswith("MNI")
     return "desc" not in names or names["suffix"] == "relmat"
 
@@ -303,14 +376,14 @@ def best(scans: list[Scan]) -> list[Scan]:
     groups: dict[tuple[str, ...], list[Scan]] = {}
     for scan in filter(_usable, scans):
         e = scan.entities
-        kind = {"T1w": "anat", "bold": "series", "timeseries": "series"}.get(e["suffix"], "relmat")
-        acquisition = [e.get(k, "") for k in ("ses", "task", "acq", "rec", "dir", "run")]
-        if kind == "anat":
+        kind = {"timeseries": "bold"}.get(scan.kind, scan.kind)
+        acquisition = [e.get(k, "") for k in ("ses", "task", "acq", "rec", "dir", "run", "model", "param")]
+        if kind in {"t1w", "t2w", "flair"}:
             acquisition = [e.get("ses", ""), e.get("run", "")]
-        if kind == "relmat" or e["suffix"] == "timeseries":
+        if scan.kind in {"relmat", "timeseries"}:
             acquisition += [e.get(k, "") for k in ("atlas", "stat", "desc", "datatype")]
         groups.setdefault((kind, *acquisition), []).append(scan)
-    chosen = [min(group, key=_rank) for group in groups.values()]
+    chosen = [_chosen(group) for group in groups.values()]
     tables = {(s.entities["suffix"], _acquisition(s)) for s in chosen if s.path.suffix == ".tsv"}
     kept = [s for s in chosen if s.entities["suffix"] != "bold" or not _is_superseded(s, tables)]
     return sorted(kept, key=lambda s: s.path.name)
@@ -326,9 +399,44 @@ def _acquisition(scan: Scan) -> tuple[str, ...]:
     return tuple(scan.entities.get(k, "") for k in ("ses", "task", "acq", "dir", "run"))
 
 
-def _rank(scan: Scan) -> tuple[bool, int, str]:
-    space = scan.entities.get("space", "")
-    return not scan.prepared, SPACES.index(space) if space in SPACES else len(SPACES), scan.path.name
+def _rank(scan: Scan) -> tuple[bool, int, str, int, str]:
+    space, made_by = scan.entities.get("space", ""), pipeline(scan.dataset)
+    order = PIPELINES.index(made_by) if made_by in PIPELINES else len(PIPELINES)
+    return (
+        not scan.prepared,
+        order,
+        made_by,
+        SPACES.index(space) if space in SPACES else len(SPACES),
+        scan.path.name,
+    )
+
+
+@lru_cache(maxsize=256)
+def pipeline(dataset: Path) -> str:
+    """Name the program that made a derivative dataset, in small letters; empty for raw data."""
+    if not (dataset / "dataset_description.json").is_file():
+        return ""
+    made_by = description(dataset).get("GeneratedBy") or [description(dataset).get("PipelineDescription") or {}]
+    name = made_by[0].get("Name", "") if isinstance(made_by, list) and isinstance(made_by[0], dict) else ""
+    return str(name).lower().replace("-", "_").replace("xcp_abcd", "xcp_d")
+
+
+def _chosen(group: Sequence[Scan]) -> Scan:
+    """Take the best source of one acquisition, and say what else there was."""
+    first, *others = sorted(group, key=_rank)
+    if first.why:
+        return first
+    origin = f"derivative of {pipeline(first.dataset) or first.dataset.name}" if first.prepared else "raw scan"
+    over = list(dict.fromkeys(_shown(first, other) for other in others))
+    return replace(first, why=origin + (f"; chosen over {', '.join(over)}" if over else ""))
+
+
+def _shown(first: Scan, other: Scan) -> str:
+    if not other.prepared:
+        return "the raw scan"
+    if other.dataset != first.dataset:
+        return f"{pipeline(other.dataset) or other.dataset.name}'s"
+    return f"space {s}" if (s := other.entities.get("space")) != first.entities.get("space") else other.path.name
 
 
 def sidecar(path: Path, dataset: Path) -> dict[str, Any]:

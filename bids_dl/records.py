@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.floating[Any]]
 
+KINDS = {"matrix": "relmat", "stats": "freesurfer", "bed": "plink"}
+"""Kinds of scan whose name is not that of their suffix."""
+
 
 @dataclass(frozen=True)
 class Scan:
-    """One file of a BIDS dataset that a feature can be extracted from, with what belongs to it."""
+    """One file of a BIDS dataset that a feature can be extracted from, with what belongs to it.
+
+    ``prepared`` says that it lies in standard space, ready for a feature. ``related`` holds files that belong to it by
+    their role: ``bval`` and ``bvec`` of diffusion, ``events`` of BOLD, ``gm``, ``wm``, ``csf`` (probabilities) and
+    ``modulated`` (grey matter times the Jacobian) of a prepared T1w, ``to_standard`` (a transform). ``why`` is a phrase
+    for the report: why this source was chosen.
+    """
 
     path: Path
     entities: Mapping[str, str]
@@ -31,7 +40,15 @@ class Scan:
     prepared: bool = True
     mask: Path | None = None
     confounds: Path | None = None
-    repetition_time: float | None = None
+    related: Mapping[str, Path] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Which kind of scan it is, as `bids_dl.query.QUERIES` and the features' ``TAKES`` call it."""
+        if self.path.name.endswith(".dtseries.nii"):
+            return "cifti"
+        return KINDS.get(self.entities["suffix"], self.entities["suffix"].lower())
 
     @property
     def participant_id(self) -> str:

@@ -8,6 +8,9 @@ from bids_dl import query
 from bids_dl.errors import DataError
 from bids_dl.records import Feature, Scan
 
+TAKES = ("relmat",)
+FOLLOWS = ("timeseries",)
+
 
 def extract(scan: Scan, *, fisher_z: bool = True) -> Feature:
     """Correlate every pair of regions over time, or read a matrix that a derivative holds.

@@ -10,6 +10,7 @@ from bids_dl import zoo
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
 
+TAKES = ("t1w",)
 CORNER_MM, EXTENT_MM = (-90.0, -126.0, -72.0), (180.0, 216.0, 180.0)
 
 
@@ -33,7 +34,7 @@ def extract(scan: Scan, *, resolution_mm: float = 4.0) -> Feature:
     DataError
         If the image is not 3-D, is damaged, or is constant inside the brain.
     """
-    prepared = scan if scan.prepared else zoo.load("preparations", "t1w")(scan)
+    prepared = scan if scan.prepared else zoo.load("preparations", "t1w")(scan, None, scan.dataset)
     volume, affine = _load(prepared)
     grid, shape = template_grid(resolution_mm)
     standard = _resample(_in_brain(prepared, volume, scan.name), affine, grid, shape)

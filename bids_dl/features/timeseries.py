@@ -11,6 +11,7 @@ from bids_dl import query, regions
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
 
+TAKES = ("timeseries", "bold", "cifti")
 STRATEGIES: dict[str, dict[str, Any]] = {
     "none": {},
     "simple": {"strategy": ("motion", "high_pass", "wm_csf"), "motion": "full", "wm_csf": "basic"},

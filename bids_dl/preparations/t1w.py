@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ from bids_dl.records import Scan
 TEMPLATE_CENTRE_MM = np.array([0.0, -22.0, 8.0])
 
 
-def prepare(scan: Scan) -> Scan:
+def prepare(scan: Scan, anatomy: Scan | None, out: Path) -> Scan:
     """Find the shift in mm that brings the image's centre of intensity to the template's.
 
     Nothing is rotated, scaled or stripped: a head that still has its skull keeps it.

@@ -33,7 +33,7 @@ def test_the_brain_is_moved_to_the_templates_centre_and_said_to_be_unregistered(
 def test_an_empty_image_is_named(tmp_path: Path) -> None:
     path = write_image(tmp_path / "sub-1_T1w.nii.gz", np.zeros((5, 5, 5)))
     with pytest.raises(DataError, match="sub-1_T1w is all zero"):
-        prepare(Scan(path, query.entities(path), tmp_path, prepared=False))
+        prepare(Scan(path, query.entities(path), tmp_path, prepared=False), None, tmp_path)
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match="damaged"):
-        prepare(Scan(path, query.entities(path), tmp_path, prepared=False))
+        prepare(Scan(path, query.entities(path), tmp_path, prepared=False), None, tmp_path)
