@@ -1,1 +1,231 @@
-"""Images brought onto one another: rigid, affine and deformable, with what they cost. The only step that knows antspyx."""
+"""Images brought onto one another, rigid or deformable, and onto the MNI template."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_dl.errors import DataError
+from bids_dl.records import Array, Scan
+
+SPACE = "MNI152NLin2009aSym"
+"""The space of the template that nilearn ships, as BIDS calls it."""
+
+SEED = 1
+LARGEST_DISAGREEMENT_MM = 4.0
+"""Two orientations of one header may differ by this much at a corner of the image."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume (x, y, z) with its affine to mm (RAS)."""
+
+    values: Array
+    affine: Array
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, in mL."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000)
+
+    def like(self, values: Array) -> Volume:
+        """Return other values on the same grid."""
+        return Volume(values, self.affine)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The MNI152 template: the brain's intensities, its mask, and the probabilities of CSF, grey and white matter."""
+
+    brain: Volume
+    mask: Volume
+    csf: Volume
+    gm: Volume
+    wm: Volume
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Files that ANTs applies to bring an image into another space (``forward``) and back (``backward``)."""
+
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+
+    def inverted(self) -> list[bool]:
+        """Tell which files of ``backward`` are applied inverted: the affine ones."""
+        return [name.endswith(".mat") for name in self.backward]
+
+
+def load(scan: Scan) -> Volume:
+    """Read one volume of a raw scan, its axes turned to right, anterior, superior.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, holds not one volume, is empty, or its header contradicts itself.
+    """
+    image = open_image(scan)
+    if int(np.prod(image.shape[3:])) != 1 or len(image.shape) < 3:
+        raise DataError(f"{scan.name} has the shape {image.shape}; one volume is expected.")
+    try:
+        values = np.asarray(nib.as_closest_canonical(image).dataobj, np.float32)
+    except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
+        raise damaged(scan, problem) from problem
+    values = np.nan_to_num(values.reshape(values.shape[:3]))
+    if not np.ptp(values):
+        raise DataError(f"{scan.name} holds the same value in every voxel; look at the image.")
+    return Volume(values, np.asarray(nib.as_closest_canonical(image).affine))
+
+
+def open_image(scan: Scan) -> Any:
+    """Open an image and check its header.
+
+    Raises
+    ------
+    DataError
+        If it cannot be opened, or qform and sform place it at different points.
+    """
+    try:
+        image = nib.load(scan.path)
+    except Exception as problem:  # nibabel raises many kinds for a damaged header
+        raise damaged(scan, problem) from problem
+    (qform, q_code), (sform, s_code) = (get(coded=True) for get in (image.get_qform, image.get_sform))
+    if q_code and s_code:
+        corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*np.array(image.shape[:3]) - 1, 1]
+        apart = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+        if apart > LARGEST_DISAGREEMENT_MM:
+            raise DataError(
+                f"{scan.name}: qform and sform of its header disagree by {apart:.0f} mm; find out which is right and set "
+                "the code of the other to 0."
+            )
+    return image
+
+
+def damaged(scan: Scan, problem: Exception) -> DataError:
+    """Phrase that a file could not be read to its end."""
+    return DataError(f"{scan.name} ends early or is damaged ({problem}); copy it again from its source.")
+
+
+@lru_cache(maxsize=2)
+def template(resolution_mm: int) -> Template:
+    """Load the ICBM 2009a nonlinear symmetric template that nilearn ships, at a resolution [1]_.
+
+    References
+    ----------
+    .. [1] Fonov et al. (2011), NeuroImage 54(1). doi:10.1016/j.neuroimage.2010.07.033
+    """
+    from nilearn import datasets
+
+    images = {
+        "brain": datasets.load_mni152_template(resolution_mm), "mask": datasets.load_mni152_brain_mask(resolution_mm),
+        "gm": datasets.load_mni152_gm_template(resolution_mm), "wm": datasets.load_mni152_wm_template(resolution_mm),
+    }  # fmt: skip
+    values = {name: np.asarray(image.dataobj, np.float32) for name, image in images.items()}
+    affine, mask = np.asarray(images["mask"].affine), values["mask"] > 0
+    gm, wm = (np.clip(values[name] / values[name].max(), 0, 1) * mask for name in ("gm", "wm"))
+    parts = {"brain": values["brain"] * mask, "mask": mask.astype(np.float32), "gm": gm, "wm": wm}
+    parts["csf"] = np.clip(mask - gm - wm, 0, 1)
+    return Template(**{name: Volume(part, affine) for name, part in parts.items()})
+
+
+def grid_around(mask: Volume, spacing_mm: float, margin_mm: float = 6.0) -> Volume:
+    """Lay an empty grid of cubic voxels, with axes along RAS, around a mask."""
+    at = np.argwhere(mask.values > 0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+    low, high = np.floor(at.min(axis=0) - margin_mm), np.ceil(at.max(axis=0) + margin_mm)
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = low
+    return Volume(np.zeros(tuple(np.ceil((high - low) / spacing_mm).astype(int)), np.float32), affine)
+
+
+def to_ants(volume: Volume) -> Any:
+    """Hand a volume to ANTs, whose world is left, posterior, superior."""
+    import ants
+
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return ants.from_numpy(
+        np.asarray(volume.values, np.float32), origin=tuple(affine[:3, 3]), spacing=tuple(spacing),
+        direction=affine[:3, :3] / spacing,
+    )  # fmt: skip
+
+
+def resample(
+    volume: Volume,
+    grid: Volume,
+    transforms: Sequence[str] = (),
+    *,
+    inverted: Sequence[bool] = (),
+    nearest: bool = False,
+) -> Volume:
+    """Bring a volume onto a grid through ANTs' transforms, applied from the last to the first."""
+    import ants
+
+    moved = ants.apply_transforms(
+        to_ants(grid), to_ants(volume), list(transforms), interpolator="nearestNeighbor" if nearest else "linear",
+        whichtoinvert=list(inverted) or None,
+    )  # fmt: skip
+    return grid.like(moved.numpy())
+
+
+def rigid(moving: Volume, fixed: Volume, folder: Path) -> Transforms:
+    """Find the rotation and shift that bring one image of a person onto another (mutual information)."""
+    return _register(moving, fixed, folder, type_of_transform="Rigid", aff_metric="mattes")
+
+
+def deform(moving: Volume, fixed: Volume, folder: Path) -> Transforms:
+    """Bring a brain onto the template: affine, then symmetric normalisation (SyN) [1]_.
+
+    References
+    ----------
+    .. [1] Avants et al. (2008), Medical Image Analysis 12(1). doi:10.1016/j.media.2007.06.004
+    """
+    return _register(moving, fixed, folder, type_of_transform="SyN", reg_iterations=(40, 40, 10))
+
+
+def _register(moving: Volume, fixed: Volume, folder: Path, **how: Any) -> Transforms:
+    import ants
+
+    prefix = tempfile.mkdtemp(dir=folder) + "/"
+    found = ants.registration(to_ants(fixed), to_ants(moving), outprefix=prefix, random_seed=SEED, **how)
+    backward = list(found["invtransforms"])
+    return Transforms(tuple(found["fwdtransforms"]), tuple(backward))
+
+
+def volume_change(transforms: Transforms, grid: Volume) -> Volume:
+    """Tell by how much each voxel of the template was larger in the person: the Jacobian determinant.
+
+    A map times this keeps its sum: what is modulated is a volume, not a density [1]_.
+
+    References
+    ----------
+    .. [1] Ashburner & Friston (2000), NeuroImage 11(6). doi:10.1006/nimg.2000.0582
+    """
+    import ants
+
+    warp, affine = transforms.forward
+    local = ants.create_jacobian_determinant_image(to_ants(grid), warp).numpy()
+    matrix = np.reshape(ants.read_transform(affine).parameters[:9], (3, 3))
+    return grid.like(local * abs(np.linalg.det(matrix)))
+
+
+def correct_bias(volume: Volume, mask: Volume) -> Volume:
+    """Remove the slow unevenness of the intensities inside a mask (N4) [1]_.
+
+    References
+    ----------
+    .. [1] Tustison et al. (2010), IEEE Transactions on Medical Imaging 29(6). doi:10.1109/TMI.2010.2046908
+    """
+    import ants
+
+    corrected = ants.n4_bias_field_correction(
+        to_ants(volume), mask=to_ants(mask), shrink_factor=4 if min(volume.values.shape) > 150 else 2,
+        convergence={"iters": [30, 30, 20], "tol": 1e-6},
+    )  # fmt: skip
+    return volume.like(corrected.numpy() * (mask.values > 0))
