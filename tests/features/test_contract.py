@@ -26,7 +26,7 @@ def usable(name: str, root: Path) -> Scan:
     if name == "phenotype":
         (root / "participants.tsv").write_text("participant_id\tage\nsub-1\t30\n")
         return Scan(root / "participants.tsv", {"sub": "1"}, root)
-    values = generator.standard_normal((20, 6))
+    values = generator.standard_normal((40, 6))
     return scan(write_series(folder / "sub-1_task-rest_atlas-Six_timeseries.tsv", values), root)
 
 
