@@ -299,32 +299,6 @@ def test_participant_without_a_record_gets_a_page_that_says_so(tmp_path):
     assert "no record of this participant" in report.write_participant(tmp_path, "sub-07").read_text()
 
 
-def test_missing_values_are_grey_and_the_diagonal_is_blank():
-    from PIL import Image
-
-    values = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, -0.5], [np.nan, -0.5, 1.0]])
-    picture = report._matrix(values)
-    shown = np.asarray(Image.open(_bytes(picture["uri"])).convert("RGB"))
-    assert (shown[np.eye(3, dtype=bool)] == 255).all()
-    assert tuple(shown[0, 2]) == (176, 182, 190)
-    assert shown[0, 1, 0] > shown[0, 1, 2]  # positive is red
-    assert shown[1, 2, 0] < shown[1, 2, 2]  # negative is blue
-
-
-def _bytes(uri: str):
-    import base64
-    import io
-
-    return io.BytesIO(base64.b64decode(uri.partition(",")[2]))
-
-
-def test_large_matrices_are_averaged_in_blocks():
-    values = np.arange(900.0 * 900).reshape(900, 900)
-    small = report._shrink(values)
-    assert small.shape == (300, 300)
-    assert small[0, 0] == values[:3, :3].mean()
-
-
 def test_group_page_contains_the_numbers(group):
     _, page = group
     assert "cannot be shown" not in page
@@ -394,59 +368,6 @@ def test_broken_table_costs_only_its_own_part(tmp_path):
     assert "AUC" in page
 
 
-def scores(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["model", "value", "ci_low", "ci_high"])
-    return table.assign(metric="auc", p_value=0.01, p_value_retrained=np.nan, n=100, chance=0.5)
-
-
-ROLES = {i: {"id": i, "model": m, "feature": f, "role": r} for i, (m, f, r) in MODELS.items()}
-
-
-def test_interval_that_covers_chance_is_said():
-    said, tone = report._verdict(scores(("connectivity_mlp", 0.53, 0.47, 0.59)), ROLES, "auc", "connectivity_mlp")
-    assert "covers chance" in " ".join(said)
-    assert tone == "caution"
-
-
-def test_network_no_better_than_linear_or_confounds_is_said():
-    table = scores(
-        ("connectivity_mlp", 0.7, 0.65, 0.75),
-        ("connectivity_linear", 0.72, 0.67, 0.77),
-        ("confounds_only", 0.68, 0.6, 0.7),
-    )
-    said, tone = report._verdict(table, ROLES, "auc", "connectivity_mlp")
-    assert "A linear model reaches 0.72 (connectivity_linear): connectivity_mlp is not better." in said
-    assert (
-        "The confounds alone reach 0.68 (confounds_only): connectivity_mlp is better, but not beyond its interval."
-        in said
-    )
-    assert tone == "caution"
-
-
-def test_clear_result_gets_no_caution():
-    table = scores(
-        ("connectivity_mlp", 0.8, 0.75, 0.85),
-        ("connectivity_linear", 0.7, 0.65, 0.75),
-        ("confounds_only", 0.55, 0.5, 0.6),
-    )
-    said, tone = report._verdict(table, ROLES, "auc", "connectivity_mlp")
-    assert tone == ""
-    assert (
-        said[0]
-        == "Best: connectivity_mlp, AUC 0.80 [0.75, 0.85], p = 0.01 in 100 held-out participants; chance is 0.50."
-    )
-
-
-def test_mean_roc_has_the_area_of_the_pairs_in_order():
-    rng = np.random.default_rng(3)
-    truth = rng.choice(["a", "b"], 400)
-    score = (truth == "b") + rng.standard_normal(400)
-    mean, folds = report._roc_of(pd.DataFrame({"split": "one", "y_true": truth, "y_score": score}), "y_score", "b")
-    pairs = (score[truth == "b"][:, None] > score[truth == "a"][None]).mean()
-    assert len(folds) == 1
-    assert np.trapezoid(mean, report.GRID) == pytest.approx(pairs, abs=0.01)
-
-
 def test_methods_text_names_only_what_was_done(tmp_path):
     make_participant(tmp_path)
     report.write_methods(tmp_path, "participant")
@@ -478,11 +399,6 @@ def test_every_citation_in_the_text_has_its_entry(tmp_path):
     cited = set(re.findall(r"@(\w+\d{4})", (tmp_path / "logs" / "CITATION.md").read_text()))
     entries = set(re.findall(r"@article\{(\w+),", (tmp_path / "logs" / "CITATION.bib").read_text()))
     assert cited == entries
-
-
-def test_references_have_different_keys():
-    keys = [r.key for r in report.references().values()]
-    assert len(set(keys)) == len(keys)
 
 
 def test_all_participants_with_a_record_get_a_page(tmp_path):

@@ -1,0 +1,328 @@
+"""Tables become plotly figures: the interactive part of the group's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl import prose, written
+from bids_dl.written import Json
+
+Array = NDArray[Any]
+
+
+ROLES = {"network": "#0072b2", "fusion": "#d55e00", "baseline": "#8b95a3"}
+"""Okabe and Ito's colours, told apart by colour-blind eyes."""
+
+
+def script() -> str:
+    """Return plotly's JavaScript, to be written into the page."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _layout(height: int, x: str = "", y: str = "", **more: Any) -> Json:
+    """Give every figure one calm look."""
+    font = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 12, "color": "#5b6675"}
+    axis = {
+        "gridcolor": "#eceff3",
+        "zeroline": False,
+        "linecolor": "#c4cbd4",
+        "automargin": True,
+        "title": {"standoff": 8},
+    }
+    base = {
+        "height": height, "font": font, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False,
+        "margin": {"l": 50, "r": 16, "t": 30 if "title" in more else 12, "b": 44}, "hoverlabel": {"font": {"size": 12}},
+        "xaxis": axis | {"title": {"text": x, "standoff": 8}}, "yaxis": axis | {"title": {"text": y, "standoff": 8}},
+    }  # fmt: skip
+    for key, value in more.items():
+        old = base.get(key)
+        base[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return base
+
+
+def _figure(data: list[Json], layout: Json) -> Json:
+    """Join traces and layout, with NaN as null and numbers short."""
+    return {"data": _plain(data), "layout": _plain(layout)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)) or type(value).__module__.startswith("pandas"):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _heading(text: str) -> Json:
+    return {"text": text, "font": {"size": 13, "color": "#1c2430"}, "x": 0, "xanchor": "left", "xref": "paper"}
+
+
+def distribution(people: Any, target: Json) -> Json:
+    """Show how many have each level, or how the quantity is spread."""
+    name = target["name"]
+    if target["kind"] == "classification":
+        counts = people[name].astype(str).value_counts()
+        levels = [str(v) for v in target["levels"]]
+        n = [int(counts.get(v, 0)) for v in levels]
+        bar = {
+            "type": "bar",
+            "x": n,
+            "y": levels,
+            "orientation": "h",
+            "text": n,
+            "marker": {"color": "#7ba7c7"},
+            "width": 0.6,
+        }
+        return _figure(
+            [bar],
+            _layout(110 + 34 * len(levels), "participants", title=_heading(name), yaxis={"autorange": "reversed"}),
+        )
+    values = people[name].dropna().astype(float)
+    bars = {"type": "histogram", "x": values, "marker": {"color": "#7ba7c7"}, "nbinsx": 30}
+    return _figure([bars], _layout(210, name, "participants", title=_heading(name), bargap=0.05))
+
+
+@dataclass(frozen=True)
+class View:
+    """One target's results: where they lie, the models by id, the main metric, which model is best by it and beside which baselines."""
+
+    out: Path
+    target: Json
+    models: Mapping[str, Json]
+    main: str
+    best: str
+    rivals: Sequence[str]
+    n_drawn: int
+
+    def read(self, kind: str, end: str) -> Any:
+        """Read a table of this target."""
+        return written.read_table(self.out / "group" / kind / f"target-{self.target['name']}_{end}.tsv")
+
+    def colour(self, model: str) -> str:
+        """Colour a model by its role."""
+        return ROLES.get(prose.role_of(self.models, model), ROLES["network"])
+
+    def method(self, model: str) -> str:
+        """Name the method of a model."""
+        return str(self.models.get(model, {}).get("model"))
+
+
+def forest(scores: Any, view: View) -> Json | None:
+    """Draw every model's main score with its interval, by role, beside the line of chance."""
+    if scores.empty:
+        return None
+    main, models = view.main, view.models
+    rows = prose.ordered_models(scores, models, main)
+    names = [f"<b>{m}</b>" if m == view.best else m for m in rows["model"]]
+    hover = [
+        f"{m}<br>{prose.as_in_papers(r, main)}<br>{models.get(m, {}).get('summary', '')}"
+        for m, (_, r) in zip(rows["model"], rows.iterrows(), strict=True)
+    ]
+    colours = [view.colour(m) for m in rows["model"]]
+    ranges = list(zip(rows["value"], rows["ci_low"], rows["ci_high"], strict=True))
+    data = [_line(r[1:], [n] * 2, c, hoverinfo="skip") for r, n, c in zip(ranges, names, colours, strict=True)]
+    points = {"mode": "markers", "marker": {"color": colours, "size": 10}, "hovertext": hover, "hoverinfo": "text"}
+    data.append({"type": "scatter", "x": rows["value"], "y": names, **points})
+    note = {"x": 1.01, "xref": "paper", "xanchor": "left", "showarrow": False, "font": {"size": 12}}
+    notes = [note | {"y": n, "text": f"  {prose.with_interval(*r)}"} for n, r in zip(names, ranges, strict=True)]
+    ends = [float(f(rows[["ci_low", "ci_high", "chance", "value"]].to_numpy())) for f in (np.nanmin, np.nanmax)]
+    margin = 0.04 * (ends[1] - ends[0])
+    at = {"x0": rows["chance"].iloc[0], "x1": rows["chance"].iloc[0], "yref": "paper", "y0": 0, "y1": 1}
+    line = {"type": "line", **at, "line": {"dash": "dot", "color": "#5b6675", "width": 1.5}}
+    axes: Json = {"xaxis": {"range": [ends[0] - margin, ends[1] + margin]}, "yaxis": {"autorange": "reversed"}}
+    axes |= {"shapes": [line], "annotations": notes, "margin": {"r": 150}}
+    return _figure(data, _layout(70 + 30 * len(rows), prose.METRICS.get(main, main), **axes))
+
+
+def score_curves(view: View) -> list[Json]:
+    """Draw ROC and calibration of classes, or predicted against true of a quantity."""
+    target = view.target
+    frame = view.read("predictions", f"model-{view.best}_predictions")
+    if frame.empty:
+        return []
+    if target["kind"] != "classification":
+        return [_scatter(frame, view.best)]
+    if len(target["levels"]) > 2:
+        return [_roc_levels(frame, target)]
+    tables = {m: view.read("predictions", f"model-{m}_predictions") for m in view.rivals} | {view.best: frame}
+    shown = {m: t for m, t in tables.items() if not t.empty}
+    return [_roc(shown, view), _calibration(shown, view)]
+
+
+def _positive(target: Json) -> str:
+    return str(target["positive"] if target.get("positive") is not None else target["levels"][-1])
+
+
+def _truth(frame: Any, level: str) -> Array:
+    return np.asarray(frame["y_true"].astype(str) == level)
+
+
+GRID = np.linspace(0, 1, 101)
+FROM_ORIGIN = np.r_[0, GRID]
+
+
+def mean_roc(frame: Any, column: str, level: str) -> tuple[Array, list[Array]]:
+    """Average the folds' ROC curves, weighted by their pairs as the AUC is; also return each fold's."""
+    folds, weights = [], []
+    for _, rows in frame.groupby("split"):
+        truth, score = _truth(rows, level), rows[column].to_numpy(float)
+        if 0 < truth.sum() < len(truth):
+            order = np.argsort(-score, kind="stable")
+            last = np.flatnonzero(np.diff(score[order], append=np.nan))
+            hits = np.r_[0, np.cumsum(truth[order])[last] / truth.sum()]
+            alarms = np.r_[0, np.cumsum(~truth[order])[last] / (~truth).sum()]
+            folds.append(np.interp(GRID, alarms, hits))
+            weights.append(truth.sum() * (~truth).sum())
+    return (np.average(folds, axis=0, weights=weights) if folds else GRID), folds
+
+
+def _line(x: Any, y: Any, colour: str, width: float = 2, **more: Any) -> Json:
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "line": {"color": colour, "width": width, **more.pop("line", {})},
+        **more,
+    }
+
+
+def _joined(lines: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Join many thin lines into one trace with gaps."""
+    xs, ys = [], []
+    for x, y in lines:
+        xs += [*x, None]
+        ys += [*y, None]
+    return xs, ys
+
+
+RATES = ("false positive rate", "true positive rate")
+LEGEND: Json = {
+    "showlegend": True,
+    "legend": {
+        "x": 0.98, "y": 0.04, "xanchor": "right", "yanchor": "bottom", "bgcolor": "rgba(255,255,255,.8)", "font": {"size": 11},
+    },
+}  # fmt: skip
+ABOVE: Json = {
+    "showlegend": True,
+    "legend": {"x": 1, "y": 1.01, "xanchor": "right", "yanchor": "bottom", "orientation": "h", "font": {"size": 11}},
+}
+DIAGONAL = _line([0, 1], [0, 1], "#8b95a3", 1, line={"dash": "dot"}, hoverinfo="skip", showlegend=False)
+LEVELS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1c2430")
+DASHES = {"linear": "solid", "confounds_only": "dash"}
+
+
+def _roc(shown: Mapping[str, Any], view: View) -> Json:
+    """Draw the mean ROC curve of each model, and every fold's of the best."""
+    data = [DIAGONAL]
+    for model, frame in shown.items():
+        mean, folds = mean_roc(frame, "y_score", _positive(view.target))
+        if model == view.best:
+            x, y = _joined((FROM_ORIGIN, [0, *f]) for f in folds)
+            data.append(_line(x, y, view.colour(model), 0.6, opacity=0.45, hoverinfo="skip", showlegend=False))
+        width, dash = 3 if model == view.best else 1.8, DASHES.get(view.method(model), "solid")
+        data.append(_line(FROM_ORIGIN, [0, *mean], view.colour(model), width, line={"dash": dash}, name=model))
+    return _figure(data, _layout(380, *RATES, title=_heading("ROC, mean over folds; thin: each fold"), **LEGEND))
+
+
+def _roc_levels(frame: Any, target: Json) -> Json:
+    """Draw the ROC curve of each level against the rest."""
+    curves = {str(level): mean_roc(frame, f"score_{level}", str(level))[0] for level in target["levels"]}
+    lines = [
+        _line(FROM_ORIGIN, [0, *mean], LEVELS[i % len(LEVELS)], 2.2, name=level)
+        for i, (level, mean) in enumerate(curves.items())
+    ]
+    return _figure(
+        [DIAGONAL, *lines], _layout(380, *RATES, title=_heading("ROC of each level against the rest"), **LEGEND)
+    )
+
+
+def _calibration(shown: Mapping[str, Any], view: View) -> Json:
+    """Compare predicted probabilities with observed frequencies in ten bins of equal size."""
+    data = [DIAGONAL]
+    for model, frame in shown.items():
+        score, truth = frame["y_score"].to_numpy(float), _truth(frame, _positive(view.target))
+        order = np.argsort(score, kind="stable")
+        bins = np.array_split(order, min(10, len(order)))
+        said, seen = ([float(v[b].mean()) for b in bins] for v in (score, truth))
+        line = _line(
+            said, seen, view.colour(model), 2, line={"dash": DASHES.get(view.method(model), "solid")}, name=model
+        )
+        data.append(line | {"mode": "lines+markers", "marker": {"size": 6}})
+    axes = {
+        "xaxis": {"range": [0, 1]},
+        "yaxis": {"range": [0, 1]},
+        "title": _heading("Calibration: ten bins of equal size"),
+    }
+    return _figure(data, _layout(380, "predicted probability", "observed frequency", **{**axes, **LEGEND}))
+
+
+def _scatter(frame: Any, best: str) -> Json:
+    """Plot what was predicted against what is true."""
+    rows = frame.iloc[:: max(1, len(frame) // 3000)]
+    truth, said = rows["y_true"].astype(float), rows["y_score"].astype(float)
+    ends = [float(min(truth.min(), said.min())), float(max(truth.max(), said.max()))]
+    slope, base = np.polyfit(truth, said, 1) if truth.std() > 0 else (0, said.mean())
+    marker = {"size": 5, "color": LEVELS[0], "opacity": 0.45}
+    points = {"type": "scatter", "x": truth, "y": said, "mode": "markers", "marker": marker, "name": "participants"}
+    points |= {"text": rows["participant_id"]}
+    span = np.array([truth.min(), truth.max()])
+    fit = _line(span, base + slope * span, LEVELS[1], 2, name="least squares")
+    identity = _line(ends, ends, "#8b95a3", 1, line={"dash": "dot"}, name="identity")
+    return _figure([identity, points, fit], _layout(440, "true", f"predicted by {best}", **LEGEND))
+
+
+def learning_curves(view: View) -> list[Json]:
+    """Draw the losses of each network over epochs."""
+    figures = []
+    for model in view.models:
+        table = view.read("histories", f"model-{model}_history")
+        if table.empty or table["train_loss"].isna().all():
+            continue
+        x, y = _joined((r["epoch"], r["validation_loss"]) for _, r in list(table.groupby(["split", "member"]))[:60])
+        mean = table.groupby("epoch")[["train_loss", "validation_loss"]].mean()
+        data = [_line(x, y, LEVELS[1], 0.5, opacity=0.35, hoverinfo="skip", showlegend=False)]
+        data += [
+            _line(mean.index, mean[f"{part}_loss"], LEVELS[i], 2.5, name=part)
+            for i, part in enumerate(("train", "validation"))
+        ]
+        figures.append(_figure(data, _layout(250, "epoch", "loss", title=_heading(model), **ABOVE)))
+    return figures
+
+
+def site_dots(view: View) -> Json | None:
+    """Draw the main metric at each site for the best model and the baselines."""
+    table = view.read("metrics", "sites")
+    if table.empty:
+        return None
+    table = table[table["metric"] == view.main].dropna(subset=["value"])
+    order = table[table["model"] == view.best].sort_values("value")["site"].tolist()
+    data = [
+        _dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals, view.best]
+    ]
+    axes = {"yaxis": {"categoryorder": "array", "categoryarray": order}, "margin": {"t": 40}}
+    return _figure(
+        data, _layout(110 + 21 * table["site"].nunique(), prose.METRICS.get(view.main, view.main), **{**axes, **ABOVE})
+    )
+
+
+def _dots(rows: Any, model: str, view: View, most: int) -> Json:
+    """Draw one model's scores, the larger the more participants a site has."""
+    symbol = "circle-open" if DASHES.get(view.method(model)) == "dash" else "circle"
+    size = 6 + 12 * np.sqrt(rows["n"] / max(most, 1))
+    sites = zip(rows["site"], rows["value"], rows["n"], strict=True)
+    return {
+        "type": "scatter", "x": rows["value"], "y": rows["site"], "mode": "markers", "name": model, "hoverinfo": "text",
+        "hovertext": [f"{model} at {s}: {prose.short(v)} (n = {n})" for s, v, n in sites],
+        "marker": {"size": size, "color": view.colour(model), "symbol": symbol, "opacity": 0.85},
+    }  # fmt: skip

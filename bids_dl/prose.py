@@ -1,0 +1,416 @@
+"""What the reports say in words: titles, verdicts, and the methods text with its references."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bids_dl import derivatives, query, written
+from bids_dl.written import Json
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+TITLES = {"t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity"}
+
+
+def brief(value: Any, digits: int = 3) -> str:
+    """Write a number in a few digits, and anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return "" if value is None else str(value)
+    if not np.isfinite(value):
+        return "n/a"
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{round(float(value), 12):.{digits}g}"
+
+
+def verdict_of_participant(features: Sequence[Json], problems: Sequence[Json]) -> tuple[str, str]:
+    """Say in a sentence what was extracted from what, and how good that is: '', ``caution`` or ``bad``."""
+    if not features:
+        return "No feature could be extracted from this participant.", "bad"
+    counts = Counter((title_of(f), _origin(f)) for f in features)
+    parts = [f"{title}{f' {TIMES}{n}' if n > 1 else ''} ({origin})" for (title, origin), n in counts.items()]
+    said = f"Extracted: {', '.join(parts)}."
+    if problems:
+        return f"{said} {_count(len(problems), 'scan')} could not be used:", "caution"
+    return f"{said} No problem was found.", ""
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def title_of(entry: Json) -> str:
+    """Name a feature as a person would."""
+    return TITLES.get(entry["feature"], str(entry["feature"]))
+
+
+def _origin(entry: Json) -> str:
+    """Say how near to the raw data the source of a feature lies."""
+    if _is_derived(entry):
+        return "computed here from the time series"
+    return "from a derivative" if entry.get("prepared") else "prepared here from a raw scan"
+
+
+def _is_derived(entry: Json) -> bool:
+    """Tell whether a connectome was computed from a series, wherever the output lies today."""
+    return entry.get("feature") == "connectivity" and str(entry.get("source", "")).endswith("_timeseries.tsv")
+
+
+METRICS = {
+    "auc": "AUC", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy", "f1": "F1", "brier": "Brier score",
+    "r2": "R²", "r": "Correlation r", "mae": "Mean absolute error", "rmse": "Root mean square error",
+}  # fmt: skip
+LOWER_IS_BETTER = {"brier", "mae", "rmse"}
+NOT_BETTER, NOT_CLEARLY = "is not better", "is better, but not beyond its interval"
+COVERS_CHANCE = "The interval covers chance: these data do not show that this target can be predicted."
+BELOW_CHANCE = "It is below chance: look for few participants or unlike folds before any meaning."
+
+
+def plain_reason(participant_id: str, reason: str) -> str:
+    """Drop the name from a reason, so that equal reasons can be counted."""
+    return re.sub(rf"^{re.escape(str(participant_id))}[\w-]*:?\s*", "", str(reason))
+
+
+def said_splits(given: Json) -> str:
+    """Describe the splits in a sentence of the past tense; empty if nothing is known."""
+    if not given:
+        return ""
+    kinds = {"kfold": f"{given.get('n_folds')}-fold cross-validation", "file": "splits given in a file"}
+    said = kinds.get(given.get("kind", ""), f"{given.get('kind')} cross-validation")
+    said += (
+        f", repeated {given['n_repeats']} times"
+        if given.get("kind") == "kfold" and given.get("n_repeats", 1) > 1
+        else ""
+    )
+    said += f" ({given['n_splits']} splits)" if given.get("n_splits") else ""
+    said += f"; participants with the same {given['groups']} were kept in one part" if given.get("groups") else ""
+    return f"Models were tested by {said}. No test participant was used to train a model or to stop its training."
+
+
+def said_target(target: Json) -> str:
+    """Describe a target: how many have each level, or the range of the quantity, and why it was chosen."""
+    counts = target.get("counts", {})
+    if target["kind"] == "classification":
+        said = ", ".join(f"{level} {n:,}" for level, n in counts.items())
+        said += f"; positive class: {target['positive']}" if target.get("positive") is not None else ""
+    else:
+        said = "mean {mean:.3g}, SD {sd:.3g}, range {min:.3g} to {max:.3g}".format(
+            **{"mean": 0, "sd": 0, "min": 0, "max": 0, **counts}
+        )
+    return (
+        f"{target['kind'].capitalize()} of {target.get('n', '?')} participants: {said}. {_sentence(target.get('why'))}"
+    )
+
+
+def _sentence(text: str | None) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def role_of(models: Mapping[str, Json], model: str) -> str:
+    """Tell whether a model is a network, a fusion or a baseline."""
+    return str(models.get(model, {}).get("role", "network"))
+
+
+def best_model(scores: Any, models: Mapping[str, Json], main: str) -> str:
+    """Name the best network or fusion by the main metric, or the best baseline where there is none."""
+    if scores.empty:
+        return ""
+    networks = scores[[role_of(models, m) != "baseline" for m in scores["model"]]]
+    ranked = (scores if networks.empty else networks).sort_values("value", ascending=main in LOWER_IS_BETTER)
+    return str(ranked["model"].iloc[0])
+
+
+def verdict_of_target(scores: Any, models: Mapping[str, Json], main: str, best: str) -> tuple[list[str], str]:
+    """Say in plain words how well it went, and what speaks against it; ``caution`` where something does."""
+    if scores.empty:
+        return [], ""
+    row = scores[scores["model"] == best].iloc[0]
+    sign = -1 if main in LOWER_IS_BETTER else 1
+    low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+    said = [
+        f"Best: {best}, {as_in_papers(row, main)} in {row['n']:.0f} held-out participants; chance is {short(row['chance'])}."
+    ]
+    against = []
+    if not low > sign * row["chance"]:
+        against.append(COVERS_CHANCE if high >= sign * row["chance"] else BELOW_CHANCE)
+    for kind, name in (("confounds_only", "The confounds alone reach"), ("linear", "A linear model reaches")):
+        if rival := rival_model(scores, models, main, best, kind):
+            value = sign * float(scores.loc[scores["model"] == rival, "value"].iloc[0])
+            doubt = f": {best} {NOT_BETTER if value >= sign * row['value'] else NOT_CLEARLY}" if value >= low else ""
+            (against if doubt else said).append(f"{name} {short(sign * value)} ({rival}){doubt}.")
+    n_tried = sum(role_of(models, m) != "baseline" for m in scores["model"])
+    if n_tried > 1 and role_of(models, best) != "baseline":
+        said.append(
+            f"It is the best of {n_tried} compared on the same test participants; expect slightly less on new ones."
+        )
+    return said[:1] + against + said[1:], "caution" if against else ""
+
+
+def rival_model(scores: Any, models: Mapping[str, Json], main: str, best: str, kind: str) -> str:
+    """Name the best baseline of one kind."""
+    mine = [models.get(m, {}).get("model") == kind and m != best for m in scores.get("model", ())]
+    return best_model(scores[mine], models, main) if any(mine) else ""
+
+
+def short(value: float) -> str:
+    """Write a score in two decimals; large numbers in four digits."""
+    if value is None or not np.isfinite(value):
+        return "n/a"
+    return f"{value:.4g}" if abs(value) >= 100 or value == 0 else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def as_in_papers(row: Any, main: str) -> str:
+    """Write a score as papers do: AUC 0.74 [0.70, 0.78], p = 0.0005."""
+    known = [
+        (c, said) for c, said in (("p_value_retrained", "retrained "), ("p_value", "")) if row.get(c) == row.get(c)
+    ]
+    p = f", {known[0][1]}p = {row[known[0][0]]:.2g}" if known else ""
+    return f"{METRICS.get(main, main)} {with_interval(row['value'], row['ci_low'], row['ci_high'])}{p}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Write a score with its interval in brackets."""
+    return f"{short(value)} [{short(low)}, {short(high)}]"
+
+
+def ordered_models(scores: Any, models: Mapping[str, Json], main: str) -> Any:
+    """Sort models: baselines last, each group from good to bad."""
+    baseline = [role_of(models, m) == "baseline" for m in scores["model"]]
+    value = scores["value"] * (-1 if main in LOWER_IS_BETTER else 1)
+    return scores.iloc[np.lexsort((-value, baseline))]
+
+
+def spoken(method: str) -> str:
+    """Write the name of an explainer as words: labels of BIDS cannot hold a space."""
+    words = method.replace("_", " ")
+    return re.sub(r"^(integrated|layerwise)(?=[a-z])", r"\1 ", words)
+
+
+class Reference(NamedTuple):
+    """A paper that a method is known by."""
+
+    authors: str
+    year: int
+    title: str
+    venue: str
+    link: str
+
+    @property
+    def key(self) -> str:
+        """Name of the BibTeX entry."""
+        return f"{self.authors.split(',')[0].replace(' ', '').replace('-', '')}{self.year}"
+
+    @property
+    def cited(self) -> str:
+        """How the text cites it: Ojala and Garriga, 2010."""
+        families = [a.split(",")[0] for a in self.authors.split(" and ")]
+        few = len(families) < 3 and families[-1] != "others"
+        return f"{' and '.join(families) if few else f'{families[0]} et al.'}, {self.year}"
+
+    def plain(self) -> str:
+        """Write it as a line of a list."""
+        who = self.authors.replace(" and others", " et al.").replace(" and ", "; ")
+        return f"{who} ({self.year}). {self.title}. {self.venue}. {self.link}".strip()
+
+    def bibtex(self) -> str:
+        """Write it as a BibTeX entry."""
+        kind, identifier = (
+            ("doi", self.link.removeprefix("doi:")) if self.link.startswith("doi:") else ("note", self.link)
+        )
+        fields = {
+            "author": self.authors,
+            "title": f"{{{self.title}}}",
+            "journal": self.venue,
+            "year": str(self.year),
+            kind: identifier,
+        }
+        return "\n".join([f"@article{{{self.key},", *(f"  {k} = {{{v}}}," for k, v in fields.items() if v), "}"])
+
+
+CITED = re.compile(r" ?\[@([\w;@-]+)\]")
+"""``[@bids]`` in a paragraph cites the reference of that trigger; a trigger without one cites nothing."""
+
+
+@lru_cache(maxsize=1)
+def references() -> dict[str, Reference]:
+    """Read the table of references, keyed by what brings each in."""
+    lines = (written.TEMPLATES / "references.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    return {
+        trigger: Reference(authors, int(year), title, venue, link)
+        for trigger, authors, year, title, venue, link in rows
+    }
+
+
+def _known(match: re.Match[str]) -> list[str]:
+    return [k for k in match[1].replace("@", "").split(";") if k in references()]
+
+
+def cited_in(paragraphs: Sequence[str]) -> list[Reference]:
+    """List what the paragraphs cite, by author, once each."""
+    keys = {k for p in paragraphs for m in CITED.finditer(p) for k in _known(m)}
+    return sorted({references()[k] for k in keys}, key=lambda r: (r.authors.lower(), r.year))
+
+
+def with_citations(text: str, frame: str, show: Callable[[Reference], str]) -> str:
+    """Put each citation of a paragraph in a frame such as ``({})``; those without a reference vanish."""
+
+    def cite(match: re.Match[str]) -> str:
+        known = [show(references()[k]) for k in _known(match)]
+        return frame.format("; ".join(known)) if known else ""
+
+    return CITED.sub(cite, text)
+
+
+def readable(paragraphs: Sequence[str]) -> list[str]:
+    """Put authors and years into paragraphs, for a page."""
+    return [with_citations(p, " ({})", lambda reference: reference.cited) for p in paragraphs]
+
+
+def methods(out: Path, level: str) -> list[str]:
+    """Write the text, a paragraph a step that left something behind."""
+    choices = written.read_choices(out) if level == "group" else {}
+    settings = tomllib.loads(written.read_text(out / "logs" / f"bids_dl_{level}.toml"))
+    said = [
+        _said_data(out), _said_features(out), _said_targets(choices, settings), _said_models(out, choices),
+        *([_said_scores(out, settings), _said_explanations(out)] if level == "group" else []),
+    ]  # fmt: skip
+    return [paragraph for paragraph in said if paragraph]
+
+
+def _said_data(out: Path) -> str:
+    version = written.about(out, out)["version"]
+    return (
+        f"Data in the Brain Imaging Data Structure [@bids] were processed with bids_dl {version}, a BIDS App [@bidsapps], "
+        "which found its inputs with PyBIDS [@pybids] and ran as a Nipype graph [@nipype]."
+    )
+
+
+KEPT = "the weights with the lowest loss in validation participants were kept"
+WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
+SUBJECTS = {"timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes"}
+
+
+def _said_features(out: Path) -> str:
+    """Tell which features were extracted, a sentence a kind of file, from the participants' records."""
+    records = [written.read_json(p) for p in sorted((out / "logs" / "participants").glob("*.json"))]
+    kinds: dict[tuple[str, ...], list[Json]] = {}
+    for record in records:
+        for entry in record.get("features", []):
+            labels = query.entities(Path(entry["path"]))
+            kind = (entry["feature"], *(labels.get(k, "") for k in ("task", "space", "atlas", "stat", "desc")))
+            kinds.setdefault(kind, []).append(entry | {"who": record.get("participant_id")})
+    said = [_said_feature(out, mine) for mine in kinds.values()]
+    failed = sum(bool(r.get("problems")) for r in records)
+    return " ".join(
+        [*said, *([f"At least one scan of {_count(failed, 'participant')} could not be used."] if failed else [])]
+    )
+
+
+def _said_feature(out: Path, entries: Sequence[Json]) -> str:
+    first = entries[0]
+    path = out / first["path"]
+    labels, sidecar = query.entities(path), written.read_json(derivatives.sidecar_path(path))
+    family = re.match(r"[a-z]*", labels.get("atlas", "").lower())
+    where = (
+        f" in the regions of the {labels['atlas']} atlas [@atlas-{family[0] if family else ''}]"
+        if labels.get("atlas")
+        else ""
+    )
+    where += f" in {labels['space']} space" if labels.get("space") else ""
+    how = "; ".join(str(sidecar[k]) for k in ("RelationshipMeasure", "Description") if sidecar.get(k))
+    how = how.replace("Fisher z", "Fisher z [@fisherz]") + (
+        " [@nilearn]" if "_bold." in str(first.get("source")) else ""
+    )
+    motion = [e["mean_fd"] for e in entries if e.get("mean_fd") is not None]
+    moved = f" Mean framewise displacement [@displacement] was {np.mean(motion):.2f} mm." if motion else ""
+    n = _count(len({e["who"] for e in entries}), "participant")
+    subject = SUBJECTS.get(first["feature"], f"Features '{first['feature']}'")
+    return f"{subject}{where} ({n}{f'; {how}' if how else ''}) were {_said_origin(entries)}.{moved}"
+
+
+def _said_origin(entries: Sequence[Json]) -> str:
+    if _is_derived(entries[0]):
+        return "computed from the regional time series"
+    raw = sum(not e.get("prepared") for e in entries)
+    if 0 < raw < len(entries):
+        return f"prepared by bids_dl from {raw} raw scans and taken from derivatives for the other {len(entries) - raw}"
+    return "prepared by bids_dl from raw scans" if raw else "taken from derivatives"
+
+
+def _said_targets(choices: Json, settings: Json) -> str:
+    said = []
+    for target in choices.get("targets", []):
+        counts, n = target.get("counts", {}), target.get("n", "?")
+        if target["kind"] == "classification":
+            levels = ", ".join(f"{k} {level}" for level, k in counts.items())
+            said.append(f"'{target['name']}' was classified in {n} participants ({levels}).")
+        else:
+            spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
+            said.append(f"'{target['name']}' was predicted by regression in {n} participants ({spread}).")
+    if settings.get("normalization", {}).get("remove_confounds") and said:
+        confounds = ", ".join(choices.get("covariates", []))
+        said.append(
+            f"Confounds ({confounds}) were regressed out of the features, with weights learned from training participants."
+        )
+    return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
+
+
+def _said_models(out: Path, choices: Json) -> str:
+    """Tell which models were trained, and how long, from what they left behind."""
+    named: dict[bool, list[str]] = {True: [], False: []}
+    for model in choices.get("models", []):
+        named[model.get("role") == "baseline"].append(f"{model['id']} ({model.get('summary', '').rstrip('.')})")
+    said = []
+    if named[False]:
+        said.append(
+            f"Neural networks [@review] were trained with PyTorch [@pytorch] and MONAI [@monai]: {'; '.join(named[False])}."
+        )
+        tables = [
+            t for p in sorted((out / "group" / "histories").glob("*.tsv")) if not (t := written.read_table(p)).empty
+        ]
+        epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
+        said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
+    if named[True]:
+        said.append(
+            f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."
+        )
+    return " ".join(said)
+
+
+def _said_scores(out: Path, settings: Json) -> str:
+    """Tell which scores, intervals and tests were computed, from the tables of metrics."""
+    tables = [
+        t for p in sorted((out / "group" / "metrics").glob("*_metrics.tsv")) if not (t := written.read_table(p)).empty
+    ]
+    if not tables:
+        return ""
+    names = [METRICS.get(m, m) for m in dict.fromkeys(m for t in tables for m in t["metric"])]
+    names = [n if n in {"AUC", "F1", "R²", "Brier score"} else n[0].lower() + n[1:] for n in names]
+    has = {c: any(c in t and t[c].notna().any() for t in tables) for c in ("ci_low", "p_value", "p_value_retrained")}
+    given = settings.get("metrics", {})
+    said = f"Held-out predictions were scored by {', '.join(names)}"
+    n_drawn, n_permuted = (given.get(key, "many") for key in ("n_bootstraps", "n_permutations"))
+    said += (
+        f", with 95 % intervals from {n_drawn} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
+    )
+    said += f", and compared with {n_permuted} permutations of the labels [@permutation]" if has["p_value"] else ""
+    said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
+    return said + "."
+
+
+def _said_explanations(out: Path) -> str:
+    methods = sorted({said["method"] for _, said in written.explanations(out)})
+    if not methods:
+        return ""
+    named = [f"{spoken(m)} [{_explainer_citation(re.sub('[^a-z]', '', m.lower()))}]" for m in methods]
+    return f"Predictions of held-out participants were attributed to the input by {' and '.join(named)}."
+
+
+def _explainer_citation(method: str) -> str:
+    return f"@explainer-{method}" + (";@captum" if method in WITH_CAPTUM else "")

@@ -1,0 +1,72 @@
+"""What earlier steps left in the output, read leniently: what is missing or broken is empty."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; empty where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON object; empty where there is none or it is broken."""
+    try:
+        content = json.loads(read_text(path) or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def about(out: Path, made: Path) -> Json:
+    """Collect the version, the dataset and the time of what a page is about."""
+    description = read_json(out / "dataset_description.json")
+    generated = description.get("GeneratedBy") or [{}]
+    name = read_json(out / "group" / "choices.json").get("dataset") if made.stem.endswith("group") else None
+    sources = [str(s.get("URL", "")).removeprefix("file://") for s in description.get("SourceDatasets", [])]
+    when = f"{datetime.fromtimestamp(made.stat().st_mtime):%Y-%m-%d %H:%M}" if made.exists() else ""
+    return {
+        "version": generated[0].get("Version", "?"), "dataset": " · ".join(filter(None, [name, ", ".join(sources)])), "made": when,
+    }  # fmt: skip
+
+
+def read_choices(out: Path) -> Json:
+    """Read what was chosen; marks of references in the models' summaries are dropped."""
+    choices = read_json(out / "group" / "choices.json")
+    for model in choices.get("models", []):
+        model["summary"] = re.sub(r"\s*(as in )?\[\d+\]_", "", model.get("summary") or "")
+    return choices
+
+
+def read_table(path: Path) -> Any:
+    """Read a table as pandas does, names of people and levels as text; empty where there is none."""
+    import pandas as pd
+
+    if not path.is_file() or not path.stat().st_size:
+        return pd.DataFrame()
+    text = dict.fromkeys(("participant_id", "y_true", "split", "site", "model", "metric", "target", "reason"), str)
+    return pd.read_csv(path, sep="\t", na_values=["n/a", ""], keep_default_na=False, dtype=text)
+
+
+NAMED = re.compile(
+    r"target-(?P<target>.+?)_model-(?P<model>.+?)_feature-(?P<feature>.+?)_desc-(?P<method>.+?)"
+    r"_(?P<kind>statmap|edges|regions|columns)\.(nii\.gz|tsv)$"
+)
+
+
+def explanations(out: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Walk the explanations that lie in the output, with what their names say."""
+    for path in sorted((out / "group" / "explanations").glob("target-*")):
+        if found := NAMED.match(path.name):
+            yield path, found.groupdict()
