@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import derivatives, query, zoo
+from bids_dl import derivatives, quality, query, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, NothingSelectedError
 from bids_dl.features.phenotype import encoded
@@ -65,6 +65,9 @@ def plan(config: Config) -> Plan:
         _left_out(i, "the participant level has not been run for this participant") for i in ids if i not in records
     ]
     kept = [i for i in ids if i in records and i in people.index]
+    unfit, unjudged = quality.exclusions(config.quality, {i: records[i] for i in kept})
+    excluded += [_left_out(i, reason) for i, reason in unfit.items()]
+    kept = [i for i in kept if i not in unfit]
     variants = _variants(config, {i: records[i] for i in kept})
     tables = _tables(config)
     empty = [i for i in kept if not any(i in v.files for v in variants)] if variants else ([] if tables else kept)
@@ -77,7 +80,9 @@ def plan(config: Config) -> Plan:
         )
     columns = {c: people.loc[kept, c].tolist() for c in people.columns}
     columns |= _displacement(records, kept, columns)
-    return Plan(tuple(kept), tuple(variants), columns, tuple(excluded), (), {k: str(v) for k, v in tables.items()})
+    return Plan(
+        tuple(kept), tuple(variants), columns, tuple(excluded), unjudged, {k: str(v) for k, v in tables.items()}
+    )
 
 
 def _left_out(participant_id: str, reason: str) -> dict[str, str]:

@@ -74,6 +74,15 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Which participants the group level leaves out for their scans' quality; 0 and false leave out nobody."""
+
+    max_mean_fd_mm: float = 0.0
+    min_mask_dice: float = 0.0
+    exclude_flagged: bool = False
+
+
+@dataclass(frozen=True)
 class Normalize:
     """What is learned from the training rows before a model sees them."""
 
@@ -130,6 +139,7 @@ class Config:
     preparations: Methods = field(default_factory=Methods)
     features: Methods = field(default_factory=Methods)
     targets: Targets = field(default_factory=Targets)
+    quality: Quality = field(default_factory=Quality)
     models: Methods = field(default_factory=Methods)
     fusions: Methods = field(default_factory=Methods)
     explainers: Methods = field(default_factory=Methods)
@@ -244,6 +254,10 @@ def _check_ranges(config: Config) -> None:
             raise UsageError(f"'run.{key}' is {getattr(config.run, key)}; choose 0 (as many as there are) or more.")
     if config.splits.n_folds < 2:
         raise UsageError(f"'splits.n_folds' is {config.splits.n_folds}; at least 2 folds are needed.")
+    if config.quality.max_mean_fd_mm < 0 or not 0 <= config.quality.min_mask_dice <= 1:
+        raise UsageError(
+            "'quality.max_mean_fd_mm' must be 0 (off) or more, and 'quality.min_mask_dice' from 0 (off) to 1."
+        )
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."

@@ -29,7 +29,7 @@ BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
     "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_volumes.*", "*_timeseries.*", "*_relmat.*",
-    "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*",
+    "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ GROUP_COLUMNS = ("family_id", "family", "familyid")
 SMALL_COHORT = 200
 N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
-DECISIVE = ("features", "targets", "models", "fusions", "explainers", "normalization", "splits", "training", "metrics",
+DECISIVE = ("features", "targets", "quality", "models", "fusions", "explainers", "normalization", "splits", "training", "metrics",
             "random_seed", "bids_dir", "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
 
 

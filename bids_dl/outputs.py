@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives
+from bids_dl import derivatives, quality
 from bids_dl.config import Config
 from bids_dl.errors import OutputError
 
@@ -141,6 +141,23 @@ def write_problems(out: Path, records: Mapping[str, Mapping[str, Any] | None]) -
     ]
     table = pd.DataFrame(rows, columns=["participant_id", "scan", "feature", "reason"])
     derivatives.write_table(out / "logs" / "problems.tsv", table)
+
+
+def write_quality(out: Path, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Write ``quality.tsv``, a row a measured scan, with its description; returns the participants with an outlier."""
+    table = quality.table(records)
+    if table.empty:
+        return []
+    derivatives.write_table(out / "quality.tsv", table)
+    described = {
+        "scan": {"Description": "File that was measured"},
+        "kind": {"Description": "Kind of scan; outliers are sought among scans of one kind"},
+        **{name: {"Description": said, "Units": unit} for name, (said, unit) in quality.MEASURES.items() if name in table},
+        "flags": {"Description": f"Measures whose robust z exceeds {quality.LARGEST_Z} in size; "
+                  f"none are sought below {quality.FLAGGED_FROM} participants"},
+    }  # fmt: skip
+    derivatives.write_json(out / "quality.json", described)
+    return sorted(set(table.loc[table["flags"].notna(), "participant_id"]))
 
 
 def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, outputs, query, regions, zoo
+from bids_dl import derivatives, engine, outputs, quality, query, regions, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DISK_FULL, BidsDLError, DataError, DiskError, NothingSelectedError
 from bids_dl.records import Feature, Scan
@@ -53,6 +53,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
     records = [read_record(config.out, i) for i in scans]
     if bundles:
         outputs.write_predictions(config, list(_all_records(config.out).values()))
+    for participant_id in outputs.write_quality(config.out, _all_records(config.out)):
+        _report(config, participant_id)
     outputs.write_methods(config, "participant")
     _list(config, dict(zip(scans, records, strict=True)))
     full = [said for said in done.values() if said]
@@ -163,6 +165,8 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
             _extract(config, record, name, scan)
         for scan in _followed(config, record, name, scans):
             _extract(config, record, name, scan)
+    sources = {entry["source"] for entry in record["features"]}
+    record["quality"] = [quality.noted(s) for s in ready if str(s.path) in sources and s.kind in quality.MEASURED]
     if not record["features"] and not record["problems"]:
         record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
     return record

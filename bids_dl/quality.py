@@ -1,1 +1,379 @@
 """What can be measured of a scan's quality, from the files a feature is extracted from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dl import query
+from bids_dl.config import Quality
+from bids_dl.errors import DISK_FULL, DataError
+from bids_dl.records import Array, Scan
+
+Mask = NDArray[np.bool_]
+
+MEASURES: dict[str, tuple[str, str]] = {
+    "mask_dice": ("Dice overlap of the brain mask with the template's; low where registration or extraction failed", "1"),
+    "mask_ml": ("Volume of the brain mask in template space, which hardly differs between people", "mL"),
+    "brain_ml": ("Grey and white matter as scanned", "mL"),
+    "snr_wm": ("Signal-to-noise ratio inside white matter", "1"),
+    "cnr": ("Contrast of grey and white matter over their noise", "1"),
+    "tsnr": ("Temporal signal-to-noise ratio, median over the mask", "1"),
+    "dvars_percent": ("Root mean square change from volume to volume over the mask, in percent of the mean", "%"),
+    "mean_fd_mm": ("Mean framewise displacement", "mm"),
+    "max_fd_mm": ("Largest framewise displacement", "mm"),
+    "moved_share": ("Share of volumes whose framewise displacement exceeds 0.5 mm", "1"),
+    "n_volumes": ("Volumes of the run", "1"),
+    "snr_b0": ("Signal-to-noise ratio over the volumes without diffusion weighting, median over the mask", "1"),
+}  # fmt: skip
+"""What is measured: in words, and its unit."""
+
+MOVED_MM = 0.5
+TISSUE_PROBABILITY, FEWEST_VOXELS = 0.8, 30
+FEWEST_B0, LARGEST_B0 = 3, 50
+FLAGGED_FROM = 10
+"""Participants from which on outliers are flagged."""
+
+LARGEST_Z = 3.5
+
+
+def measure(scan: Scan) -> dict[str, float]:
+    """Measure the quality of a prepared scan; what cannot be known is left out, and no value is NaN.
+
+    A T1w gives the overlap of its mask with the template's, volumes, white-matter SNR and grey/white contrast [1]_
+    (the noise of the background is unknown in a stripped image, and taken as 0); BOLD gives temporal SNR [2]_, DVARS and
+    framewise displacement [3]_; a dwi the SNR of its b0 volumes. A PET, whose uptake is no homogeneous signal, gives
+    the overlap of its mask only.
+
+    Parameters
+    ----------
+    scan
+        With ``mask``; in ``related``, ``gm`` and ``wm`` (probabilities), ``volumes`` (mL, JSON), ``bval``.
+
+    Returns
+    -------
+    dict
+        By the names of `MEASURES`; empty for a kind of scan that nothing is measured of.
+
+    Raises
+    ------
+    DataError
+        If a file is damaged, or the image and what belongs to it have different grids.
+
+    References
+    ----------
+    .. [1] Magnotta & Friedman (2006), Journal of Digital Imaging 19(2). doi:10.1007/s10278-006-0264-x
+    .. [2] Murphy et al. (2007), NeuroImage 34(2). doi:10.1016/j.neuroimage.2006.09.032
+    .. [3] Power et al. (2012), NeuroImage 59(3). doi:10.1016/j.neuroimage.2011.10.018
+    """
+    own = MEASURED.get(scan.kind)
+    found = {**_overlap(scan), **own(scan)} if own else {}
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def noted(scan: Scan) -> dict[str, Any]:
+    """Describe a scan and its measures for the record; a failure is a sentence in it, never an exception."""
+    paths = {k: str(p) for k in ("path", "mask", "confounds") if (p := getattr(scan, k)) is not None}
+    entry = {"scan": scan.name, "kind": scan.kind, **paths, "related": {k: str(p) for k, p in scan.related.items()}}
+    try:
+        return entry | {"measures": measure(scan)}
+    except Exception as problem:  # quality is told beside a feature: it must not cost it
+        if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+            raise
+        return entry | {"measures": {}, "failure": str(problem)}
+
+
+def _volume(path: Path) -> tuple[Array, Array]:
+    """Read one volume in float32, with its affine."""
+    try:
+        image = nib.load(path)
+        return np.nan_to_num(np.squeeze(np.asarray(image.dataobj, np.float32))), np.asarray(image.affine)
+    except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
+        raise DataError(
+            f"{path.name} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
+
+
+@lru_cache(maxsize=1)
+def _template_mask() -> tuple[Array, Array]:
+    from nilearn.datasets import load_mni152_brain_mask
+
+    image = load_mni152_brain_mask(resolution=2)
+    return np.asarray(image.dataobj, np.float32), np.asarray(image.affine)
+
+
+def _overlap(scan: Scan) -> dict[str, float]:
+    """Compare the mask with the template's on the mask's grid, where it lies in MNI space."""
+    if scan.mask is None or not scan.entities.get("space", "").startswith("MNI"):
+        return {}
+    values, affine = _volume(scan.mask)
+    template, template_affine = _template_mask()
+    matrix = np.linalg.inv(template_affine) @ affine
+    expected = ndimage.affine_transform(template, matrix[:3, :3], matrix[:3, 3], output_shape=values.shape, order=1)
+    return {"mask_dice": dice(values > 0, expected > 0.5)}
+
+
+def dice(one: Mask, other: Mask) -> float:
+    """Share what two masks have in common: twice the intersection over the sum of both; NaN if both are empty."""
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else float("nan")
+
+
+def _structure(scan: Scan) -> dict[str, float]:
+    values, affine = _volume(scan.path)
+    inside = _on_grid(scan, scan.mask, values) > 0 if scan.mask else values != 0
+    found = {"mask_ml": float(inside.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)} if scan.mask else {}
+    if "volumes" in scan.related:
+        said = query.read_json(scan.related["volumes"])
+        found["brain_ml"] = float(said["gm_ml"] + said["wm_ml"])
+    if not {"gm", "wm"} <= set(scan.related):
+        return found
+    grey, white = (
+        values[inside & (_on_grid(scan, scan.related[t], values) > TISSUE_PROBABILITY)] for t in ("gm", "wm")
+    )
+    return found | tissue_contrast(grey, white)
+
+
+def _on_grid(scan: Scan, path: Path, values: Array) -> Array:
+    other, _ = _volume(path)
+    if other.shape != values.shape:
+        raise DataError(f"{scan.name} has the grid {values.shape} but {path.name} {other.shape}; give them one grid.")
+    return other
+
+
+def tissue_contrast(grey: Array, white: Array) -> dict[str, float]:
+    """Relate intensities of white matter to their noise, and to those of grey matter; empty for too few voxels."""
+    if min(len(grey), len(white)) < FEWEST_VOXELS:
+        return {}
+    noise = np.sqrt(grey.var(ddof=1, dtype=float) + white.var(ddof=1, dtype=float))
+    means = grey.mean(dtype=float), white.mean(dtype=float)
+    spread = white.std(ddof=1, dtype=float)
+    found = {"snr_wm": means[1] / spread} if spread > 0 else {}
+    return found | ({"cnr": abs(means[1] - means[0]) / noise} if noise > 0 else {})
+
+
+def _series(scan: Scan) -> dict[str, float]:
+    moved = _motion(scan)
+    inside = _volume(scan.mask)[0] > 0 if scan.mask else np.zeros(1, bool)
+    if not inside.any():
+        return moved
+    return _temporal(_volumes(scan, inside)) | moved
+
+
+def _motion(scan: Scan) -> dict[str, float]:
+    """Summarise the framewise displacement of the confounds table."""
+    if scan.confounds is None:
+        return {}
+    displaced = framewise_displacement(scan.confounds)
+    known = displaced[np.isfinite(displaced)]
+    if not len(known):
+        return {}
+    return {
+        "mean_fd_mm": float(known.mean()), "max_fd_mm": float(known.max()),
+        "moved_share": float((displaced > MOVED_MM).mean()),
+    }  # fmt: skip
+
+
+def framewise_displacement(confounds: Path) -> Array:
+    """Read the framewise displacement of each volume, in mm: (time,), NaN for the first; empty if it was not measured."""
+    import pandas as pd
+
+    table = pd.read_csv(
+        confounds, sep="\t", usecols=lambda c: c == "framewise_displacement", na_values=["n/a"], encoding="utf-8-sig"
+    )
+    return table.to_numpy(float).ravel() if table.shape[1] else np.empty(0)
+
+
+def _volumes(scan: Scan, inside: Mask, only: NDArray[np.bool_] | None = None) -> Iterator[Array]:
+    """Yield the volumes of a series one after another, inside a mask: (voxel,). The file is decompressed once."""
+    try:
+        image = nib.load(scan.path)
+        if scan.path.name.endswith(".gz"):
+            from isal import igzip
+
+            image = type(image).from_stream(igzip.open(scan.path))  # type: ignore[no-untyped-call]
+        if image.shape[:3] != inside.shape or len(image.shape) != 4:
+            raise DataError(f"{scan.name} has the shape {image.shape} but its mask {inside.shape}; give them one grid.")
+        for t in range(image.shape[3]):
+            if only is None or only[t]:
+                yield np.nan_to_num(np.asarray(image.dataobj[..., t], np.float32)[inside])
+    except DataError:
+        raise
+    except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
+        raise DataError(
+            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
+
+
+def _temporal(volumes: Iterator[Array]) -> dict[str, float]:
+    """Sum up means, variances and steps in one pass, about the first volume: no precision is lost to the mean."""
+    first = next(volumes, np.empty(0, np.float32))
+    total, squares, change = np.zeros(len(first)), np.zeros(len(first)), []
+    before, n = first, 1
+    for values in volumes:
+        off = values - first
+        total += off
+        squares += off**2
+        change.append(float(np.sqrt(np.mean((values - before) ** 2, dtype=float))))
+        before, n = values, n + 1
+    if n < 2 or not len(first):
+        return {"n_volumes": n}
+    mean = first + total / n
+    spread = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1))
+    return {
+        "n_volumes": n,
+        "tsnr": _median_ratio(mean, spread),
+        "dvars_percent": 100 * _ratio(np.mean(change), mean.mean()),
+    }
+
+
+def _ratio(over: Any, under: Any) -> float:
+    return float(over / under) if under > 0 else float("nan")
+
+
+def _median_ratio(mean: Array, spread: Array) -> float:
+    varies = spread > 1e-6 * np.abs(mean)
+    return float(np.median(mean[varies] / spread[varies])) if varies.any() else float("nan")
+
+
+def _diffusion(scan: Scan) -> dict[str, float]:
+    """Take the b0 volumes as repeated measurements."""
+    if scan.mask is None or "bval" not in scan.related:
+        return {}
+    weights = np.loadtxt(scan.related["bval"], ndmin=1).ravel()
+    unweighted = weights < LARGEST_B0
+    if unweighted.sum() < FEWEST_B0:
+        return {"n_volumes": len(weights)}
+    found = _temporal(_volumes(scan, _volume(scan.mask)[0] > 0, unweighted))
+    return {"n_volumes": len(weights), "snr_b0": found["tsnr"]}
+
+
+def _nothing(scan: Scan) -> dict[str, float]:
+    return {}
+
+
+MEASURED: dict[str, Callable[[Scan], dict[str, float]]] = {
+    "t1w": _structure, "bold": _series, "dwi": _diffusion, "pet": _nothing,
+}  # fmt: skip
+"""How each kind of scan is measured, beside the overlap of its mask."""
+
+
+def table(records: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Lay the measures of many participants out, a row a scan, with a column that flags outliers.
+
+    Parameters
+    ----------
+    records
+        What the participant level noted, by participant.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``participant_id``, ``scan``, ``kind``, the measures in the order of `MEASURES`, ``flags``: names of the measures
+        whose robust z exceeds 3.5 among the scans of that kind, joined by commas; n/a where there is none, or there are
+        fewer than 10 participants.
+    """
+    import pandas as pd
+
+    rows = [
+        {"participant_id": participant_id, "scan": entry["scan"], "kind": entry["kind"], **entry["measures"]}
+        for participant_id, record in sorted(records.items())
+        for entry in record.get("quality", [])
+        if entry["measures"]
+    ]
+    columns = [name for name in MEASURES if any(name in row for row in rows)]
+    made = pd.DataFrame(rows, columns=["participant_id", "scan", "kind", *columns])
+    flags = np.full((len(made), len(columns)), False)
+    for _, group in made.groupby("kind"):
+        if group["participant_id"].nunique() >= FLAGGED_FROM:
+            flags[group.index] = np.abs(robust_z(group[columns].to_numpy(float))) > LARGEST_Z
+    said = [", ".join(name for name, is_far in zip(columns, row, strict=True) if is_far) or None for row in flags]
+    return made.assign(flags=pd.Series(said, dtype=object))
+
+
+def robust_z(values: Array) -> Array:
+    """Measure how far each value lies from its column's median, in robust standard deviations [1]_.
+
+    The deviation is 1.4826 times the median absolute deviation; where more than half of a column is equal, 1.2533 times the
+    mean absolute deviation. A column that hardly varies has no outlier.
+
+    Parameters
+    ----------
+    values
+        (scan, measure); NaN where it is not known.
+
+    Returns
+    -------
+    Array
+        As ``values``, no unit; NaN where the value is.
+
+    References
+    ----------
+    .. [1] Iglewicz & Hoaglin (1993), How to Detect and Handle Outliers. ISBN 978-0873892476
+    """
+    z = np.full(values.shape, np.nan)
+    for column in range(values.shape[1]):
+        known = np.isfinite(values[:, column])
+        if known.any():
+            middle = np.median(values[known, column])
+            off = values[known, column] - middle
+            spread = 1.4826 * np.median(np.abs(off)) or 1.2533 * np.mean(np.abs(off))
+            z[known, column] = off / spread if spread > 1e-6 * abs(middle) else 0
+    return z
+
+
+def exclusions(rules: Quality, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Apply the rules of the configuration's section ``quality``: none unless asked for.
+
+    Returns
+    -------
+    tuple
+        participant_id → reason; and what a reader must know: how many could not be judged and were kept.
+    """
+    if rules == Quality():
+        return {}, ()
+    scans = table(records)
+    reasons: dict[str, list[str]] = {}
+    for participant_id, reason in [*_moved(rules, scans), *_misplaced(rules, scans), *_flagged(rules, scans)]:
+        reasons.setdefault(participant_id, []).append(reason)
+    return {i: "; ".join(said) for i, said in reasons.items()}, tuple(_unjudged(rules, scans, list(records)))
+
+
+def _moved(rules: Quality, scans: Any) -> Iterator[tuple[str, str]]:
+    limit = rules.max_mean_fd_mm
+    if limit and "mean_fd_mm" in scans:
+        for participant_id, value in scans.groupby("participant_id")["mean_fd_mm"].mean().items():
+            if value > limit:
+                yield participant_id, f"mean framewise displacement {value:.2f} mm (quality.max_mean_fd_mm = {limit:g})"
+
+
+def _misplaced(rules: Quality, scans: Any) -> Iterator[tuple[str, str]]:
+    limit = rules.min_mask_dice
+    if limit and "mask_dice" in scans:
+        for row in scans[scans["mask_dice"] < limit].itertuples():
+            yield (
+                row.participant_id,
+                f"brain mask of {row.scan} overlaps the template's by {row.mask_dice:.2f} (quality.min_mask_dice = {limit:g})",
+            )
+
+
+def _flagged(rules: Quality, scans: Any) -> Iterator[tuple[str, str]]:
+    if rules.exclude_flagged:
+        for row in scans[scans["flags"].notna()].itertuples():
+            yield row.participant_id, f"{row.scan} is an outlier in {row.flags} (quality.exclude_flagged)"
+
+
+def _unjudged(rules: Quality, scans: Any, ids: Sequence[str]) -> Iterator[str]:
+    for limit, name in ((rules.max_mean_fd_mm, "mean_fd_mm"), (rules.min_mask_dice, "mask_dice")):
+        judged = set(scans.loc[scans[name].notna(), "participant_id"]) if name in scans else set()
+        if limit and (n := len(set(ids) - judged)):
+            yield f"{n} of {len(ids)} participants have no {name}; the rule of the section quality did not touch them."
+    if rules.exclude_flagged and scans["participant_id"].nunique() < FLAGGED_FROM:
+        yield f"quality.exclude_flagged had no effect: fewer than {FLAGGED_FROM} participants were measured."
