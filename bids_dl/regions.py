@@ -11,19 +11,24 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import zoo
+from bids_dl import signals, zoo
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.records import Array
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Named regions in MNI space: a volume of integers, and what each integer is called."""
+    """Named regions: a volume of integers in MNI space or a CIFTI of labels, and what each integer is called."""
 
     name: str
     path: Path
     indices: tuple[int, ...]
     labels: tuple[str, ...]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it labels the grayordinates of a CIFTI instead of voxels."""
+        return self.path.name.endswith(".dlabel.nii")
 
 
 def shipped() -> dict[str, Path]:
@@ -37,7 +42,7 @@ def shipped() -> dict[str, Path]:
 
 @lru_cache(maxsize=8)
 def load_atlas(spec: str) -> Atlas:
-    """Load an atlas by name, by the path of a NIfTI file, or from a BIDS atlas folder.
+    """Load an atlas by name, by the path of a NIfTI or ``.dlabel.nii`` file, or from a BIDS atlas folder.
 
     Raises
     ------
@@ -47,6 +52,8 @@ def load_atlas(spec: str) -> Atlas:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _from_folder(path)
+    if path.name.endswith(".dlabel.nii") and path.is_file():
+        return _from_cifti(path)
     if path.is_file():
         tables = [path.with_name(path.name.split(".")[0] + end) for end in (".tsv", ".csv")]
         return _atlas(_bids_name(path), path, next((t for t in tables if t.is_file()), None))
@@ -64,6 +71,16 @@ def _from_folder(folder: Path) -> Atlas:
         raise DataError(f"the atlas folder {folder} holds no *_dseg.nii.gz.")
     tables = sorted(folder.glob("*_dseg.tsv"))
     return _atlas(_bids_name(images[0]), images[0], tables[0] if tables else None)
+
+
+def _from_cifti(path: Path) -> Atlas:
+    """Read the parcels of grayordinates that a ``.dlabel.nii`` names."""
+    image = nib.load(path)
+    names = image.header.get_axis(0).label[0]
+    present = [int(v) for v in np.unique(np.asarray(image.dataobj)[0]) if v > 0]
+    if not present:
+        raise DataError(f"the atlas {path} holds no region: every grayordinate is 0.")
+    return Atlas(_bids_name(path), path, tuple(present), tuple(str(names[v][0]) for v in present))
 
 
 def _bids_name(path: Path) -> str:
@@ -123,6 +140,8 @@ def on_grid(atlas: Atlas, shape: tuple[int, ...], affine: Array) -> NDArray[np.i
 
 @lru_cache(maxsize=8)
 def _on_grid(atlas: Atlas, shape: tuple[int, ...], flat_affine: tuple[float, ...]) -> NDArray[np.int32]:
+    if atlas.is_dense:
+        raise DataError(f"the atlas {atlas.path.name} labels grayordinates; an image of voxels needs a NIfTI atlas.")
     image = nib.load(atlas.path)
     values = labels_of(atlas.path)
     to_atlas = np.linalg.inv(image.affine) @ np.reshape(flat_affine, (4, 4))
@@ -141,7 +160,12 @@ def _on_grid(atlas: Atlas, shape: tuple[int, ...], flat_affine: tuple[float, ...
 
 
 def regional_means(
-    image: Any, labels: NDArray[np.int32], n_regions: int, mask: NDArray[np.bool_] | None = None
+    image: Any,
+    labels: NDArray[np.int32],
+    n_regions: int,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    smoothing_mm: float = 0.0,
 ) -> tuple[Array, Array]:
     """Average a 4-D image over the voxels of each region that carry signal.
 
@@ -155,6 +179,8 @@ def regional_means(
         Regions of the atlas; one without a voxel keeps its column.
     mask
         Voxels that may be used, (x, y, z).
+    smoothing_mm
+        Full width at half maximum of a Gaussian that each volume is smoothed with first; 0 leaves it.
 
     Returns
     -------
@@ -167,70 +193,100 @@ def regional_means(
         If the image is not 4-D, or its file ends early.
     """
     if len(image.shape) != 4:
-        raise DataError(f"{_named(image)} has {len(image.shape)} dimensions; a series of volumes (4) is expected.")
-    data, slope, intercept = _read(image)
+        raise DataError(
+            f"{signals.named(image)} has {len(image.shape)} dimensions; a series of volumes (4) is expected."
+        )
+    data, slope, intercept = signals.read(image)
     volumes = data.reshape(-1, image.shape[3], order="F")  # (voxel, time): a view, each column contiguous
-    carries = _carries_signal(volumes) if mask is None else _carries_signal(volumes) & mask.ravel(order="F")
+    carries = signals.carries_signal(volumes)
+    if mask is not None:
+        carries &= mask.ravel(order="F")
     region = labels.ravel(order="F")
     used = np.flatnonzero((region > 0) & carries)
     order = used[np.argsort(region[used], kind="stable")]
     found, starts, counts = np.unique(region[order], return_index=True, return_counts=True)
     series = np.full((image.shape[3], n_regions), np.nan)
-    if len(order):
-        for t in range(image.shape[3]):
-            series[t, found - 1] = np.add.reduceat(volumes[order, t], starts, dtype=np.float64) / counts
+    for t in range(image.shape[3] if len(order) else 0):
+        volume = signals.smoothed(data[..., t], image.affine, smoothing_mm).ravel(order="F")
+        series[t, found - 1] = np.add.reduceat(volume[order], starts, dtype=np.float64) / counts
+    return series * slope + intercept, _coverage(region, found, counts, n_regions)
+
+
+def _coverage(region: NDArray[Any], found: NDArray[Any], counts: NDArray[Any], n_regions: int) -> Array:
+    """Return the part of each region's voxels that was used, (roi,)."""
     size = np.bincount(region, minlength=n_regions + 1)[1:]
     coverage = np.zeros(n_regions)
     coverage[found - 1] = counts / size[found - 1]
-    return series * slope + intercept, coverage
+    return coverage
 
 
-def _read(image: Any) -> tuple[NDArray[Any], float, float]:
-    """Read the stored numbers without scaling them: a quarter of the memory and of the time."""
-    proxy = image.dataobj
-    try:
-        if str(image.get_filename() or "").endswith(".nii.gz") and hasattr(proxy, "offset"):
-            data = _inflate(Path(image.get_filename()), proxy)
-        else:
-            data = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else np.asanyarray(proxy)
-    except (EOFError, OSError, ValueError) as problem:
+def map_means(volume: Array, labels: NDArray[np.int32], n_regions: int) -> tuple[Array, Array]:
+    """Average a map over the voxels of each region that are finite and not 0, which is outside of what was measured.
+
+    Returns
+    -------
+    tuple
+        Means (roi,), in the map's unit, NaN where a region has no voxel; coverage (roi,) from 0 to 1.
+    """
+    known = (labels > 0) & np.isfinite(volume) & (volume != 0)
+    counts = np.bincount(labels[known], minlength=n_regions + 1)[1:]
+    sums = np.bincount(labels[known], weights=volume[known], minlength=n_regions + 1)[1:]
+    size = np.maximum(np.bincount(labels.ravel(), minlength=n_regions + 1)[1:], 1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts / size
+
+
+def parcel_means(image: Any, atlas: Atlas) -> tuple[Array, Array]:
+    """Average a CIFTI dense series over the grayordinates of each parcel of a ``.dlabel.nii``, as `regional_means` does.
+
+    Grayordinates are matched by structure and vertex, or by structure and voxel: the two files need not have the same.
+
+    Raises
+    ------
+    DataError
+        If the two files share no grayordinate of a parcel.
+    """
+    labels = _parcels_at(image.header.get_axis(1), atlas)
+    if not labels.any():
         raise DataError(
-            f"{_named(image)} ends early or is damaged ({problem}); copy it again from its source."
-        ) from problem
-    return data, float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
+            f"{signals.named(image)} and {atlas.path.name} share no grayordinate; are they of the same space and density?"
+        )
+    values = np.asarray(image.dataobj, np.float32)  # (time, grayordinate)
+    carries = np.isfinite(values).all(axis=0) & (values != 0).any(axis=0)
+    used = np.flatnonzero((labels > 0) & carries)
+    order = used[np.argsort(labels[used], kind="stable")]
+    found, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    series = np.full((len(values), len(atlas.labels)), np.nan)
+    if len(order):
+        series[:, found - 1] = np.add.reduceat(values[:, order], starts, axis=1, dtype=np.float64) / counts
+    size = np.bincount(_dense_labels(atlas), minlength=len(atlas.labels) + 1)[1:]
+    coverage = np.zeros(len(atlas.labels))
+    coverage[found - 1] = counts / size[found - 1]
+    return series, coverage
 
 
-def _inflate(path: Path, proxy: Any) -> NDArray[Any]:
-    """Decompress a NIfTI straight into its array, with ISA-L: twice as fast as zlib, and no second copy."""
-    from isal import igzip, igzip_lib
-
-    data = np.empty(proxy.shape, proxy.dtype, order="F")
-    room: Any = memoryview(data.reshape(-1, order="F").view(np.uint8))  # type: ignore[arg-type]
-    try:
-        with igzip.open(path, "rb") as stream:  # type: ignore[no-untyped-call]
-            stream.read(proxy.offset)
-            _fill(room, stream)
-    except igzip_lib.IsalError as problem:  # type: ignore[misc]  # a plain Exception, whatever its stub says
-        raise ValueError(str(problem)) from problem
-    return data
+def _dense_labels(atlas: Atlas) -> NDArray[np.intp]:
+    """Number the parcels of a ``.dlabel.nii`` from 1, (grayordinate,); 0 is none."""
+    values = np.asarray(nib.load(atlas.path).dataobj)[0].astype(int)
+    lookup = np.zeros(int(values.max()) + 1, np.intp)
+    lookup[list(atlas.indices)] = np.arange(1, len(atlas.indices) + 1)
+    numbered: NDArray[np.intp] = lookup[np.maximum(values, 0)]
+    return numbered
 
 
-def _fill(room: Any, stream: Any) -> None:
-    filled = 0
-    while filled < len(room):
-        n_read = stream.readinto(room[filled:])
-        if not n_read:
-            raise EOFError(f"{len(room) - filled} bytes are missing")
-        filled += n_read
+def _parcels_at(axis: Any, atlas: Atlas) -> NDArray[np.intp]:
+    """Find the parcel of each grayordinate of a series, (grayordinate,); 0 where the atlas has none."""
+    theirs, labels = nib.load(atlas.path).header.get_axis(1), _dense_labels(atlas)
+    parts = {name: (labels[some], model) for name, some, model in theirs.iter_structures()}
+    found = np.zeros(len(axis), np.intp)
+    for name, some, model in axis.iter_structures():
+        if name in parts:
+            known = dict(zip(_places(parts[name][1]), parts[name][0], strict=True))
+            found[some] = [known.get(place, 0) for place in _places(model)]
+    return found
 
 
-def _carries_signal(volumes: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which voxels are finite and not always zero, from a few volumes spread over the run."""
-    sampled = volumes[:, np.unique(np.linspace(0, volumes.shape[1] - 1, 5).astype(int))]
-    carries: NDArray[np.bool_] = np.isfinite(sampled).all(axis=1) & (sampled != 0).any(axis=1)
-    return carries
-
-
-def _named(image: Any) -> str:
-    name = image.get_filename() if hasattr(image, "get_filename") else None
-    return Path(name).name if name else "the image"
+def _places(model: Any) -> list[Any]:
+    """List where the grayordinates of one structure are: vertices of a surface, else voxels."""
+    if model.surface_mask.all():
+        return list(model.vertex.tolist())
+    return [tuple(v) for v in model.voxel.tolist()]

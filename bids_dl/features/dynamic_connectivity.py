@@ -77,7 +77,7 @@ def weights(window: int, taper_sd: float) -> Array:
         return np.full(window, 1 / window)
     distance = np.subtract.outer(np.arange(window), np.arange(window))
     tapered: Array = np.exp(-0.5 * (distance / taper_sd) ** 2).sum(axis=1)
-    return tapered / tapered.sum()
+    return np.asarray(tapered / tapered.sum())
 
 
 def edges(series: Array, weight: Array, step: int) -> Array:
