@@ -136,13 +136,15 @@ def write_array(path: Path, values: NDArray[Any]) -> Path:
     return path
 
 
-def write_image(path: Path, values: NDArray[Any], affine: Array) -> Path:
-    """Write a NIfTI volume in float32, or in its own integer type."""
+def write_image(path: Path, values: NDArray[Any], affine: Array, repetition_time: float = 0.0) -> Path:
+    """Write a NIfTI volume, or a series with its repetition time (s), in float32 or in its own integer type."""
     import nibabel as nib
 
     data = values if values.dtype.kind in "iu" else values.astype(np.float32)
     image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units("mm", "sec")
+    if values.ndim == 4:
+        image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time))
     image.set_sform(affine, 4)
     image.set_qform(affine, 4)
     with atomic(path) as temporary:

@@ -98,10 +98,8 @@ def _is_default(name: str) -> bool:
 def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) -> list[engine.Task]:
     """Group participants into tasks. A task's stamp changes when one of its files does."""
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    ids = list(scans)
     tasks = []
-    for start in range(0, len(ids), BATCH):
-        mine = ids[start : start + BATCH]
+    for mine in _batches(scans):
         given = configuration.to_mapping(config)
         given["run"] = {}
         arguments = {"config": given, "scans": {i: [_packed(s) for s in scans[i]] for i in mine}, "bundles": bundles}
@@ -112,6 +110,15 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
         )
     outputs.note_run(config, run_id)
     return tasks
+
+
+def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
+    """Put a few participants into one task; each who has a raw scan to prepare, which takes a minute, alone."""
+    able = set(zoo.names("preparations"))
+    slow = [i for i, mine in scans.items() if any(not s.prepared and s.kind in able for s in mine)]
+    quick = [i for i in scans if i not in set(slow)]
+    yield from ([i] for i in slow)
+    yield from (quick[start : start + BATCH] for start in range(0, len(quick), BATCH))
 
 
 def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:

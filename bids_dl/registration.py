@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from bids_dl import query
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Scan
 
@@ -111,6 +112,17 @@ def open_image(scan: Scan) -> Any:
 def damaged(scan: Scan, problem: Exception) -> DataError:
     """Phrase that a file could not be read to its end."""
     return DataError(f"{scan.name} ends early or is damaged ({problem}); copy it again from its source.")
+
+
+def read(path: Path) -> Volume:
+    """Read a volume that a preparation wrote."""
+    image = nib.load(path)
+    return Volume(np.asarray(image.dataobj, np.float32), np.asarray(image.affine))
+
+
+def read_transforms(path: Path) -> list[str]:
+    """Read which files bring a participant's T1w into standard space."""
+    return [str(path.with_name(name)) for name in query.read_json(path)["Transforms"]]
 
 
 @lru_cache(maxsize=2)
