@@ -1,8 +1,9 @@
 """t1w_preparation.py BIDS_DIR OUT [--segmentations FOLDER] [--nprocs N]: raw T1w to grey matter, timed and compared.
 
 Prints seconds and peak memory of the whole run, and for each scan the overlap (Dice) of its registered brain with the
-template's. With segmentations of the same scans (``sub-*/anat/*_dseg.nii.gz``, DLMUSE's labels), also the overlap of the brain masks in the scan's own
-space, and the correlation of brain and regional volumes. With age and sex in participants.tsv, prints the known directions.
+template's. With segmentations of the same scans (``sub-*/anat/*_dseg.nii.gz``, DLMUSE's labels), also the overlap of
+the brain masks in the scan's own space, and the correlation of brain and regional volumes. With age and sex in
+participants.tsv, prints the known directions.
 """
 
 from __future__ import annotations

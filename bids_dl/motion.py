@@ -85,7 +85,7 @@ def _reference(volume: Array, affine: Array, mask: Array) -> _Reference:
 def _follow(volumes: Array, affine: Array, reference: _Reference, start: Array | None = None) -> Array:
     """Align each volume, starting from where the one before it lay."""
     found = np.zeros((volumes.shape[3], 6))
-    before = np.eye(4)
+    before: Array = np.eye(4)
     for t in range(volumes.shape[3]):
         if start is not None:
             before = matrix(start[t], reference.centre)
