@@ -258,9 +258,7 @@ def nuisance(scan: Scan, n_volumes: int, *, confounds: str, fd_threshold_mm: flo
     if confounds == "none" and fd_threshold_mm <= 0:
         return Nuisance(np.zeros((n_volumes, 0)), np.ones(n_volumes, bool))
     table, name = _table(scan, n_volumes)
-    columns, kept = np.zeros((n_volumes, 0)), np.ones(n_volumes, bool)
-    if confounds != "none":
-        columns, kept = _select(scan, table, name, confounds)
+    columns, kept = _select(scan, table, name, confounds)
     if fd_threshold_mm > 0:
         _refuse_lacking(name, table, ("framewise_displacement",), f"fd_threshold_mm = {fd_threshold_mm:g}")
         kept &= ~(table["framewise_displacement"].to_numpy(np.float64) > fd_threshold_mm)
@@ -303,6 +301,8 @@ def _select(scan: Scan, table: Any, name: str, strategy: str) -> tuple[Array, ND
     """Let nilearn choose the columns of a strategy, and the volumes to keep, from a completed copy of the table."""
     from nilearn.interfaces.fmriprep import load_confounds
 
+    if strategy == "none":
+        return np.zeros((len(table), 0)), np.ones(len(table), bool)
     _refuse_lacking(name, table, NEEDED[strategy], f"the strategy '{strategy}'")
     asked = STRATEGIES[strategy] | _aroma(scan, table, name, strategy)
     desc = "smoothAROMAnonaggr" if asked.get("ica_aroma") == "full" else "preproc"
@@ -383,8 +383,8 @@ def clean(
     from nilearn.signal import butterworth
     from scipy.signal import detrend
 
-    raw = np.concatenate([series, standardised(taken.columns)], axis=1, dtype=np.float64)
-    both = detrend(interpolated(raw, taken.kept), axis=0)
+    raw: Array = np.concatenate([series, standardised(taken.columns)], axis=1, dtype=np.float64)
+    both: Array = detrend(interpolated(raw, taken.kept), axis=0)
     low = low_pass_hz if 0 < low_pass_hz < 0.5 / period else None
     padded = None if len(both) > SHORTEST_PADDED else len(both) - 1
     both = butterworth(both, 1 / period, low_pass=low, high_pass=high_pass_hz or None, padlen=padded, copy=True)
@@ -480,6 +480,21 @@ def cleaned_blocks(
             some,
             clean(found.series[:, some], found.taken, found.period, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz),
         )
+
+
+def band(scan: Scan, found: Voxels, low_hz: float, high_hz: float) -> NDArray[np.bool_]:
+    """Tell which frequencies of the series' spectrum lie in a band, ends included, (frequency,); never the mean.
+
+    Raises
+    ------
+    DataError
+        If none does.
+    """
+    frequency = np.fft.rfftfreq(len(found.series), found.period)
+    inside: NDArray[np.bool_] = (frequency >= low_hz) & (frequency <= high_hz) & (frequency > 0)
+    if not inside.any():
+        raise DataError(f"{scan.name}: no frequency of its spectrum lies in {low_hz:g}-{high_hz:g} Hz; widen the band.")
+    return inside
 
 
 def as_volume(found: Voxels, values: Array) -> NDArray[np.float32]:

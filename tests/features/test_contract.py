@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_image, write_series
+from conftest import write_confounds, write_image, write_series
 
 from bids_dl import query, zoo
 from bids_dl.errors import DataError
@@ -17,9 +17,24 @@ def scan(path: Path, root: Path, **more: object) -> Scan:
     return Scan(path, query.entities(path), root, **more)  # type: ignore[arg-type]
 
 
+def bold(root: Path, values: np.ndarray) -> Scan:
+    """Make a BOLD with confounds and events beside it."""
+    stem = root / "sub-1" / "func" / "sub-1_task-rest"
+    path = write_image(Path(f"{stem}_space-MNI152Lin_desc-preproc_bold.nii.gz"), values)
+    confounds, events = Path(f"{stem}_desc-confounds_timeseries.tsv"), Path(f"{stem}_events.tsv")
+    write_confounds(confounds, values.shape[-1], np.random.default_rng(0))
+    events.write_text("onset\tduration\ttrial_type\n4\t10\tface\n")
+    return scan(path, root, confounds=confounds, related={"events": events})
+
+
 def usable(name: str, root: Path) -> Scan:
     generator = np.random.default_rng(0)
     folder = root / "sub-1" / "func"
+    if name in {"alff", "falff", "reho", "events"}:
+        return bold(root, generator.normal(500, 10, (6, 6, 6, 40)).astype(np.float32))
+    if name == "regional":
+        image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
+        return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", image), root)
     if name == "t1w":
         image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
         return scan(write_image(root / "sub-1" / "anat" / "sub-1_space-MNI152Lin_desc-preproc_T1w.nii.gz", image), root)
@@ -32,6 +47,10 @@ def usable(name: str, root: Path) -> Scan:
 
 def unusable(name: str, root: Path) -> Scan:
     folder = root / "sub-1" / "func"
+    if name in {"alff", "falff", "reho", "events"}:
+        return bold(root, np.ones((6, 6, 6, 5), np.float32))
+    if name == "regional":
+        return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
     if name == "t1w":
         return scan(write_image(root / "sub-1" / "anat" / "sub-1_desc-preproc_T1w.nii.gz", np.ones((4, 4, 4, 2))), root)
     if name == "phenotype":

@@ -1,0 +1,97 @@
+"""What a participant was doing while each volume was taken, as the blood tells it: some seconds late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import signals
+from bids_dl.errors import DataError
+from bids_dl.records import Array, Feature, Scan
+
+TAKES = ("bold",)
+NEEDS = ("events",)
+BY_DEFAULT = False
+
+
+def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
+    """Mark the volumes of each trial type, shifted by the delay of the haemodynamic response [1]_.
+
+    A volume belongs to a trial that is under way in its middle; a trial too short for that has the volume nearest to
+    its onset. Rows are those of the whole run: of a series that was censored, ``CensoredVolumes`` are missing.
+
+    Parameters
+    ----------
+    scan
+        A 4-D BOLD with its events.tsv in ``related``.
+    delay_s
+        Seconds from an event to the peak of its response.
+
+    Returns
+    -------
+    Feature
+        ``events``, (time, trial_type), 1 in a trial and 0 elsewhere; no unit. A table without trial types has one
+        column, ``event``.
+
+    Raises
+    ------
+    DataError
+        If there is no events file, it lacks numbers for onset, or has an onset after the end of the scan.
+
+    References
+    ----------
+    .. [1] Glover (1999), NeuroImage 9(4). doi:10.1006/nimg.1998.0419
+    """
+    if "events" not in scan.related:
+        raise DataError(f"{scan.name} has no events.tsv beside it; add it, or leave out the feature events.")
+    image = signals.open_bold(scan)
+    n_volumes, period = image.shape[3], signals.repetition_time(scan, image)
+    onset, duration, kind = read_events(scan.related["events"])
+    _refuse_late(scan, onset, n_volumes * period)
+    labels = tuple(sorted(set(kind)))
+    values = np.zeros((n_volumes, len(labels)))
+    first = np.rint((onset + delay_s) / period).astype(int)
+    last = np.maximum(np.rint((onset + delay_s + duration) / period).astype(int), first + 1)
+    for start, stop, name in zip(first, last, kind, strict=True):
+        values[max(start, 0) : max(stop, 0), labels.index(name)] = 1
+    described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s}
+    return Feature(values, ("time", "trial_type"), "events", "none", labels, {"desc": "aligned"}, described)
+
+
+def read_events(file: Path) -> tuple[Array, Array, list[str]]:
+    """Read onsets and durations in seconds, (event,), and trial types of a BIDS table.
+
+    Raises
+    ------
+    DataError
+        If the table lacks a column, is empty, or an onset is no number.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(file, sep="\t", na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
+    lacking = [c for c in ("onset", "duration") if c not in table]
+    if lacking or table.empty:
+        raise DataError(
+            f"{file.name} {f'lacks {lacking[0]}' if lacking else 'is empty'}; BIDS wants onset and duration."
+        )
+    onset = pd.to_numeric(table["onset"], errors="coerce").to_numpy(np.float64)
+    if not np.isfinite(onset).all():
+        row = int(np.flatnonzero(~np.isfinite(onset))[0]) + 2
+        raise DataError(f"{file.name}: the onset in line {row} is no number; give it in seconds.")
+    duration = np.nan_to_num(pd.to_numeric(table["duration"], errors="coerce").to_numpy(np.float64))
+    kinds = table["trial_type"] if "trial_type" in table else pd.Series(["event"] * len(table))
+    known = kinds.notna().to_numpy()
+    return onset[known], duration[known], kinds[known].astype(str).tolist()
+
+
+def _refuse_late(scan: Scan, onset: Array, end: float) -> None:
+    file, late = scan.related["events"].name, int((onset >= end).sum())
+    if not len(onset):
+        raise DataError(f"{file} names no trial type in any row; leave out the feature events.")
+    if late:
+        raise DataError(
+            f"{file}: {late} of {len(onset)} events begin after the end of {scan.name} at {end:g} s; are the onsets in "
+            "seconds, and of this run?"
+        )
