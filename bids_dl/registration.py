@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bids_dl import query
+from bids_dl import derivatives, query
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Scan
 
@@ -210,6 +210,35 @@ def _register(moving: Volume, fixed: Volume, folder: Path, **how: Any) -> Transf
     return Transforms(tuple(found["fwdtransforms"]), tuple(backward))
 
 
+def to_standard(
+    moving: Volume, anatomy: Scan | None, template: Template, folder: Path, *, head: bool = False
+) -> list[str]:
+    """Find what brings an image of a person into standard space: through the T1w where there is one, else directly.
+
+    Parameters
+    ----------
+    moving
+        The image, without its skull unless ``head``.
+    anatomy
+        The prepared T1w; None, or one that another program prepared, leaves the direct way.
+    template
+        Where to.
+    folder
+        Where the transforms are written.
+    head
+        Whether the image still has its skull: it is then brought onto the whole T1w.
+
+    Returns
+    -------
+    list of str
+        Files, as ANTs applies them.
+    """
+    if anatomy is None or "native" not in anatomy.related:
+        return list(deform(moving, template.brain, folder).forward)
+    to_anatomy = rigid(moving, read(anatomy.related["raw" if head else "native"]), folder)
+    return [*read_transforms(anatomy.related["to_standard"]), *to_anatomy.forward]
+
+
 def volume_change(transforms: Transforms, grid: Volume) -> Volume:
     """Tell by how much each voxel of the template was larger in the person: the Jacobian determinant.
 
@@ -241,3 +270,40 @@ def correct_bias(volume: Volume, mask: Volume) -> Volume:
         convergence={"iters": [30, 30, 20], "tol": 1e-6},
     )  # fmt: skip
     return volume.like(corrected.numpy() * (mask.values > 0))
+
+
+def follow_anatomy(scan: Scan, anatomy: Scan | None, out: Path, resolution_mm: int) -> Scan:
+    """Align another image of a head to the T1w, and take it along into standard space.
+
+    Raises
+    ------
+    DataError
+        If the image is damaged or empty, or there is no T1w that was prepared here.
+    """
+    if anatomy is None or "native" not in anatomy.related:
+        raise DataError(f"{scan.name} needs a raw T1w of the same participant, to which it is aligned; there is none.")
+    head, on = load(scan), template(resolution_mm)
+    with tempfile.TemporaryDirectory() as folder:
+        standard = resample(head, on.mask, to_standard(head, anatomy, on, Path(folder), head=True))
+    return write_brain(scan, out, standard, on.mask, resolution_mm)
+
+
+def write_brain(scan: Scan, out: Path, standard: Volume, mask: Volume, resolution_mm: int) -> Scan:
+    """Write an image of a brain in standard space with its mask, and describe it as a scan that is ready."""
+    own = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype"}}
+    named = {**own, "space": SPACE, "res": str(resolution_mm)}
+    folder, suffix = derivatives.folder_of(out, scan) / "anat", scan.entities["suffix"]
+    inside = (mask.values > 0) & (standard.values != 0)
+    path = folder / derivatives.name({**named, "desc": "preproc"}, suffix, ".nii.gz")
+    held = folder / derivatives.name({**named, "desc": suffix.lower()}, "mask", ".nii.gz")
+    described = {"Sources": [derivatives.bids_uri(out, scan)], "SkullStripped": True,
+                 "Resolution": f"{resolution_mm} mm isotropic"}  # fmt: skip
+    derivatives.write_image(path, standard.values * inside, standard.affine)
+    derivatives.write_image(held, inside.astype(np.uint8), mask.affine)
+    for image in (path, held):
+        derivatives.write_json(derivatives.sidecar_path(image), described)
+    entities = {**scan.entities, **named, "desc": "preproc"}
+    return replace(
+        scan, path=path, dataset=out, prepared=True, mask=held, entities=entities,
+        why="prepared here from the raw scan, through the T1w",
+    )  # fmt: skip

@@ -123,11 +123,7 @@ def _steady_mean(volumes: Array, affine: Array, moved: Array, centre: Array) -> 
 
 def _standard_points(mean: Volume, anatomy: Scan | None, template: reg.Template, folder: Path) -> tuple[Array, Any]:
     """Find the point of the scan (mm) that each voxel of the standard brain comes from, and whether the scan covers it."""
-    if anatomy is None or "native" not in anatomy.related:
-        transforms = list(reg.deform(mean, template.brain, folder).forward)
-    else:
-        to_anatomy = reg.rigid(mean, reg.read(anatomy.related["native"]), folder)
-        transforms = [*reg.read_transforms(anatomy.related["to_standard"]), *to_anatomy.forward]
+    transforms = reg.to_standard(mean, anatomy, template, folder)
     grid = _wide_grid(mean)
     at = np.stack(np.meshgrid(*[np.arange(n) for n in grid.values.shape], indexing="ij"), axis=-1)
     places = at @ grid.affine[:3, :3].T + grid.affine[:3, 3]

@@ -48,8 +48,8 @@ def prepare(
     -------
     Scan
         The brain in standard space, with its mask and, by role, ``gm``, ``wm``, ``csf`` (probabilities), ``modulated``,
-        ``volumes`` (mL, JSON), ``native`` (the brain as scanned), ``to_standard`` and ``from_standard`` (JSON lists of
-        the transforms that ANTs applies).
+        ``volumes`` (mL, JSON), ``raw`` and ``native`` (the head, and the brain, as scanned), ``to_standard`` and
+        ``from_standard`` (JSON lists of the transforms that ANTs applies).
 
     Raises
     ------
@@ -148,6 +148,7 @@ class _Written:
         related["modulated"] = self.standard(modulated, "probseg", label="GM", desc="modulated")
         related["native"] = self.native(_whole_numbers(brain), "T1w", desc="brain")
         self.native(mask.like(mask.values.astype(np.uint8)), "mask", desc="brain")
+        related["raw"] = self.scan.path
         related["volumes"] = self.volumes(tissues, mask)
         related |= self.transforms(transforms)
         inside = reg.resample(mask, template.mask, transforms.forward).values > 0.5
