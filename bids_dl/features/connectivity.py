@@ -1,44 +1,62 @@
-"""Connectomes: correlations of regional series, or a derivative's matrix as it is."""
+"""Connectomes: how regional series vary together, or a derivative's matrix as it is."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bids_dl import query
+from bids_dl import query, zoo
 from bids_dl.errors import DataError
-from bids_dl.records import Feature, Scan
+from bids_dl.records import Array, Feature, Scan
 
 TAKES = ("relmat",)
 FOLLOWS = ("timeseries",)
+MEASURES = {
+    "correlation": ("pearsoncorrelation", "Pearson correlation"),
+    "partial": ("partialcorrelation", "partial correlation, Ledoit-Wolf shrunk"),
+    "covariance": ("covariance", "covariance, Ledoit-Wolf shrunk"),
+}
+"""Kinds of connectome: their ``stat`` entity, and how BIDS's RelationshipMeasure calls them."""
 
 
-def extract(scan: Scan, *, fisher_z: bool = True) -> Feature:
-    """Correlate every pair of regions over time, or read a matrix that a derivative holds.
+def extract(scan: Scan, *, kind: str = "correlation", fisher_z: bool = True) -> Feature:
+    """Relate every pair of regions over time, or read a matrix that a derivative holds.
 
     Parameters
     ----------
     scan
         A table of regional series (time, roi), or a ``relmat`` (roi, roi) of any kind, taken as it is.
+    kind
+        ``correlation``; ``partial``, with all other regions held constant [1]_; or ``covariance``, which is positive
+        definite and so can be mapped to a tangent space. The last two come from a covariance that is shrunk [2]_,
+        since there are seldom more volumes than regions.
     fisher_z
-        Map r to arctanh(r), whose sampling variance is near constant [1]_.
+        Map r to arctanh(r), whose sampling variance is near constant [3]_; a covariance is left.
 
     Returns
     -------
     Feature
-        ``relmat``, (roi, roi), diagonal 0, no unit; NaN in the rows and columns of regions without signal.
+        ``relmat``, (roi, roi), diagonal 0, no unit; NaN in the rows and columns of regions without signal. A
+        covariance keeps its diagonal and has the squared unit of the series.
 
     Raises
     ------
     DataError
-        If fewer than two regions vary, or the matrix is not square.
+        If fewer than two regions vary, the matrix is not square, or there is no such kind.
 
     References
     ----------
-    .. [1] Fisher (1915), Biometrika 10(4). doi:10.2307/2331838
+    .. [1] Marrelec et al. (2006), NeuroImage 32(1). doi:10.1016/j.neuroimage.2005.12.057
+    .. [2] Ledoit & Wolf (2004), Journal of Multivariate Analysis 88(2). doi:10.1016/S0047-259X(03)00096-4
+    .. [3] Fisher (1915), Biometrika 10(4). doi:10.2307/2331838
     """
     labels, values = query.read_matrix(scan.path)
     if scan.entities["suffix"] == "timeseries":
-        return _correlate(scan, labels, values, fisher_z=fisher_z)
+        return _relate(scan, labels, values, kind, fisher_z=fisher_z and kind != "covariance")
+    return _given(scan, labels, values)
+
+
+def _given(scan: Scan, labels: tuple[str, ...], values: Array) -> Feature:
+    """Take a derivative's matrix as it is."""
     if values.shape[0] != values.shape[1]:
         raise DataError(
             f"{scan.name} is {values.shape[0]}×{values.shape[1]}; a connectome has a row and a column a region."
@@ -53,19 +71,45 @@ def extract(scan: Scan, *, fisher_z: bool = True) -> Feature:
     )
 
 
-def _correlate(scan: Scan, labels: tuple[str, ...], series: np.ndarray, *, fisher_z: bool) -> Feature:
+def _relate(scan: Scan, labels: tuple[str, ...], series: Array, kind: str, *, fisher_z: bool) -> Feature:
+    if kind not in MEASURES:
+        raise DataError(f"{scan.name}: '{kind}' is no kind of connectivity; {zoo.nearest(kind, MEASURES)}")
     known = np.isfinite(series).all(axis=0) & (np.ptp(np.nan_to_num(series), axis=0) > 0)
     if known.sum() < 2:
         raise DataError(f"{scan.name}: {known.sum()} of {len(known)} regions vary over time; at least 2 are needed.")
-    standard = series[:, known] - series[:, known].mean(axis=0)
-    standard /= np.linalg.norm(standard, axis=0)
-    correlation = np.clip(standard.T @ standard, -1 + 1e-7, 1 - 1e-7)
+    found = {"correlation": correlation, "partial": partial, "covariance": covariance}[kind](series[:, known])
+    if kind != "covariance":
+        found = np.clip(found, -1 + 1e-7, 1 - 1e-7)
+        np.fill_diagonal(found, 0)
     values = np.full((len(known), len(known)), np.nan)
-    values[np.ix_(known, known)] = np.arctanh(correlation) if fisher_z else correlation
-    values[np.diag_indices(len(known))] = np.where(known, 0, np.nan)
+    values[np.ix_(known, known)] = np.arctanh(found) if fisher_z else found
+    stat, measure = MEASURES[kind]
     described = {
-        "RelationshipMeasure": "Pearson correlation" + (", Fisher z" if fisher_z else ""), "Weighted": True,
-        "Directed": False, "ValidDiagonal": False, "StorageFormat": "Full",
+        "RelationshipMeasure": measure + (", Fisher z" if fisher_z else ""), "Weighted": True, "Directed": False,
+        "ValidDiagonal": kind == "covariance", "StorageFormat": "Full",
     }  # fmt: skip
-    named = {"stat": "pearsoncorrelation", "desc": "fisherz" if fisher_z else ""}
-    return Feature(values, ("roi", "roi"), "relmat", "none", labels, named, described)
+    named = {"stat": stat, "desc": "fisherz" if fisher_z else ""}
+    unit = "squared unit of the series" if kind == "covariance" else "none"
+    return Feature(values, ("roi", "roi"), "relmat", unit, labels, named, described)
+
+
+def correlation(series: Array) -> Array:
+    """Correlate columns, (time, roi) to (roi, roi)."""
+    standard = series - series.mean(axis=0)
+    standard /= np.linalg.norm(standard, axis=0)
+    return np.asarray(standard.T @ standard)
+
+
+def covariance(series: Array) -> Array:
+    """Estimate the covariance of columns, shrunk towards a multiple of the identity; positive definite."""
+    from sklearn.covariance import ledoit_wolf
+
+    shrunk: Array = ledoit_wolf(series)[0]
+    return shrunk
+
+
+def partial(series: Array) -> Array:
+    """Correlate columns with all others held constant, from the inverse of the shrunk covariance of z-scores."""
+    precision = np.linalg.inv(covariance((series - series.mean(axis=0)) / series.std(axis=0)))
+    scale = np.sqrt(np.diag(precision))
+    return np.asarray(-precision / np.outer(scale, scale))

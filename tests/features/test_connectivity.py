@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_series
+from nilearn.connectome import ConnectivityMeasure
 
 from bids_dl import query
 from bids_dl.errors import DataError
@@ -60,3 +61,48 @@ def test_a_matrix_that_is_not_square_is_named(tmp_path: Path) -> None:
         extract(scan(write_series(tmp_path / "sub-1_atlas-Six_relmat.tsv", np.ones((5, 6)))))
     with pytest.raises(DataError, match="no number"):
         extract(scan(write_series(tmp_path / "sub-1_atlas-Six_relmat.tsv", np.full((6, 6), np.nan))))
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("partial", "partial correlation"), ("covariance", "covariance")])
+def test_shrunk_measures_equal_nilearns(tmp_path: Path, kind: str, theirs: str) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((40, 6)) @ generator.standard_normal((6, 6))
+    values = (values - values.mean(axis=0)) / values.std(axis=0, ddof=1)
+    found = extract(scan(write_series(tmp_path / "sub-1_atlas-Six_timeseries.tsv", values)), kind=kind, fisher_z=False)
+    expected = ConnectivityMeasure(kind=theirs, standardize=False).fit_transform([values])[0]
+    if kind == "partial":
+        np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+
+
+def test_a_partial_correlation_is_that_of_residuals(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((4000, 4))
+    values[:, 1] += values[:, 0]
+    values[:, 2] += values[:, 1]
+    labels = ("a", "b", "c", "d")
+    path = write_series(tmp_path / "sub-1_atlas-Four_timeseries.tsv", values, labels)
+    found = extract(scan(path), kind="partial", fisher_z=False).values
+    for i, j in [(0, 2), (0, 1), (1, 3)]:
+        rest = np.delete(values, [i, j], axis=1) - np.delete(values, [i, j], axis=1).mean(axis=0)
+        pair = values[:, [i, j]] - values[:, [i, j]].mean(axis=0)
+        left = pair - rest @ np.linalg.lstsq(rest, pair, rcond=None)[0]
+        assert found[i, j] == pytest.approx(np.corrcoef(left.T)[0, 1], abs=0.01)
+    assert abs(found[0, 2]) < 0.05 < extract(scan(path), fisher_z=False).values[0, 2]
+
+
+def test_a_covariance_of_few_volumes_is_positive_definite_and_keeps_its_diagonal(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((4, 6))
+    found = extract(scan(write_series(tmp_path / "sub-1_atlas-Six_timeseries.tsv", values)), kind="covariance")
+    assert np.linalg.eigvalsh(found.values).min() > 1e-3
+    assert (found.entities["stat"], found.entities["desc"]) == ("covariance", "")
+    assert found.metadata["ValidDiagonal"] is True
+    assert "Fisher" not in found.metadata["RelationshipMeasure"]
+
+
+def test_measures_are_named_and_an_unknown_one_is_refused(series: tuple[Scan, np.ndarray]) -> None:
+    found = extract(series[0], kind="partial")
+    assert (found.entities["stat"], found.entities["desc"]) == ("partialcorrelation", "fisherz")
+    assert "partial correlation" in found.metadata["RelationshipMeasure"]
+    assert (np.diag(found.values) == 0).all()
+    with pytest.raises(DataError, match="sub-1.*did you mean 'partial'"):
+        extract(series[0], kind="partially")
