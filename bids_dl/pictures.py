@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bids_dl.written import Json
 
@@ -123,9 +124,22 @@ def draw_change(z: Array) -> str:
     steps = np.diff(z, axis=0)
     known = np.isfinite(steps)
     change = np.sqrt((np.where(known, steps, 0) ** 2).sum(axis=1) / np.maximum(known.sum(axis=1), 1))
-    change = change[:: max(1, len(change) // 700)]
-    x = 46 + 706 * (np.arange(len(change)) + 1) / (len(change) + 1)
-    y = 66 - 48 * change / max(float(change.max(initial=0)), 1e-12)
+    return _points(change, len(change) + 1, max(float(change.max(initial=0)), 1e-12))
+
+
+def draw_displacement(displaced: Array, limit: float) -> Json:
+    """Draw the framewise displacement (time,), in mm, as points of an SVG line, with the height of a limit."""
+    top = max(float(np.nanmax(displaced, initial=0)), 1.2 * limit)
+    line = _points(np.nan_to_num(displaced[1:]), len(displaced), top)
+    return {"points": line, "limit": limit, "limit_y": round(66 - 48 * limit / top, 1), "top": top}
+
+
+def _points(values: Array, n: int, top: float) -> str:
+    """Lay values that begin at the second of ``n`` volumes over the carpet; where they are many, the largest stay."""
+    step = max(1, len(values) // 700)
+    values = np.maximum.reduceat(values, np.arange(0, len(values), step)) if len(values) else values
+    x = 46 + 706 * (np.arange(len(values)) * step + 1) / n
+    y = 66 - 48 * values / top
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
@@ -137,8 +151,32 @@ def to_grey(values: Array) -> Array:
     return np.repeat(np.where(inside, scaled, 0).astype(np.uint8)[..., None], 3, axis=3)
 
 
-def draw_mosaic(colours: Array, inside: Array, affine: Array, width: int = 1080) -> Json:
-    """Lay slices of a volume (x, y, z, rgb) out in two strips with their positions."""
+def draw_mosaic(
+    colours: Array,
+    inside: Array,
+    affine: Array,
+    *,
+    width: int = 1080,
+    margin: int = 1,
+    contours: Mapping[str, Array] | None = None,
+) -> Json:
+    """Lay slices of a volume (x, y, z, rgb) out in two strips with their positions.
+
+    Parameters
+    ----------
+    colours
+        What is shown.
+    inside
+        What the slices are spread over and cut to, (x, y, z).
+    affine
+        Voxels to mm.
+    width
+        Of a strip, in pixels.
+    margin
+        Voxels around ``inside`` that are shown.
+    contours
+        Colour → what is outlined where it passes 0.5, (x, y, z): a second, transparent picture a strip.
+    """
     spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
     low, high = zip(
         *((int(s[0]), int(s[-1])) if len(s) else (0, n - 1) for s, n in zip(spans, inside.shape, strict=True)),
@@ -146,31 +184,63 @@ def draw_mosaic(colours: Array, inside: Array, affine: Array, width: int = 1080)
     )
     shares = {2: np.linspace(0.14, 0.92, 8), 1: np.linspace(0.2, 0.82, 3), 0: np.linspace(0.24, 0.76, 4)}
     at = {a: np.rint(low[a] + (high[a] - low[a]) * s).astype(int) for a, s in shares.items()}
-    box = tuple(slice(max(0, a - 1), b + 2) for a, b in zip(low, high, strict=True))
+    box = tuple(slice(max(0, a - margin), b + 1 + margin) for a, b in zip(low, high, strict=True))
     strips, y = [], 0
     for axes in ((2,), (1, 0)):
-        tiles = [
-            (a, i, np.take(colours, i, a)[tuple(s for b, s in enumerate(box) if b != a)]) for a in axes for i in at[a]
-        ]
-        strips.append(_strip(tiles, affine, width, y))
-        y += strips[-1]["height"] + 20
+        slices = [(a, int(i)) for a in axes for i in at[a]]
+        strip = _strip(colours, slices, box, affine, width) | {"y": y}
+        if contours:
+            strip["contours"] = _outlines(contours, slices, box, (width, strip["height"]))
+        strips.append(strip)
+        y += strip["height"] + 20
     return {"strips": strips, "width": width, "height": y}
 
 
-def _strip(tiles: Sequence[tuple[int, int, Array]], affine: Array, width: int, y: int) -> Json:
+def _joined(volume: Array, slices: Sequence[tuple[int, int]], box: Sequence[slice]) -> tuple[Array, list[int]]:
+    """Put slices of a volume side by side, upright; return where each ends as well."""
+    shown = [np.rot90(np.take(volume, i, a)[tuple(s for b, s in enumerate(box) if b != a)]) for a, i in slices]
+    tall = max(t.shape[0] for t in shown)
+    rows = [((tall - t.shape[0]) // 2, -(-(tall - t.shape[0]) // 2)) for t in shown]
+    padded = [np.pad(t, (r, (1, 1), *[(0, 0)] * (t.ndim - 2))) for t, r in zip(shown, rows, strict=True)]
+    return np.ascontiguousarray(np.concatenate(padded, axis=1)), [p.shape[1] for p in padded]
+
+
+def _strip(colours: Array, slices: Sequence[tuple[int, int]], box: Sequence[slice], affine: Array, width: int) -> Json:
     """Join slices side by side, enlarge them smoothly, and name each by its position in mm."""
     from PIL import Image
 
-    shown = [np.rot90(t) for _, _, t in tiles]
-    tall = max(t.shape[0] for t in shown)
-    padded = [np.pad(t, (((tall - t.shape[0]) // 2, -(-(tall - t.shape[0]) // 2)), (1, 1), (0, 0))) for t in shown]
-    joined = np.ascontiguousarray(np.concatenate(padded, axis=1))
+    joined, widths = _joined(colours, slices, box)
     scale = width / joined.shape[1]
-    image = Image.fromarray(joined).resize((width, round(tall * scale)), Image.Resampling.BICUBIC)
-    edges = np.cumsum([0, *(p.shape[1] for p in padded)]) * scale
-    names = [f"{'xyz'[a]} = {affine[a, a] * i + affine[a, 3]:.0f}" for a, i, _ in tiles]
+    image = Image.fromarray(joined).resize((width, round(joined.shape[0] * scale)), Image.Resampling.BICUBIC)
+    edges = np.cumsum([0, *widths]) * scale
+    names = [f"{'xyz'[a]} = {affine[a, a] * i + affine[a, 3]:.0f}" for a, i in slices]
     labels = [(round(float(x), 1), n) for x, n in zip((edges[1:] + edges[:-1]) / 2, names, strict=True)]
-    return {"uri": _uri(image, "jpeg", quality=82), "y": y, "height": image.height, "labels": labels}
+    return {"uri": _uri(image, "jpeg", quality=82), "height": image.height, "labels": labels}
+
+
+def _outlines(
+    contours: Mapping[str, Array], slices: Sequence[tuple[int, int]], box: Sequence[slice], size: tuple[int, int]
+) -> str:
+    """Draw lines of two pixels along 0.5, at twice the size and then averaged, so that they are smooth."""
+    from PIL import Image
+
+    drawn = np.zeros((size[1], size[0], 4))
+    for colour, volume in contours.items():
+        image = Image.fromarray(_joined(np.asarray(volume, np.float32), slices, box)[0])
+        above = np.asarray(image.resize((2 * size[0], 2 * size[1]), Image.Resampling.BICUBIC)) > 0.5
+        line = above & ~ndimage.binary_erosion(above, iterations=3)
+        opacity = line.reshape(size[1], 2, size[0], 2).mean(axis=(1, 3))[..., None]
+        drawn = drawn * (1 - opacity) + opacity * np.array([*_ramp((colour, colour), 1)[0], 255])
+    drawn[..., :3] /= np.maximum(drawn[..., 3:], 1) / 255  # colours were mixed with transparent black
+    return _transparent(drawn)
+
+
+def _transparent(drawn: Array) -> str:
+    """Encode few colours and degrees of transparency as a PNG."""
+    from PIL import Image
+
+    image = Image.fromarray(np.rint(drawn).clip(0, 255).astype(np.uint8), "RGBA")
+    return _uri(image.quantize(32, method=Image.Quantize.FASTOCTREE), "png", optimize=True)
 
 
 PARTS = {"train": "#bcd7ea", "validation": "#f0c95c", "test": "#b5471b"}
@@ -198,6 +268,52 @@ def _background() -> Any:
     return load_mni152_template(resolution=2)
 
 
+OUTLINES = {"mask": "#ffd54f", "gm": "#4fc3f7", "wm": "#ff7043"}
+"""Colours of contours: the brain mask, grey and white matter."""
+
+
+def draw_registration(image: Path, outlined: Mapping[str, Path]) -> Json:
+    """Show an image in MNI space, the template on the same slices, and contours over both.
+
+    Parameters
+    ----------
+    image
+        One volume, or a series, of which the first is shown.
+    outlined
+        Masks or probabilities by the names of `OUTLINES`.
+    """
+    template = _background()
+    values = _template_brain()
+    contours = {OUTLINES[role]: _on_template(path) for role, path in outlined.items()}
+    cut: Json = {"inside": values > 0, "affine": template.affine, "margin": 4}
+    below = draw_mosaic(to_grey(values), **cut)
+    shown = draw_mosaic(to_grey(_on_template(image)), contours=contours, **cut)
+    for strip, other in zip(shown["strips"], below["strips"], strict=True):
+        strip["template"] = other["uri"]
+    return shown
+
+
+def _on_template(path: Path) -> Array:
+    """Interpolate the first volume of a file linearly onto the template's grid of 2 mm."""
+    import nibabel as nib
+
+    image, template = nib.load(path), _background()
+    first = image.dataobj[..., 0] if len(image.shape) > 3 else image.dataobj
+    values = np.nan_to_num(np.squeeze(np.asarray(first, np.float32)))
+    matrix = np.linalg.inv(image.affine) @ template.affine
+    moved: Array = ndimage.affine_transform(
+        values, matrix[:3, :3], matrix[:3, 3], output_shape=template.shape, order=1, mode="constant"
+    )
+    return moved
+
+
+def _template_brain() -> Array:
+    """Return the template's intensities, 0 outside the brain."""
+    values = np.asarray(_background().dataobj, np.float32)
+    brain: Array = np.where(values > 0.2 * values.max(), values, 0)
+    return brain
+
+
 def draw_overlay(path: Path) -> Json:
     """Lay a map over the MNI152 template, the more opaque the larger it is."""
     import nibabel as nib
@@ -207,8 +323,7 @@ def draw_overlay(path: Path) -> Json:
     values = resample_to_img(
         nib.load(path), template, interpolation="linear", force_resample=True, copy_header=True
     ).get_fdata()
-    grey = np.asarray(template.get_fdata())
-    grey = np.where(grey > 0.2 * grey.max(), grey, 0)
+    grey = _template_brain()
     limit = float(np.percentile(np.abs(values[values != 0]), 99.5)) if (values != 0).any() else 1.0
     two_sided = bool((values < -0.02 * limit).any())
     colours, low = (("#56b4e9", "#0b3d66", "#000000", *HEAT[0::2]), -limit) if two_sided else (HEAT, 0.0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bids_dl import derivatives, query, written
+from bids_dl import derivatives, quality, query, written
 from bids_dl.written import Json
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -40,19 +40,33 @@ def verdict_of_participant(features: Sequence[Json], problems: Sequence[Json]) -
     return f"{said} No problem was found.", ""
 
 
+OUTLINED = {"mask": "brain mask", "gm": "grey matter", "wm": "white matter"}
+
+
+def said_measure(name: str, value: float) -> tuple[str, str]:
+    """Describe a measure of quality in words, and write its value with its unit."""
+    said, unit = quality.MEASURES.get(name, (name, ""))
+    if name == "moved_share":
+        return said, f"{value:.0%}"
+    shown = f"{value:,.0f}" if name == "n_volumes" or unit == "mL" else brief(value)
+    return said, shown if unit == "1" else f"{shown} {unit}"
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def title_of(entry: Json) -> str:
     """Name a feature as a person would."""
-    return TITLES.get(entry["feature"], str(entry["feature"]))
+    return TITLES.get(entry["feature"], str(entry["feature"]).replace("_", " "))
 
 
 def _origin(entry: Json) -> str:
     """Say how near to the raw data the source of a feature lies."""
     if _is_derived(entry):
         return "computed here from the time series"
+    if str(entry.get("why", "")).startswith("from the feature "):
+        return f"computed here {entry['why']}"
     return "from a derivative" if entry.get("prepared") else "prepared here from a raw scan"
 
 

@@ -50,7 +50,7 @@ def measure(scan: Scan) -> dict[str, float]:
     A T1w gives the overlap of its mask with the template's, volumes, white-matter SNR and grey/white contrast [1]_
     (the noise of the background is unknown in a stripped image, and taken as 0); BOLD gives temporal SNR [2]_, DVARS and
     framewise displacement [3]_; a dwi the SNR of its b0 volumes. A PET, whose uptake is no homogeneous signal, gives
-    the overlap of its mask only.
+    the overlap of its mask only, and so does every other image.
 
     Parameters
     ----------
@@ -260,7 +260,8 @@ def _nothing(scan: Scan) -> dict[str, float]:
 
 
 MEASURED: dict[str, Callable[[Scan], dict[str, float]]] = {
-    "t1w": _structure, "bold": _series, "dwi": _diffusion, "pet": _nothing,
+    "t1w": _structure, "bold": _series, "dwi": _diffusion, "pet": _nothing, "dwimap": _nothing, "t2w": _nothing,
+    "flair": _nothing,
 }  # fmt: skip
 """How each kind of scan is measured, beside the overlap of its mask."""
 

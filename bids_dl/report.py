@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import charts, derivatives, pictures, prose, query, written
+from bids_dl import charts, derivatives, pictures, prose, quality, query, written
 from bids_dl.written import Json
 
 Array = NDArray[Any]
@@ -30,21 +30,69 @@ def write_participant(out: Path, participant_id: str) -> Path:
     Returns
     -------
     Path
-        ``OUT/sub-X.html``, some 200 kB, complete in itself.
+        ``OUT/sub-X.html``, some 600 kB, complete in itself.
     """
     path = out / "logs" / "participants" / f"{participant_id}.json"
     record = written.read_json(path)
     features, problems = record.get("features", []), list(record.get("problems", []))
+    measured = record.get("quality", [])
     if not record:
         problems.append({"reason": f"there is no record of this participant ({path.relative_to(out)})."})
     verdict, tone = prose.verdict_of_participant(features, problems)
     page = _template("participant.html.j2").render(
         participant_id=participant_id, verdict=verdict, tone=tone, problems=problems,
-        cards=[_card(out, entry) for entry in features],
+        cards=[_card(out, _with_measured(entry, measured)) for entry in features],
+        quality=_safely(_quality, out, participant_id, measured), placed=[_safely(_placed, entry) for entry in measured],
+        sources=_sources(record),
         predictions=[_prediction(entry) for entry in record.get("predictions", [])],
         about=written.about(out, path), configuration=written.read_text(out / "logs" / "bids_dl_participant.toml"),
     )  # fmt: skip
     return derivatives.write_text(out / f"{participant_id}.html", page)
+
+
+def _with_measured(entry: Json, measured: Sequence[Json]) -> Json:
+    """Add to a feature what was noted of the scan it comes from."""
+    mine = next((q for q in measured if q.get("path") == entry.get("source")), {})
+    return entry | {"confounds": mine.get("confounds")}
+
+
+def _quality(out: Path, participant_id: str, measured: Sequence[Json]) -> Json:
+    """List what was measured of each scan, with the flags that the whole cohort gave rise to."""
+    table = written.read_table(out / "quality.tsv")
+    mine = table[table["participant_id"] == participant_id] if "flags" in table else table
+    flags = {
+        str(s): str(f).split(", ") for s, f in zip(mine.get("scan", ()), mine.get("flags", ()), strict=True) if f == f
+    }
+    scans = [
+        {
+            "name": q["scan"], "failure": q.get("failure"),
+            "rows": [(*prose.said_measure(name, v), name in flags.get(q["scan"], ())) for name, v in q["measures"].items()],
+        }
+        for q in measured
+    ]  # fmt: skip
+    return {"scans": scans, "flagged": sum(map(len, flags.values()))}
+
+
+def _placed(entry: Json) -> Json:
+    """Show how a prepared scan lies on the template; of a series, its reference or else its first volume."""
+    path = Path(entry["path"])
+    if not query.entities(path).get("space", "").startswith("MNI"):
+        return {}
+    reference = path.with_name(path.name.replace("_desc-preproc_bold", "_boldref"))
+    image = reference if reference.is_file() else path
+    if not image.is_file():
+        return {"scan": entry["scan"], "failure": f"{path} is no longer there."}
+    named = {"mask": entry.get("mask"), **{t: entry.get("related", {}).get(t) for t in ("gm", "wm")}}
+    outlined = {role: Path(p) for role, p in named.items() if p and Path(p).is_file()}
+    legend = [(prose.OUTLINED[role], pictures.OUTLINES[role]) for role in outlined]
+    return {"scan": entry["scan"], "picture": pictures.draw_registration(image, outlined), "legend": legend}
+
+
+def _sources(record: Json) -> Json:
+    """Say from which file each feature comes, why that one was chosen, and what had to be prepared."""
+    features = [(prose.title_of(e), e.get("source", ""), e.get("why", "")) for e in record.get("features", [])]
+    prepared = [(p["scan"], p["path"], p.get("why", ""), p.get("seconds")) for p in record.get("preparations", [])]
+    return {"features": features, "preparations": prepared}
 
 
 @lru_cache(maxsize=1)
@@ -71,7 +119,13 @@ def _card(out: Path, entry: Json) -> Json:
     """Describe one feature; a file that is missing or cannot be read leaves a card that says so."""
     path = out / entry["path"]
     shape = f" {prose.TIMES} ".join(map(str, entry.get("shape", [])))
-    rows = (("source", entry.get("source")), ("written", entry["path"]), ("shape", shape), ("unit", entry.get("unit")))
+    rows = (
+        ("source", entry.get("source")),
+        ("chosen", entry.get("why")),
+        ("written", entry["path"]),
+        ("shape", shape),
+        ("unit", entry.get("unit")),
+    )
     labels = query.entities(path)
     told = [
         labels[k] for k in ("ses", "task", "run", "stat") if labels.get(k) not in {None, "mean", "pearsoncorrelation"}
@@ -129,20 +183,44 @@ def _draw_series(path: Path, said: Json) -> Json:
     facts += [("Regions missing", said.get("n_missing", 0)), *_coverage(path)]
     return {
         "carpet": pictures.draw_values(z.T, pictures.GREY, -2, 2), "facts": facts, "change": pictures.draw_change(z),
-        "regions": len(labels),
+        "regions": len(labels), "displacement": _displacement(said.get("confounds"), n), "covered": _least_covered(path),
         "last": n * step if step else n, "axis": "time (s)" if step else "volume",
         "what": "Every row is a region, z-scored over time, black at -2 and white at 2. "
         "Vertical stripes are what all regions share, often motion.",
     }  # fmt: skip
 
 
-def _coverage(path: Path) -> list[tuple[str, str]]:
-    """Read what share of each region the scan covers, where that was written."""
+def _displacement(confounds: str | None, n_volumes: int) -> Json | None:
+    """Draw the framewise displacement of the run, where its table is there and as long as the series."""
+    if not confounds or not Path(confounds).is_file():
+        return None
+    displaced = quality.framewise_displacement(Path(confounds))
+    if len(displaced) != n_volumes or n_volumes < 2:
+        return None
+    return pictures.draw_displacement(displaced, quality.MOVED_MM)
+
+
+def _shares(path: Path) -> tuple[tuple[str, ...], Array]:
+    """Read what share of each region the scan covers; empty where that was not written."""
     covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
     if covered == path or not covered.is_file():
+        return (), np.empty(0)
+    labels, share = query.read_matrix(covered)
+    return labels, share.ravel()
+
+
+def _coverage(path: Path) -> list[tuple[str, str]]:
+    _, share = _shares(path)
+    if not len(share):
         return []
-    share = query.read_matrix(covered)[1].ravel()
     return [("Coverage", f"median {np.nanmedian(share):.0%}; {int((share < 0.5).sum())} regions below half")]
+
+
+def _least_covered(path: Path, most: int = 8) -> list[tuple[str, float, str]]:
+    """Name the regions that the scan covers least, as bars."""
+    labels, share = _shares(path)
+    order = [i for i in np.argsort(np.nan_to_num(share), kind="stable")[:most] if not share[i] >= 0.95]
+    return [(labels[i], float(np.nan_to_num(share[i])), f"{np.nan_to_num(share[i]):.0%}") for i in order]
 
 
 def _draw_volume(path: Path, said: Json) -> Json:

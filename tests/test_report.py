@@ -1,5 +1,6 @@
 """Reports: made from files alone, complete in themselves, honest, and whole even where files are missing."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import derivatives, report
+from bids_dl import derivatives, query, report
 
 MODELS = {
     "dummy": ("dummy", "confounds", "baseline"),
@@ -408,3 +409,113 @@ def test_all_participants_with_a_record_get_a_page(tmp_path):
     )
     report.write_all(tmp_path, "participant")
     assert sorted(p.name for p in tmp_path.glob("*.html")) == ["sub-01.html", "sub-02.html"]
+
+
+def make_measured(out: Path, *, flags: str = "tsnr") -> Path:
+    """A participant with two prepared scans beside the output, measured, one flagged, one prepared here."""
+    make_participant(out)
+    from nilearn.datasets import load_mni152_brain_mask
+
+    mask = load_mni152_brain_mask(resolution=6)
+    brain, elsewhere = mask.get_fdata() > 0, out.parent / "elsewhere"
+    noise = np.random.default_rng(7).normal(100, 20, (*brain.shape, 3)).astype(np.float32) * brain[..., None]
+    stem = elsewhere / "sub-01_space-MNI152NLin6Asym"
+    derivatives.write_image(Path(f"{stem}_desc-preproc_T1w.nii.gz"), noise[..., 0], mask.affine)
+    derivatives.write_image(Path(f"{stem}_task-rest_desc-preproc_bold.nii.gz"), noise, mask.affine)
+    derivatives.write_image(Path(f"{stem}_desc-brain_mask.nii.gz"), brain.astype(np.uint8), mask.affine)
+    derivatives.write_image(Path(f"{stem}_label-GM_probseg.nii.gz"), 0.7 * brain, mask.affine)
+    confounds = elsewhere / "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    derivatives.write_table(confounds, pd.DataFrame({"framewise_displacement": [np.nan, *np.linspace(0, 1.3, 39)]}))
+    place = out / "logs" / "participants" / "sub-01.json"
+    record = json.loads(place.read_text())
+    bold = f"{stem}_task-rest_desc-preproc_bold.nii.gz"
+    held = {"mask": f"{stem}_desc-brain_mask.nii.gz"}
+    record["features"][0] |= {"source": bold, "why": "derivative of fmriprep; chosen over <the> raw scan"}
+    record["quality"] = [
+        {"scan": "sub-01_T1w", "kind": "t1w", "path": f"{stem}_desc-preproc_T1w.nii.gz", **held,
+         "related": {"gm": f"{stem}_label-GM_probseg.nii.gz"}, "measures": {"mask_ml": 1833.4, "mask_dice": 0.9637}},
+        {"scan": "sub-01_bold", "kind": "bold", "path": bold, **held, "confounds": str(confounds), "related": {},
+         "measures": {"tsnr": 12.3, "moved_share": 0.25, "n_volumes": 40.0}},
+        {"scan": "sub-01_run-2_bold", "kind": "bold", "path": "x_bold.nii.gz", "related": {}, "measures": {},
+         "failure": "it is <cut> off."},
+    ]  # fmt: skip
+    record["preparations"] = [
+        {"scan": "sub-01_T1w", "kind": "t1w", "seconds": 61.3, "path": "/o/sub-01_T1w.nii.gz", "why": "prepared here"},
+        {"scan": "sub-01_bold", "kind": "bold", "seconds": None, "path": "/o/sub-01_bold.nii.gz", "why": "prepared here"},
+    ]  # fmt: skip
+    derivatives.write_json(place, record)
+    table = pd.DataFrame({"participant_id": ["sub-01", "sub-01", "sub-02"], "scan": ["sub-01_bold", "sub-01_T1w", "sub-01_T1w"],
+                          "kind": ["bold", "t1w", "t1w"], "flags": [flags, None, "mask_dice"]})  # fmt: skip
+    derivatives.write_table(out / "quality.tsv", table)
+    return elsewhere
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("measured") / "out"
+    make_measured(out)
+    return out, report.write_participant(out, "sub-01").read_text()
+
+
+def test_measures_stand_with_their_units_and_only_this_participants_flags(measured):
+    section = html.unescape(measured[1].partition('id="quality"')[2].partition("</section>")[0])
+    rows = re.findall(r'<tr( class="flag")?><td>(.*?)</td><td class="number">(.*?)</td>', section)
+    shown = {said.split(",")[0].split(";")[0]: (value, bool(flag)) for flag, said, value in rows}
+    assert shown == {
+        "Volume of the brain mask in template space": ("1,833 mL", False),
+        "Dice overlap of the brain mask with the template's": ("0.964", False),
+        "Temporal signal-to-noise ratio": ("12.3", True),
+        "Share of volumes whose framewise displacement exceeds 0.5 mm": ("25%", False),
+        "Volumes of the run": ("40", False),
+    }
+
+
+def test_a_scan_that_could_not_be_measured_says_why(measured):
+    assert "It could not be measured: it is &lt;cut&gt; off." in measured[1]
+
+
+def test_each_prepared_scan_is_laid_over_the_template_with_its_contours(measured):
+    _, page = measured
+    assert page.count('class="template"') == 4  # two strips for each of two scans
+    assert page.count('class="contours"') == 4
+    assert page.count("grey matter</span>") == 1
+    assert page.count("brain mask</span>") == 2
+    assert "cannot be shown" not in page
+
+
+def test_displacement_stands_over_the_carpet(measured):
+    _, page = measured
+    line = re.search(r'<polyline points="([^"]*)" fill="none" stroke="#b5471b"', page)[1]
+    heights = [float(point.split(",")[1]) for point in line.split()]
+    assert len(heights) == 39
+    assert heights[0] == 66
+    assert heights[-1] == 18
+    assert (66 - heights[-1]) / 1.3 == pytest.approx((66 - float(re.search(r'y1="([\d.]+)"', page)[1])) / 0.5, rel=0.01)
+
+
+def test_sources_and_preparations_say_why_and_how_long(measured):
+    _, page = measured
+    assert "chosen over &lt;the&gt; raw scan" in page
+    assert "61 s" in page
+    assert "kept from an earlier run" in page
+
+
+def test_least_covered_regions_are_named(measured):
+    out, page = measured
+    labels, share = query.read_matrix(next(out.rglob("*coverage_bold.tsv")))
+    assert labels[int(share.argmin())] in page
+    assert f"{share.min():.0%}" in page
+
+
+def test_page_with_all_pictures_is_small_and_loads_nothing_from_outside(measured):
+    assert len(measured[1]) < 1_000_000
+    assert all(link.startswith(("data:", "#", "logs/")) for link in _loaded(measured[1]))
+
+
+def test_a_source_that_has_gone_costs_its_picture_only(tmp_path):
+    elsewhere = make_measured(tmp_path / "out")
+    for path in elsewhere.iterdir():
+        path.unlink()
+    page = report.write_participant(tmp_path / "out", "sub-01").read_text()
+    assert page.count("is no longer there") == 2
+    assert "carpet" in page or "frame-to-frame change" in page
