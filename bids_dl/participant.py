@@ -197,52 +197,70 @@ def _followed(config: Config, record: Mapping[str, Any], name: str, scans: Seque
 def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds: set[str]) -> list[Scan]:
     """Prepare the raw scans of the kinds that are wanted: T1w first, others through the T1w of their session."""
     able = set(zoo.names("preparations"))
-    wanted = [s for s in scans if s.kind in kinds]
+    wanted = [s for s in scans if _is_wanted(s, scans, kinds)]
     raw = [s for s in wanted if not s.prepared and s.kind in able]
     anatomies = [s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind != "t1w" for r in raw))]
     seen: dict[str, Scan] = {}
     for scan in anatomies:
-        done = scan if scan.prepared else _prepare(config, record, scan, None)
-        if done is not None:
+        for done in [scan] if scan.prepared else _prepare(config, record, scan, None):
             seen.setdefault(scan.entities.get("ses", ""), done)
             seen[str(scan.path)] = done
     ready = [seen[str(s.path)] for s in wanted if s.kind == "t1w" and str(s.path) in seen]
     for scan in [s for s in wanted if s.kind != "t1w"]:
         anatomy = seen.get(scan.entities.get("ses", "")) or next(iter(seen.values()), None)
-        done = _prepare(config, record, scan, anatomy) if scan in raw else scan
-        ready += [done] if done is not None else []
+        made = _prepare(config, record, scan, anatomy) if scan in raw else [scan]
+        ready += [s for s in made if s.kind == scan.kind or not _is_given(s, scans)]
     return ready
 
 
-def _prepare(config: Config, record: dict[str, Any], scan: Scan, anatomy: Scan | None) -> Scan | None:
+def _is_wanted(scan: Scan, scans: Sequence[Scan], kinds: set[str]) -> bool:
+    """Tell whether a feature takes a scan, or another kind that its preparation ``GIVES`` and no derivative has."""
+    if scan.kind in kinds or scan.prepared or scan.kind not in zoo.names("preparations"):
+        return scan.kind in kinds
+    session = [s.kind for s in scans if s.entities.get("ses") == scan.entities.get("ses")]
+    return bool(kinds & set(zoo.constant("preparations", scan.kind, "GIVES") or ()) - set(session))
+
+
+def _is_given(made: Scan, scans: Sequence[Scan]) -> bool:
+    """Tell whether a derivative has the map already that a preparation made."""
+    same = ("ses", "param")
+    return any(s.kind == made.kind and all(s.entities.get(k) == made.entities.get(k) for k in same) for s in scans)
+
+
+def _prepare(config: Config, record: dict[str, Any], scan: Scan, anatomy: Scan | None) -> list[Scan]:
     """Prepare one raw scan, or find what an earlier run prepared from the same file; a failure is noted."""
     started = time.perf_counter()
     try:
         done, is_new = _prepared(config, scan, anatomy)
     except BidsDLError as problem:
         record["problems"].append({"scan": scan.name, "feature": f"preparation {scan.kind}", "reason": str(problem)})
-        return None
+        return []
     except Exception as problem:  # one participant's surprise must not stop the others
         _note_crash(config, record, scan, f"preparation-{scan.kind}", problem)
-        return None
+        return []
     seconds = round(time.perf_counter() - started, 1) if is_new else None
-    record["preparations"].append({"scan": scan.name, "kind": scan.kind, "seconds": seconds, **_packed(done)})
+    first, also = done[0], [str(more.path) for more in done[1:]]
+    record["preparations"].append(
+        {"scan": scan.name, "kind": scan.kind, "seconds": seconds, **_packed(first), "also": also}
+    )
     return done
 
 
-def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[Scan, bool]:
+def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[list[Scan], bool]:
+    """Call the preparation; one that makes several scans returns a list, the scan itself first."""
     if not scan.path.is_file():
         raise DataError(_not_there(scan))
     place = config.out / "logs" / "preparations" / f"{scan.name}.json"
     options = config.preparations.of(scan.kind)
     made_of = [scan.path, *scan.related.values(), *([anatomy.path] if anatomy else [])]
     stamp = json.dumps([options, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in made_of]])
-    if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp:
-        done = _unpacked(noted["scan"])
-        if done.path.is_file() and all(p.is_file() for p in done.related.values()):
-            return done, False
-    done = zoo.load("preparations", scan.kind)(scan, anatomy, config.out, **options)
-    derivatives.write_json(place, {"stamp": stamp, "scan": _packed(done)})
+    if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp and "scans" in noted:
+        kept = [_unpacked(one) for one in noted["scans"]]
+        if all(p.is_file() for one in kept for p in (one.path, *one.related.values())):
+            return kept, False
+    made = zoo.load("preparations", scan.kind)(scan, anatomy, config.out, **options)
+    done = made if isinstance(made, list) else [made]
+    derivatives.write_json(place, {"stamp": stamp, "scans": [_packed(one) for one in done]})
     return done, True
 
 
@@ -285,7 +303,7 @@ def _is_from_derivative(config: Config, record: Mapping[str, Any], scan: Scan) -
     for entry in record["features"]:
         if config.out / entry["path"] == scan.path:
             return bool(entry["prepared"])
-    return str(scan.path) not in {p["path"] for p in record["preparations"]}
+    return str(scan.path) not in {path for p in record["preparations"] for path in (p["path"], *p.get("also", ()))}
 
 
 def _noted(

@@ -1,0 +1,497 @@
+"""A raw dwi becomes maps of the tensor: noise, motion, brain, fractional anisotropy and mean diffusivity, in standard space."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_dl import derivatives, query
+from bids_dl.errors import DataError
+from bids_dl.records import Array, Scan
+
+GIVES = ("dwi", "dwimap")
+"""Kinds of scan that come out."""
+
+SPACE = "MNI152NLin2009aSym"
+B0 = 50.0
+"""Weightings up to this (s/mm²) count as none: some scanners write 5 or 40 for 0."""
+
+LARGEST_B = 1500.0
+"""Beyond, the decay is no longer that of one tensor; such volumes are left out where enough others remain."""
+
+BRAIN_ML = (300.0, 2600.0)
+STILL_MM = 0.05
+"""A volume that lies closer than this to the first is not interpolated."""
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Volumes (x, y, z, volume), axes along RAS, with weighting (s/mm²) and unit direction along the voxel axes."""
+
+    volumes: Array
+    affine: Array
+    bvals: Array
+    directions: Array
+
+    @property
+    def is_b0(self) -> Any:
+        """Which volumes are not weighted, (volume,)."""
+        return self.bvals <= B0
+
+    @property
+    def b0(self) -> Array:
+        """Mean of the volumes without weighting, (x, y, z)."""
+        return np.asarray(self.volumes[..., self.is_b0].mean(axis=3))
+
+
+@dataclass(frozen=True)
+class Path2Standard:
+    """Files that ANTs applies: into standard space, and back with which of them inverted."""
+
+    forward: tuple[Path, ...]
+    backward: tuple[Path, ...]
+    inverted: tuple[bool, ...]
+
+
+def prepare(
+    scan: Scan, anatomy: Scan | None, out: Path, *, denoise: bool = True, correct_motion: bool = True,
+    resolution_mm: int = 2,
+) -> list[Scan]:  # fmt: skip
+    """Remove noise [1]_ and motion (rigid; the directions turn along [2]_), fit a tensor [3]_ and bring it to MNI space.
+
+    Susceptibility and eddy currents are not corrected: where a QSIPrep derivative exists, it is the better source.
+
+    Parameters
+    ----------
+    scan
+        A dwi, raw or corrected by another program (``desc-preproc``), with ``bval`` and ``bvec`` beside it.
+    anatomy
+        The prepared T1w of the participant, with its transforms; without, fractional anisotropy itself is brought onto
+        the white matter of the template, which is less exact.
+    out
+        The output folder.
+    denoise
+        Remove thermal noise by the spectrum that random matrices have. Not done to a corrected dwi.
+    correct_motion
+        Align each volume with the first that is not weighted. Not done to a corrected dwi.
+    resolution_mm
+        Edge of a voxel in standard space.
+
+    Returns
+    -------
+    list of Scan
+        The dwi, whose related roles are ``fa`` and ``md`` (standard space), ``fa_native`` (0 to 1), ``md_native``
+        (mm²/s), ``dwi_native``, ``bval``, ``bvec`` (turned), ``mask_native``, ``from_standard`` (JSON: files and which
+        ANTs inverts); then the two maps in standard space as scans of their own.
+
+    Raises
+    ------
+    DataError
+        If the image is damaged, empty or no series; the weightings or directions do not fit it; no volume is free of
+        weighting; there are fewer than 6 directions; or no brain of a plausible size is found.
+
+    References
+    ----------
+    .. [1] Veraart et al. (2016), NeuroImage 142. doi:10.1016/j.neuroimage.2016.08.016
+    .. [2] Leemans & Jones (2009), Magnetic Resonance in Medicine 61(6). doi:10.1002/mrm.21890
+    .. [3] Basser et al. (1994), Biophysical Journal 66(1). doi:10.1016/S0006-3495(94)80775-1
+    """
+    raw = scan.entities.get("desc") != "preproc"
+    data = load(scan)
+    mask = _brain_of(scan, data)
+    data = without_noise(data, mask) if raw and denoise else data
+    data, moved_mm = without_motion(data, mask) if raw and correct_motion else (data, 0.0)
+    maps = tensor_maps(data, mask)
+    written = _Written(scan, out, resolution_mm, moved_mm if raw and correct_motion else None)
+    native = written.native(data, mask, maps)
+    with tempfile.TemporaryDirectory() as folder:
+        through = _to_standard(data, mask, maps["fa"], anatomy, written, folder)
+    return written.standard(native, data.affine, mask, maps, through)
+
+
+def load(scan: Scan) -> Diffusion:
+    """Read the series and its gradients.
+
+    Raises
+    ------
+    DataError
+        As `prepare`, but for the brain.
+    """
+    try:
+        image = nib.load(scan.path)
+        turned = nib.as_closest_canonical(image)
+        volumes = np.nan_to_num(np.asarray(turned.dataobj, np.float32))
+    except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
+        raise DataError(
+            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
+        ) from problem
+    if volumes.ndim != 4:
+        raise DataError(f"{scan.name} has {volumes.ndim} dimensions; a series of volumes (4) is expected.")
+    if not np.ptp(volumes):
+        raise DataError(f"{scan.name} holds the same value in every voxel; look at the image.")
+    bvals, bvecs = _gradients(scan, volumes.shape[3])
+    world = _axes(image.affine) @ _flipped(bvecs, image.affine).T
+    directions = (np.linalg.inv(_axes(turned.affine)) @ world).T
+    return Diffusion(np.maximum(volumes, 0), np.asarray(turned.affine), bvals, directions)
+
+
+def _axes(affine: Array) -> Array:
+    """Return the unit vectors of the voxel axes in the world, as columns."""
+    return np.asarray(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def _flipped(bvecs: Array, affine: Array) -> Array:
+    """Change directions between FSL's axes, whose first runs to the left, and the axes of the voxels."""
+    return bvecs * np.array([-1, 1, 1]) if np.linalg.det(affine[:3, :3]) > 0 else bvecs
+
+
+def _gradients(scan: Scan, n_volumes: int) -> tuple[Array, Array]:
+    """Read weightings (volume,) and unit directions (volume, 3), and check them."""
+    bvals, bvecs = (_numbers(scan, role) for role in ("bval", "bvec"))
+    bvals = bvals.ravel()
+    bvecs = bvecs if bvecs.shape[1] == 3 and bvecs.shape[0] != 3 else bvecs.T
+    if len(bvals) != n_volumes or bvecs.shape != (n_volumes, 3):
+        raise DataError(
+            f"{scan.name} has {n_volumes} volumes, but {len(bvals)} b-values and {len(bvecs)} directions; find the "
+            "bval and bvec that belong to it."
+        )
+    if bvals.min() > B0:
+        raise DataError(
+            f"{scan.name} has no volume with b=0 (the lowest b-value is {bvals.min():.0f}); a tensor needs one."
+        )
+    length = np.linalg.norm(np.nan_to_num(bvecs), axis=1, keepdims=True)
+    units = np.divide(np.nan_to_num(bvecs), length, out=np.zeros_like(bvecs), where=length > 0)
+    units[bvals <= B0] = 0
+    _refuse_few(scan, units[bvals > B0])
+    return bvals, units
+
+
+def _numbers(scan: Scan, role: str) -> Array:
+    if role not in scan.related:
+        raise DataError(f"{scan.name} has no .{role} file beside it; add the one that the conversion from DICOM wrote.")
+    try:
+        found = np.loadtxt(scan.related[role], ndmin=2)
+    except ValueError as problem:
+        raise DataError(
+            f"{scan.name}: its {role} holds something else than rows of numbers ({problem}); mend it."
+        ) from problem
+    if not found.size:
+        raise DataError(f"{scan.name}: its {role} is empty; copy it again from its source.")
+    return np.asarray(found, np.float64)
+
+
+def _refuse_few(scan: Scan, directions: Array) -> None:
+    """Refuse directions that leave a tensor's six numbers undetermined."""
+    n_apart = _independent(directions)
+    if n_apart < 6:
+        raise DataError(
+            f"{scan.name} has {n_apart} independent directions among {len(directions)} weighted volumes; a tensor needs 6."
+        )
+
+
+def _independent(directions: Array) -> int:
+    """Count how many of a tensor's six numbers the directions (n, 3) determine."""
+    x, y, z = directions.T
+    products = np.column_stack([x * x, y * y, z * z, x * y, x * z, y * z])
+    return int(np.linalg.matrix_rank(products, tol=0.05)) if len(products) else 0
+
+
+def _brain_of(scan: Scan, data: Diffusion) -> Any:
+    """Find the brain in the mean volume without weighting, or take the mask beside a corrected scan."""
+    from dipy.segment.mask import median_otsu
+
+    voxel_ml = abs(np.linalg.det(data.affine[:3, :3])) / 1000
+    edge_mm = (voxel_ml * 1000) ** (1 / 3)
+    beside = scan.path.with_name(scan.path.name.replace("desc-preproc_dwi", "desc-brain_mask"))
+    if beside != scan.path and beside.is_file():
+        inside = np.asarray(nib.as_closest_canonical(nib.load(beside)).dataobj) > 0
+    else:
+        _, inside = median_otsu(data.b0, median_radius=max(1, round(4 / edge_mm)), numpass=1)
+    if inside.shape != data.b0.shape:
+        raise DataError(f"{scan.name} has the grid {data.b0.shape} but its mask {inside.shape}; give them one grid.")
+    inside = ndimage.binary_fill_holes(_largest(inside))
+    size = float(inside.sum() * voxel_ml)
+    if not BRAIN_ML[0] <= size <= BRAIN_ML[1]:
+        raise DataError(
+            f"{scan.name}: what was taken for the brain measures {size:.0f} mL, not {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}; "
+            "look at the image: does it cover a whole brain?"
+        )
+    return inside
+
+
+def _largest(inside: Any) -> Any:
+    """Keep the largest connected part."""
+    parts, n_parts = ndimage.label(inside)
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if n_parts > 1 else inside
+
+
+def without_noise(data: Diffusion, mask: Any) -> Diffusion:
+    """Keep, in each small neighbourhood, the components that noise alone would not have (MP-PCA)."""
+    from dipy.denoise.localpca import mppca
+
+    radius = next((r for r in (1, 2) if data.volumes.shape[3] < (2 * r + 1) ** 3), 3)
+    wide = ndimage.binary_dilation(mask, iterations=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        clean = mppca(data.volumes, mask=wide, patch_radius=radius, suppress_warning=True)
+    kept = np.where(wide[..., None] & np.isfinite(clean), clean, data.volumes)
+    return replace(data, volumes=np.maximum(kept, 0))
+
+
+def without_motion(data: Diffusion, mask: Any) -> tuple[Diffusion, float]:
+    """Align every volume with the first that is not weighted, and turn the directions by as much.
+
+    Returns
+    -------
+    Diffusion
+        Each volume interpolated once, by cubic splines.
+    float
+        Mean displacement at 50 mm from the centre, in mm.
+    """
+    first = int(np.flatnonzero(data.is_b0)[0])
+    centre = data.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + data.affine[:3, 3]
+    volumes, directions, moved = data.volumes.copy(), data.directions.copy(), np.zeros(len(data.bvals))
+    reference, order = data.volumes[..., first], np.argsort(~data.is_b0, kind="stable")
+    for step, t in enumerate(order):
+        if step == int(data.is_b0.sum()):
+            reference = volumes[..., data.is_b0].mean(axis=3)
+        found = np.eye(4) if t == first else _rigid(data.volumes[..., t], reference, data.affine)
+        moved[t] = _displacement(found, centre)
+        if moved[t] > STILL_MM:
+            volumes[..., t] = _resampled(data.volumes[..., t], data.affine, found)
+            turn = np.linalg.inv(_axes(data.affine)) @ found[:3, :3].T @ _axes(data.affine)
+            directions[t] = turn @ data.directions[t]
+    return replace(data, volumes=volumes, directions=directions), float(moved.mean())
+
+
+def _rigid(moving: Array, fixed: Array, affine: Array) -> Array:
+    """Find where each point of one volume lies in another of the same person, as a matrix (mm, RAS)."""
+    import ants
+
+    edge_mm = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    factors = tuple(max(1, int(wanted // edge_mm)) for wanted in (8, 4))
+    with tempfile.TemporaryDirectory() as folder:
+        found = ants.registration(
+            _to_ants(fixed, affine), _to_ants(moving, affine), "Rigid", outprefix=f"{folder}/", aff_metric="mattes",
+            aff_iterations=(100, 60), aff_shrink_factors=factors, aff_smoothing_sigmas=(1, 0), random_seed=SEED,
+            aff_random_sampling_rate=min(1.0, 20_000 * np.prod(factors[1:]) ** 3 / fixed.size),
+        )  # fmt: skip
+        transform = ants.read_transform(found["fwdtransforms"][0])
+        rotation, shift = np.reshape(transform.parameters[:9], (3, 3)), np.array(transform.parameters[9:])
+        about = np.array(transform.fixed_parameters)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, shift + about - rotation @ about
+    left = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return np.asarray(left @ matrix @ left)
+
+
+def _displacement(matrix: Array, centre: Array, radius_mm: float = 50.0) -> float:
+    """Measure how far points around a centre move on average, in mm."""
+    points = centre + radius_mm * np.concatenate([np.eye(3), -np.eye(3)])
+    return float(np.linalg.norm(points @ matrix[:3, :3].T + matrix[:3, 3] - points, axis=1).mean())
+
+
+def _resampled(volume: Array, affine: Array, matrix: Array) -> Array:
+    """Read a volume at the points that a matrix (mm) gives, by cubic splines; negative overshoot becomes 0."""
+    voxels = np.linalg.inv(affine) @ matrix @ affine
+    read = ndimage.affine_transform(volume, voxels[:3, :3], voxels[:3, 3], order=3, mode="nearest")
+    return np.asarray(np.maximum(read, 0), np.float32)
+
+
+def tensor_maps(data: Diffusion, mask: Any) -> dict[str, Array]:
+    """Fit a tensor by weighted least squares: fractional anisotropy (0 to 1) and mean diffusivity (mm²/s), in the mask."""
+    from dipy.core.gradients import gradient_table
+    from dipy.reconst.dti import TensorModel
+
+    low = data.bvals <= LARGEST_B
+    used = low if _independent(data.directions[low]) == 6 else np.ones_like(low)
+    table = gradient_table(data.bvals[used], bvecs=data.directions[used], b0_threshold=B0, atol=0.1)
+    fit = TensorModel(table, fit_method="WLS").fit(data.volumes[..., used], mask=mask)
+    fa, md = (np.clip(np.nan_to_num(getattr(fit, name)), 0, top) * mask for name, top in (("fa", 1.0), ("md", 0.01)))
+    return {"fa": fa.astype(np.float32), "md": md.astype(np.float32)}
+
+
+def _to_ants(values: Array, affine: Array) -> Any:
+    """Hand a volume to ANTs, whose world is left, posterior, superior."""
+    import ants
+
+    turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(turned[:3, :3], axis=0)
+    return ants.from_numpy(
+        np.asarray(values, np.float32), origin=tuple(turned[:3, 3]), spacing=tuple(spacing),
+        direction=turned[:3, :3] / spacing,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _template(resolution_mm: int) -> tuple[Array, Array, Array]:
+    """Load the template's brain, its white matter and its affine."""
+    from nilearn import datasets
+
+    brain = datasets.load_mni152_template(resolution=resolution_mm)
+    white = datasets.load_mni152_wm_template(resolution=resolution_mm)
+    inside = np.asarray(datasets.load_mni152_brain_mask(resolution=resolution_mm).dataobj) > 0
+    return np.asarray(brain.dataobj) * inside, np.asarray(white.dataobj) * inside, np.asarray(brain.affine)
+
+
+def _to_standard(
+    data: Diffusion, mask: Any, fa: Array, anatomy: Scan | None, written: _Written, folder: str
+) -> Path2Standard:
+    """Go through the T1w where there is one, else straight from the anisotropy to the template."""
+    if anatomy is None or not {"native", "to_standard", "from_standard"} <= set(anatomy.related):
+        return _straight(data, mask, fa, written, folder)
+    import ants
+
+    native = nib.load(anatomy.related["native"])
+    found = ants.registration(
+        _to_ants(np.asarray(native.dataobj), native.affine), _to_ants(data.b0 * mask, data.affine), "Rigid",
+        outprefix=f"{folder}/", aff_metric="mattes", random_seed=SEED,
+    )  # fmt: skip
+    own = written.keep(found["fwdtransforms"][0], "T1w", "rigid")
+    ahead, _ = read_transforms(anatomy.related["to_standard"])
+    back, inverted = read_transforms(anatomy.related["from_standard"])
+    return Path2Standard((*ahead, own), (own, *back), (True, *inverted))
+
+
+def read_transforms(path: Path) -> tuple[tuple[Path, ...], tuple[bool, ...]]:
+    """Read a list of transforms, whose files lie relative to it, and which of them ANTs inverts."""
+    content = query.read_json(path)
+    files = tuple(path.parent / name for name in content["Transforms"])
+    return files, tuple(content.get("Invert") or [False] * len(files))
+
+
+def _straight(data: Diffusion, mask: Any, fa: Array, written: _Written, folder: str) -> Path2Standard:
+    """Bring the brain onto the template by its outline and white matter (affine), then the white matter (SyN)."""
+    import ants
+
+    brain, white, affine = _template(written.resolution)
+    outlines = [_to_ants(np.asarray(m, np.float32), a) for m, a in ((brain > 0, affine), (mask, data.affine))]
+    whites = [_to_ants(v, a) for v, a in ((white, affine), (fa, data.affine))]
+    rough = ants.registration(
+        *outlines, "Affine", outprefix=f"{folder}/outline", aff_metric="meansquares", random_seed=SEED
+    )
+    found = ants.registration(
+        *whites, "SyN", outprefix=f"{folder}/white", initial_transform=rough["fwdtransforms"][0], aff_metric="mattes",
+        reg_iterations=(40, 20, 0), random_seed=SEED,
+    )  # fmt: skip
+    named = {name: written.keep(f, SPACE, name) for f in found["fwdtransforms"] for name in [_is_called(f)]}
+    inverse = next(f for f in found["invtransforms"] if f.endswith(".nii.gz"))
+    named["inversewarp"] = written.keep(inverse, SPACE, "inversewarp")
+    return Path2Standard((named["warp"], named["affine"]), (named["affine"], named["inversewarp"]), (True, False))
+
+
+def _is_called(file: str) -> str:
+    return "affine" if file.endswith(".mat") else "warp"
+
+
+class _Written:
+    """Names and sidecars of all that is left for the features, the report and other programs."""
+
+    def __init__(self, scan: Scan, out: Path, resolution_mm: int, moved_mm: float | None) -> None:
+        self.scan, self.out, self.resolution, self.moved_mm = scan, out, resolution_mm, moved_mm
+        self.own = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype", "space", "desc", "res"}}
+        self.described: dict[str, Any] = {"Sources": [derivatives.bids_uri(out, scan)], "SkullStripped": True}
+
+    def path(self, suffix: str, extension: str, **entities: str) -> Path:
+        """Name a file of this participant and session."""
+        named = derivatives.name({**self.own, **entities}, suffix, extension)
+        return derivatives.folder_of(self.out, self.scan) / "dwi" / named
+
+    def image(self, path: Path, values: Any, affine: Array, **more: Any) -> Path:
+        """Write an image and its sidecar."""
+        derivatives.write_image(path, values, affine)
+        derivatives.write_json(derivatives.sidecar_path(path), {**self.described, **more})
+        return path
+
+    def native(self, data: Diffusion, mask: Any, maps: dict[str, Array]) -> dict[str, Path]:
+        """Write what lies in the scan's own space, by role."""
+        factor = 30_000 / float(data.volumes.max())
+        whole = np.rint(data.volumes * factor).astype(np.int16)
+        moved = {} if self.moved_mm is None else {"MeanDisplacement": round(self.moved_mm, 3)}
+        found = {
+            "dwi_native": self.image(self.path("dwi", ".nii.gz", desc="preproc"), whole, data.affine, **moved, **self.how()),
+            "mask_native": self.image(self.path("mask", ".nii.gz", desc="brain"), mask.astype(np.uint8), data.affine),
+            "bval": self._rows("bval", data.bvals[None], "%.0f"),
+            "bvec": self._rows("bvec", _flipped(data.directions, data.affine).T, "%.6f"),
+        }  # fmt: skip
+        for name, values in maps.items():
+            path = self.path("dwimap", ".nii.gz", model="tensor", param=name)
+            found[f"{name}_native"] = self.image(path, values, data.affine, **_meaning(name))
+        return found
+
+    def how(self) -> dict[str, str]:
+        """Say what was done to the volumes."""
+        if self.scan.entities.get("desc") == "preproc":
+            return {"Description": "As another program prepared it, in 16-bit numbers."}
+        return {"Description": "Rigid motion correction by bids_dl; no correction of susceptibility or eddy currents."}
+
+    def _rows(self, extension: str, rows: Array, form: str) -> Path:
+        lines = (" ".join(form % (v + 0.0) for v in row) for row in rows)
+        return derivatives.write_text(
+            self.path("dwi", f".{extension}", desc="preproc"), "".join(f"{line}\n" for line in lines)
+        )
+
+    def keep(self, file: str, to: str, kind: str) -> Path:
+        """Copy a transform into the output."""
+        entities = {"from": "dwi", "to": to, "mode": "image", "desc": kind}
+        path = self.path("xfm", ".mat" if file.endswith(".mat") else ".nii.gz", **entities)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with derivatives.atomic(path) as temporary:
+            shutil.copyfile(file, temporary)
+        return path
+
+    def standard(
+        self, native: dict[str, Path], affine: Array, mask: Any, maps: dict[str, Array], through: Path2Standard
+    ) -> list[Scan]:
+        """Write the maps in standard space, and describe all as scans."""
+        _, _, grid = _template(self.resolution)
+        inside = _moved(mask.astype(np.float32), affine, self.resolution, through.forward) > 0.5
+        held = self.image(self.path("mask", ".nii.gz", space=SPACE, desc="brain"), inside.astype(np.uint8), grid)
+        why = "prepared here from the dwi, " + ("through the T1w" if len(through.backward) > 2 else "without a T1w")
+        scans, related = [], {**native, "from_standard": self._list(through)}
+        for name, values in maps.items():
+            moved = _moved(values, affine, self.resolution, through.forward) * inside
+            path = self.path("dwimap", ".nii.gz", space=SPACE, model="tensor", param=name)
+            related[name] = self.image(
+                path, moved, grid, Resolution=f"{self.resolution} mm isotropic", **_meaning(name)
+            )
+            names = {**query.entities(path), "datatype": "dwi"}
+            scans.append(Scan(path, names, self.out, mask=held, why=why))
+        names = {**self.own, "suffix": "dwi", "datatype": "dwi", "desc": "preproc"}
+        return [
+            Scan(native["dwi_native"], names, self.out, mask=native["mask_native"], related=related, why=why),
+            *scans,
+        ]
+
+    def _list(self, through: Path2Standard) -> Path:
+        path = self.path("xfm", ".json", **{"from": SPACE, "to": "dwi", "mode": "image"})
+        files = [os.path.relpath(file, path.parent) for file in through.backward]
+        return derivatives.write_json(path, {"Transforms": files, "Invert": through.inverted})
+
+
+def _meaning(name: str) -> dict[str, str]:
+    if name == "fa":
+        return {"Description": "Fractional anisotropy of a tensor fitted by weighted least squares"}
+    return {"Description": "Mean diffusivity of a tensor fitted by weighted least squares", "Units": "mm^2/s"}
+
+
+def _moved(values: Array, affine: Array, resolution_mm: int, transforms: Sequence[Path]) -> Array:
+    """Bring a volume onto the template's grid."""
+    import ants
+
+    brain, _, grid = _template(resolution_mm)
+    moved = ants.apply_transforms(
+        _to_ants(brain, grid), _to_ants(values, affine), [str(t) for t in transforms], interpolator="linear"
+    )
+    return np.asarray(moved.numpy(), np.float32)
