@@ -32,8 +32,8 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     Returns
     -------
     Feature
-        ``events``, (time, trial_type), 1 in a trial and 0 elsewhere; no unit. A table without trial types has one
-        column, ``event``.
+        ``timeseries`` (BIDS keeps ``events`` for onsets), (time, trial_type), 1 in a trial and 0 elsewhere; no unit. A
+        table without trial types has one column, ``event``.
 
     Raises
     ------
@@ -57,7 +57,8 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     for start, stop, name in zip(first, last, kind, strict=True):
         values[max(start, 0) : max(stop, 0), labels.index(name)] = 1
     described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s}
-    return Feature(values, ("time", "trial_type"), "events", "none", labels, {"desc": "aligned"}, described)
+    named = {"space": "", "res": "", "desc": "alignedevents"}
+    return Feature(values, ("time", "trial_type"), "timeseries", "none", labels, named, described)
 
 
 def read_events(file: Path) -> tuple[Array, Array, list[str]]:

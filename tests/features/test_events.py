@@ -27,7 +27,7 @@ def test_blocks_are_shifted_by_the_delay(tmp_path: Path) -> None:
     assert found.labels == ("face", "house")
     assert np.flatnonzero(found.values[:, 0]).tolist() == [2, 3, 4, 5, 12, 13, 14, 15]
     assert np.flatnonzero(found.values[:, 1]).tolist() == [7, 8, 9]
-    assert (found.dims, found.suffix, found.entities["desc"]) == (("time", "trial_type"), "events", "aligned")
+    assert (found.dims, found.suffix, found.entities["desc"]) == (("time", "trial_type"), "timeseries", "alignedevents")
 
 
 def test_a_volume_belongs_to_the_trial_in_its_middle_as_a_loop_says(tmp_path: Path) -> None:
