@@ -55,7 +55,8 @@ def measure(scan: Scan) -> dict[str, float]:
     Parameters
     ----------
     scan
-        With ``mask``; in ``related``, ``gm`` and ``wm`` (probabilities), ``volumes`` (mL, JSON), ``bval``.
+        With ``mask`` (BOLD in MNI space is else measured inside the template's); in ``related``, ``gm`` and ``wm``
+        (probabilities), ``volumes`` (mL, JSON), ``bval``.
 
     Returns
     -------
@@ -114,10 +115,16 @@ def _overlap(scan: Scan) -> dict[str, float]:
     if scan.mask is None or not scan.entities.get("space", "").startswith("MNI"):
         return {}
     values, affine = _volume(scan.mask)
+    return {"mask_dice": dice(values > 0, _expected(values.shape, affine))}
+
+
+def _expected(shape: tuple[int, ...], affine: Array) -> Mask:
+    """Tell where on a grid in MNI space the template has its brain."""
     template, template_affine = _template_mask()
     matrix = np.linalg.inv(template_affine) @ affine
-    expected = ndimage.affine_transform(template, matrix[:3, :3], matrix[:3, 3], output_shape=values.shape, order=1)
-    return {"mask_dice": dice(values > 0, expected > 0.5)}
+    moved = ndimage.affine_transform(template, matrix[:3, :3], matrix[:3, 3], output_shape=shape[:3], order=1)
+    inside: Mask = moved > 0.5
+    return inside
 
 
 def dice(one: Mask, other: Mask) -> float:
@@ -161,10 +168,20 @@ def tissue_contrast(grey: Array, white: Array) -> dict[str, float]:
 
 def _series(scan: Scan) -> dict[str, float]:
     moved = _motion(scan)
-    inside = _volume(scan.mask)[0] > 0 if scan.mask else np.zeros(1, bool)
+    inside = _brain(scan)
     if not inside.any():
         return moved
     return _temporal(_volumes(scan, inside)) | moved
+
+
+def _brain(scan: Scan) -> Mask:
+    """Read the mask; where there is none, take the template's in MNI space, and nothing elsewhere."""
+    if scan.mask is not None:
+        return np.asarray(_volume(scan.mask)[0] > 0)
+    if not scan.entities.get("space", "").startswith("MNI"):
+        return np.zeros(1, bool)
+    image = nib.load(scan.path)
+    return _expected(image.shape, np.asarray(image.affine))
 
 
 def _motion(scan: Scan) -> dict[str, float]:

@@ -122,7 +122,18 @@ def test_displacement_is_summarised_over_the_known_volumes(tmp_path):
     made = make_scan(tmp_path, "bold", np.random.default_rng(0).normal(100, 1, (*SHAPE, 5)))
     scan = Scan(made.path, made.entities, tmp_path, confounds=confounds(tmp_path, [np.nan, 0.1, 0.7, 0.2, 1.0]))
     found = quality.measure(scan)
-    assert found == pytest.approx({"mean_fd_mm": 0.5, "max_fd_mm": 1.0, "moved_share": 2 / 5})
+    moved = {name: found[name] for name in ("mean_fd_mm", "max_fd_mm", "moved_share")}
+    assert moved == pytest.approx({"mean_fd_mm": 0.5, "max_fd_mm": 1.0, "moved_share": 2 / 5})
+
+
+def test_a_series_without_a_mask_is_measured_inside_the_templates_brain(tmp_path):
+    series = np.random.default_rng(0).normal(100, 10, (*SHAPE, 20))
+    inside = quality._expected(SHAPE, AFFINE)
+    series[~inside] = 1e6
+    found = quality.measure(make_scan(tmp_path, "bold", series))
+    x = series.astype(np.float32).astype(float)[inside]
+    assert found["tsnr"] == pytest.approx(np.median(x.mean(1) / x.std(1, ddof=1)), rel=1e-4)
+    assert "mask_dice" not in found
 
 
 def test_the_b0_volumes_of_a_dwi_give_its_noise(tmp_path):
