@@ -258,10 +258,7 @@ def parcel_means(image: Any, atlas: Atlas) -> tuple[Array, Array]:
     series = np.full((len(values), len(atlas.labels)), np.nan)
     if len(order):
         series[:, found - 1] = np.add.reduceat(values[:, order], starts, axis=1, dtype=np.float64) / counts
-    size = np.bincount(_dense_labels(atlas), minlength=len(atlas.labels) + 1)[1:]
-    coverage = np.zeros(len(atlas.labels))
-    coverage[found - 1] = counts / size[found - 1]
-    return series, coverage
+    return series, _coverage(_dense_labels(atlas), found, counts, len(atlas.labels))
 
 
 def _dense_labels(atlas: Atlas) -> NDArray[np.intp]:

@@ -187,7 +187,11 @@ def mask_of(scan: Scan, image: Any) -> NDArray[np.bool_] | None:
     """
     if scan.mask is None:
         return None
-    found = nib.load(scan.mask)
+    try:
+        found = nib.load(scan.mask)
+        mask: NDArray[np.bool_] = np.asanyarray(found.dataobj) > 0
+    except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
+        raise DataError(f"{scan.name}: its mask {scan.mask.name} is damaged ({problem}); copy it again.") from problem
     if found.shape != image.shape[:3]:
         raise DataError(f"{scan.name} has the grid {image.shape[:3]} but its mask {found.shape}; give them one grid.")
     if not np.allclose(found.affine, image.affine, atol=1e-2):
@@ -196,7 +200,6 @@ def mask_of(scan: Scan, image: Any) -> NDArray[np.bool_] | None:
             f"{scan.name} and its mask {scan.mask.name} have affines that differ by up to {shift:.3g} mm; "
             "resample the mask to the image's grid."
         )
-    mask: NDArray[np.bool_] = np.asanyarray(found.dataobj) > 0
     if not mask.any():
         raise DataError(f"{scan.name}: its mask {scan.mask.name} is empty; make it anew.")
     return mask
@@ -275,7 +278,13 @@ def _table(scan: Scan, n_volumes: int) -> tuple[Any, str]:
         raise DataError(
             f'{scan.name} has no confounds table beside it; set the option confounds = "none" to go on without.'
         )
-    table = pd.read_csv(scan.confounds, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(scan.confounds, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
+    except (ValueError, OSError) as problem:  # not UTF-8, empty, or with more cells than columns
+        raise DataError(f"{scan.confounds.name} cannot be read as a table: {str(problem).strip()}.") from problem
+    text = table.columns[[kind.kind not in "fiub" for kind in table.dtypes]]
+    if len(text):
+        raise DataError(f"{scan.confounds.name} holds text in column {text[0]}; expected numbers or n/a.")
     if len(table) != n_volumes:
         raise DataError(
             f"{scan.confounds.name} has {len(table)} rows for {n_volumes} volumes; they belong to different runs."
@@ -332,8 +341,7 @@ def _aroma(scan: Scan, table: Any, name: str, strategy: str) -> dict[str, str]:
 
 def _components(scan: Scan, table: Any) -> Mapping[str, Any]:
     """Describe the aCompCor components of a table; before 1.4, fMRIPrep wrote six of the combined mask and no sidecar."""
-    file = scan.confounds.with_suffix(".json") if scan.confounds else None
-    said = json.loads(file.read_text(encoding="utf-8-sig")) if file and file.is_file() else {}
+    said = query.sidecar(scan.confounds, scan.confounds.parent) if scan.confounds else {}
     named = [str(c) for c in table if str(c).startswith("a_comp_cor_")]
     return {c: {"Mask": "combined", **said.get(c, {})} for c in named}
 

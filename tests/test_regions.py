@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import AFFINE, write_image
+from nibabel import cifti2
+from nilearn.image import smooth_img
 from nilearn.maskers import NiftiLabelsMasker
 
 from bids_dl import regions
@@ -142,3 +144,57 @@ def test_every_way_of_storing_gives_the_same_means(tmp_path: Path, kind: str, en
     path = write_image(tmp_path / f"b{ending}", data.astype(kind))
     series, _ = regions.regional_means(nib.load(path), _labels(), 3)
     np.testing.assert_allclose(series, np.stack([data[_labels() == n].mean(axis=0) for n in (1, 2, 3)], 1), rtol=1e-6)
+
+
+@pytest.fixture
+def parcels(tmp_path: Path) -> Path:
+    """Label five vertices and a voxel: two parcels and the rest."""
+    voxel = np.zeros((2, 2, 2))
+    voxel[1, 0, 0] = 1
+    axis = cifti2.BrainModelAxis.from_mask(np.ones(5), name="CortexLeft")
+    axis += cifti2.BrainModelAxis.from_mask(voxel, name="ThalamusLeft", affine=AFFINE)
+    names = {0: ("???", (0, 0, 0, 0)), 2: ("a", (1, 0, 0, 1)), 9: ("b", (0, 1, 0, 1)), 11: ("unused", (0, 0, 1, 1))}
+    path = tmp_path / "atlas-Two_dseg.dlabel.nii"
+    labels = np.array([[9, 9, 0, 2, 2, 2]], np.float32)
+    nib.save(nib.Cifti2Image(labels, (cifti2.LabelAxis(["parcels"], [names]), axis)), path)
+    return path
+
+
+def test_parcels_have_the_names_of_their_file(parcels: Path) -> None:
+    atlas = regions.load_atlas(str(parcels))
+    assert (atlas.name, atlas.labels, atlas.indices) == ("Two", ("a", "b"), (2, 9))
+    assert atlas.is_dense
+    with pytest.raises(DataError, match="needs a NIfTI atlas"):
+        regions.on_grid(atlas, (6, 6, 6), AFFINE)
+
+
+def test_parcel_means_equal_a_loop_and_still_grayordinates_do_not_count(parcels: Path) -> None:
+    values = np.random.default_rng(0).normal(9, 1, (7, 4)).astype(np.float32)
+    values[:, 3] = 0
+    axis = cifti2.BrainModelAxis.from_mask(np.array([1, 1, 0, 1, 1]) > 0, name="CortexLeft")
+    image = nib.Cifti2Image(values, (cifti2.SeriesAxis(0, 2.0, 7), axis))
+    series, coverage = regions.parcel_means(image, regions.load_atlas(str(parcels)))
+    np.testing.assert_allclose(series, np.stack([values[:, 2], values[:, :2].mean(axis=1)], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(coverage, [1 / 3, 1])
+
+
+def test_a_series_of_other_structures_shares_no_parcel(parcels: Path) -> None:
+    axis = cifti2.BrainModelAxis.from_mask(np.ones(5), name="CortexRight")
+    image = nib.Cifti2Image(np.ones((7, 5), np.float32), (cifti2.SeriesAxis(0, 2.0, 7), axis))
+    with pytest.raises(DataError, match="share no grayordinate"):
+        regions.parcel_means(image, regions.load_atlas(str(parcels)))
+
+
+def test_means_of_a_map_leave_out_what_was_not_measured() -> None:
+    volume = np.random.default_rng(0).random((6, 6, 6)) + 1
+    volume[0, :3], volume[1, :3], volume[3:, :3] = 0, np.nan, 0
+    means, coverage = regions.map_means(volume, _labels(), 4)
+    np.testing.assert_allclose(means, [volume[2, :3].mean(), np.nan, volume[:3, 3:].mean(), np.nan])
+    np.testing.assert_allclose(coverage, [1 / 3, 0, 1, 0])
+
+
+def test_smoothing_before_averaging_equals_averaging_smoothed_volumes() -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(9, 1, (6, 6, 6, 4)).astype(np.float32), AFFINE)
+    series, _ = regions.regional_means(image, _labels(), 3, smoothing_mm=25.0)
+    slow, _ = regions.regional_means(smooth_img(image, 25.0), _labels(), 3)
+    np.testing.assert_allclose(series, slow, rtol=1e-5)

@@ -119,6 +119,7 @@ def test_components_without_a_sidecar_are_of_the_combined_mask(bold: Scan) -> No
     assert bold.confounds is not None
     assert nuisance(bold, N, confounds="compcor").columns.shape[1] == 24 + 1 + 2
     bold.confounds.with_suffix(".json").unlink()
+    query._json_files.cache_clear()
     assert nuisance(bold, N, confounds="compcor").columns.shape[1] == 24 + 1 + 3
 
 
@@ -166,6 +167,27 @@ def test_a_table_that_does_not_suffice_is_named(bold: Scan, columns: dict, optio
     with warnings.catch_warnings(), pytest.raises(DataError, match=message):
         warnings.simplefilter("ignore")
         nuisance(bold, N, **options)
+
+
+def test_a_table_that_is_no_table_is_named(bold: Scan) -> None:
+    assert bold.confounds is not None
+    change(bold, csf="high")
+    with pytest.raises(DataError, match="sub-1.*text in column csf"):
+        nuisance(bold, N, confounds="simple")
+    bold.confounds.write_text("")
+    with pytest.raises(DataError, match="sub-1.*cannot be read as a table"):
+        nuisance(bold, N, confounds="simple")
+    change_length = pd.DataFrame({"trans_x": np.zeros(50)})
+    change_length.to_csv(bold.confounds, sep="\t", index=False)
+    with pytest.raises(DataError, match="50 rows for 60 volumes"):
+        nuisance(bold, N, confounds="motion")
+
+
+def test_a_damaged_mask_is_named(bold: Scan) -> None:
+    mask = bold.path.with_name("mask.nii.gz")
+    mask.write_bytes(b"no image")
+    with pytest.raises(DataError, match="sub-1.*mask.nii.gz is damaged"):
+        signals.mask_of(replace(bold, mask=mask), nib.load(bold.path))
 
 
 def test_a_mask_shifted_by_a_voxel_and_an_empty_one_are_named(bold: Scan) -> None:
