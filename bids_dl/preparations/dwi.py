@@ -57,12 +57,13 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Path2Standard:
-    """Files that ANTs applies: into standard space, and back with which of them inverted."""
+class Way:
+    """Files that ANTs applies: into standard space, and back with which of them inverted; and a phrase for the report."""
 
     forward: tuple[Path, ...]
     backward: tuple[Path, ...]
     inverted: tuple[bool, ...]
+    said: str
 
 
 def prepare(
@@ -280,12 +281,12 @@ def _rigid(moving: Array, fixed: Array, affine: Array) -> Array:
     import ants
 
     edge_mm = float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    factors = tuple(max(1, int(wanted // edge_mm)) for wanted in (8, 4))
+    factors = tuple(max(1, round(wanted / edge_mm)) for wanted in (10, 5))
     with tempfile.TemporaryDirectory() as folder:
         found = ants.registration(
             _to_ants(fixed, affine), _to_ants(moving, affine), "Rigid", outprefix=f"{folder}/", aff_metric="mattes",
-            aff_iterations=(100, 60), aff_shrink_factors=factors, aff_smoothing_sigmas=(1, 0), random_seed=SEED,
-            aff_random_sampling_rate=min(1.0, 20_000 * np.prod(factors[1:]) ** 3 / fixed.size),
+            aff_iterations=(40, 20), aff_shrink_factors=factors, aff_smoothing_sigmas=(1, 0), random_seed=SEED,
+            aff_random_sampling_rate=min(1.0, 10_000 * factors[-1] ** 3 / fixed.size),
         )  # fmt: skip
         transform = ants.read_transform(found["fwdtransforms"][0])
         rotation, shift = np.reshape(transform.parameters[:9], (3, 3)), np.array(transform.parameters[9:])
@@ -345,9 +346,7 @@ def _template(resolution_mm: int) -> tuple[Array, Array, Array]:
     return np.asarray(brain.dataobj) * inside, np.asarray(white.dataobj) * inside, np.asarray(brain.affine)
 
 
-def _to_standard(
-    data: Diffusion, mask: Any, fa: Array, anatomy: Scan | None, written: _Written, folder: str
-) -> Path2Standard:
+def _to_standard(data: Diffusion, mask: Any, fa: Array, anatomy: Scan | None, written: _Written, folder: str) -> Way:
     """Go through the T1w where there is one, else straight from the anisotropy to the template."""
     if anatomy is None or not {"native", "to_standard", "from_standard"} <= set(anatomy.related):
         return _straight(data, mask, fa, written, folder)
@@ -361,7 +360,7 @@ def _to_standard(
     own = written.keep(found["fwdtransforms"][0], "T1w", "rigid")
     ahead, _ = read_transforms(anatomy.related["to_standard"])
     back, inverted = read_transforms(anatomy.related["from_standard"])
-    return Path2Standard((*ahead, own), (own, *back), (True, *inverted))
+    return Way((*ahead, own), (own, *back), (True, *inverted), "through the T1w")
 
 
 def read_transforms(path: Path) -> tuple[tuple[Path, ...], tuple[bool, ...]]:
@@ -371,7 +370,7 @@ def read_transforms(path: Path) -> tuple[tuple[Path, ...], tuple[bool, ...]]:
     return files, tuple(content.get("Invert") or [False] * len(files))
 
 
-def _straight(data: Diffusion, mask: Any, fa: Array, written: _Written, folder: str) -> Path2Standard:
+def _straight(data: Diffusion, mask: Any, fa: Array, written: _Written, folder: str) -> Way:
     """Bring the brain onto the template by its outline and white matter (affine), then the white matter (SyN)."""
     import ants
 
@@ -388,7 +387,9 @@ def _straight(data: Diffusion, mask: Any, fa: Array, written: _Written, folder: 
     named = {name: written.keep(f, SPACE, name) for f in found["fwdtransforms"] for name in [_is_called(f)]}
     inverse = next(f for f in found["invtransforms"] if f.endswith(".nii.gz"))
     named["inversewarp"] = written.keep(inverse, SPACE, "inversewarp")
-    return Path2Standard((named["warp"], named["affine"]), (named["affine"], named["inversewarp"]), (True, False))
+    return Way(
+        (named["warp"], named["affine"]), (named["affine"], named["inversewarp"]), (True, False), "without a T1w"
+    )
 
 
 def _is_called(file: str) -> str:
@@ -452,13 +453,13 @@ class _Written:
         return path
 
     def standard(
-        self, native: dict[str, Path], affine: Array, mask: Any, maps: dict[str, Array], through: Path2Standard
+        self, native: dict[str, Path], affine: Array, mask: Any, maps: dict[str, Array], through: Way
     ) -> list[Scan]:
         """Write the maps in standard space, and describe all as scans."""
         _, _, grid = _template(self.resolution)
         inside = _moved(mask.astype(np.float32), affine, self.resolution, through.forward) > 0.5
         held = self.image(self.path("mask", ".nii.gz", space=SPACE, desc="brain"), inside.astype(np.uint8), grid)
-        why = "prepared here from the dwi, " + ("through the T1w" if len(through.backward) > 2 else "without a T1w")
+        why = f"prepared here from the dwi, {through.said}"
         scans, related = [], {**native, "from_standard": self._list(through)}
         for name, values in maps.items():
             moved = _moved(values, affine, self.resolution, through.forward) * inside
@@ -474,7 +475,7 @@ class _Written:
             *scans,
         ]
 
-    def _list(self, through: Path2Standard) -> Path:
+    def _list(self, through: Way) -> Path:
         path = self.path("xfm", ".json", **{"from": SPACE, "to": "dwi", "mode": "image"})
         files = [os.path.relpath(file, path.parent) for file in through.backward]
         return derivatives.write_json(path, {"Transforms": files, "Invert": through.inverted})
