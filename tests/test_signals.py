@@ -92,6 +92,13 @@ def test_gaps_are_bridged_by_a_straight_line_and_ends_are_held() -> None:
     np.testing.assert_allclose(signals.interpolated(series, kept).ravel(), [1, 1, 2, 3, 4, 4])
 
 
+def test_degrees_of_freedom_are_what_filter_and_confounds_leave() -> None:
+    taken = Nuisance(np.zeros((100, 27)), np.arange(100) >= 20)
+    assert signals.degrees_of_freedom(taken, 2.0, high_pass_hz=0.0, low_pass_hz=0.0) == 80 - 27
+    assert signals.degrees_of_freedom(taken, 2.0, high_pass_hz=0.01, low_pass_hz=0.1) == pytest.approx(80 * 0.36 - 27)
+    assert signals.degrees_of_freedom(taken, 2.0, high_pass_hz=0.05, low_pass_hz=9.0) == pytest.approx(80 * 0.8 - 27)
+
+
 def test_runs_too_short_for_the_filters_padding_are_cleaned_all_the_same() -> None:
     series = np.random.default_rng(0).standard_normal((20, 3))
     assert np.isfinite(clean(series, Nuisance(np.zeros((20, 0)), np.ones(20, bool)), 2.0, high_pass_hz=0.01)).all()
