@@ -144,11 +144,12 @@ def write_problems(out: Path, records: Mapping[str, Mapping[str, Any] | None]) -
 
 
 def write_quality(out: Path, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Write ``quality.tsv``, a row a measured scan, with its description; returns the participants with an outlier."""
-    table = quality.table(records)
+    """Write ``quality.tsv``, a row a measured scan, with its description; returns participants whose flags are new."""
+    table, path = quality.table(records), out / "quality.tsv"
     if table.empty:
         return []
-    derivatives.write_table(out / "quality.tsv", table)
+    before = _flags(path)
+    derivatives.write_table(path, table)
     described = {
         "scan": {"Description": "File that was measured"},
         "kind": {"Description": "Kind of scan; outliers are sought among scans of one kind"},
@@ -156,8 +157,19 @@ def write_quality(out: Path, records: Mapping[str, Mapping[str, Any]]) -> list[s
         "flags": {"Description": f"Measures whose robust z exceeds {quality.LARGEST_Z} in size; "
                   f"none are sought below {quality.FLAGGED_FROM} participants"},
     }  # fmt: skip
-    derivatives.write_json(out / "quality.json", described)
-    return sorted(set(table.loc[table["flags"].notna(), "participant_id"]))
+    derivatives.write_json(path.with_suffix(".json"), described)
+    return sorted({participant_id for participant_id, *_ in before ^ _flags(path)} & set(records))
+
+
+def _flags(path: Path) -> set[tuple[str, str, str]]:
+    """Read who has which flags: participant_id, scan, measures."""
+    import pandas as pd
+
+    if not path.is_file():
+        return set()
+    table = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False)
+    rows = table.loc[table["flags"].notna(), ["participant_id", "scan", "flags"]]
+    return set(rows.itertuples(index=False, name=None))
 
 
 def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> None:

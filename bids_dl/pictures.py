@@ -84,15 +84,16 @@ def draw_values(values: Array, colours: Sequence[str], low: float, high: float, 
 
 
 def draw_matrix(values: Array) -> Json:
-    """Draw a connectome: diverging about 0 if it has negative edges, else sequential."""
-    edges = values[np.triu_indices(len(values), 1)] if len(values) == values.shape[1] else values.ravel()
+    """Draw a connectome or another table: diverging about 0 if it has negative values, else sequential."""
+    square = len(values) == values.shape[1]
+    edges = values[np.triu_indices(len(values), 1)] if square else values.ravel()
     edges = edges[np.isfinite(edges)]
     if edges.size == 0:
-        return draw_values(values, GREY, 0, 1, diagonal=True)
+        return draw_values(values, GREY, 0, 1, diagonal=square)
     if edges.min() < 0:
         limit = float(np.percentile(np.abs(edges[:: max(1, edges.size // 20000)]), 98))
-        return draw_values(values, DIVERGING, -limit, limit, diagonal=True)
-    return draw_values(values, SEQUENTIAL, float(edges.min()), float(np.percentile(edges, 99)), diagonal=True)
+        return draw_values(values, DIVERGING, -limit, limit, diagonal=square)
+    return draw_values(values, SEQUENTIAL, float(edges.min()), float(np.percentile(edges, 99)), diagonal=square)
 
 
 def draw_histogram(edges: Array, n_bins: int = 40) -> Json:

@@ -291,7 +291,8 @@ def methods(out: Path, level: str) -> list[str]:
     choices = written.read_choices(out) if level == "group" else {}
     settings = tomllib.loads(written.read_text(out / "logs" / f"bids_dl_{level}.toml"))
     said = [
-        _said_data(out), _said_features(out), _said_targets(choices, settings), _said_models(out, choices),
+        _said_data(out), _said_features(out), _said_quality(settings) if level == "group" else "",
+        _said_targets(choices, settings), _said_models(out, choices),
         *([_said_scores(out, settings), _said_explanations(out)] if level == "group" else []),
     ]  # fmt: skip
     return [paragraph for paragraph in said if paragraph]
@@ -355,6 +356,21 @@ def _said_origin(entries: Sequence[Json]) -> str:
     if 0 < raw < len(entries):
         return f"prepared by bids_dl from {raw} raw scans and taken from derivatives for the other {len(entries) - raw}"
     return "prepared by bids_dl from raw scans" if raw else "taken from derivatives"
+
+
+def _said_quality(settings: Json) -> str:
+    """Tell by which rules participants were left out for their scans' quality."""
+    given = settings.get("quality", {})
+    rules = [
+        (given.get("max_mean_fd_mm"), "their mean framewise displacement [@displacement] exceeded {:g} mm"),
+        (given.get("min_mask_dice"), "a brain mask overlapped the template's by a Dice coefficient below {:g}"),
+        (
+            given.get("exclude_flagged"),
+            "a measure of quality lay more than 3.5 robust standard deviations from the median",
+        ),
+    ]
+    said = [text.format(limit) for limit, text in rules if limit]
+    return f"Participants were left out where {', or '.join(said)}." if said else ""
 
 
 def _said_targets(choices: Json, settings: Json) -> str:

@@ -183,9 +183,10 @@ def _draw_series(path: Path, said: Json) -> Json:
     facts += [("Regions missing", said.get("n_missing", 0)), *_coverage(path)]
     return {
         "carpet": pictures.draw_values(z.T, pictures.GREY, -2, 2), "facts": facts, "change": pictures.draw_change(z),
-        "regions": len(labels), "displacement": _displacement(said.get("confounds"), n), "covered": _least_covered(path),
+        "rows": "region" if query.entities(path).get("atlas") else "column", "regions": len(labels),
+        "displacement": _displacement(said.get("confounds"), n), "covered": _least_covered(path),
         "last": n * step if step else n, "axis": "time (s)" if step else "volume",
-        "what": "Every row is a region, z-scored over time, black at -2 and white at 2. "
+        "what": "Every row is one column of the table, mostly a region, z-scored over time, black at -2 and white at 2. "
         "Vertical stripes are what all regions share, often motion.",
     }  # fmt: skip
 
@@ -240,9 +241,43 @@ def _draw_volume(path: Path, said: Json) -> Json:
     }  # fmt: skip
 
 
+def _draw_table(path: Path, said: Json) -> Json:
+    """Show numbers that are neither series nor connectome: one row as a histogram with its ends, more as a picture."""
+    labels, values = _read_table(path, said)
+    known = values[np.isfinite(values)]
+    facts = [*_atlas(path), ("Values", f"{values.size:,}"), ("Missing", f"{values.size - known.size:,}")]
+    facts += [("Mean", f"{known.mean():.3g} (SD {known.std():.3g})")] if known.size else []
+    if len(values) == 1:
+        histogram = pictures.draw_histogram(known) if known.size else None
+        return {"facts": facts, "histogram": histogram, "of": "value", "largest": _largest(labels, values[0])}
+    dims = said.get("Dimensions", ["row", "column"])
+    return {
+        "matrix": pictures.draw_matrix(values), "facts": facts, "of": dims[1],
+        "what": f"Rows: {dims[0]}; columns: {dims[1]}.",
+    }  # fmt: skip
+
+
+def _read_table(path: Path, said: Json) -> tuple[Sequence[str], Array]:
+    if path.suffix == ".tsv":
+        return query.read_matrix(path)
+    values = np.load(path, mmap_mode="r")
+    if values.ndim > 2:
+        raise ValueError(f"it has {values.ndim} dimensions")
+    return said.get("Labels", ()), np.atleast_2d(np.asarray(values, float))
+
+
+def _largest(labels: Sequence[str], values: Array, most: int = 12) -> list[tuple[str, float, str]]:
+    """Name the values of largest size, as bars."""
+    size = np.abs(np.nan_to_num(values))
+    order = np.argsort(-size, kind="stable")[:most]
+    return [(labels[i], float(size[i] / max(size.max(), 1e-12)), prose.brief(values[i])) for i in order if size[i] > 0]
+
+
 DRAWN: dict[str, Callable[[Path, Json], Json]] = {
-    ".nii.gz": _draw_volume, "_timeseries.tsv": _draw_series, "_relmat.tsv": _draw_matrix,
+    ".nii.gz": _draw_volume, "_timeseries.tsv": _draw_series, "_relmat.tsv": _draw_matrix, ".tsv": _draw_table,
+    ".npy": _draw_table,
 }  # fmt: skip
+"""By the end of a file's name; the first that fits."""
 
 
 def _prediction(entry: Json) -> Json:

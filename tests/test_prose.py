@@ -60,3 +60,9 @@ def test_clear_result_gets_no_caution():
 def test_references_have_different_keys():
     keys = [r.key for r in prose.references().values()]
     assert len(set(keys)) == len(keys)
+
+
+def test_rules_of_quality_are_told_only_where_they_were_set():
+    assert prose._said_quality({"quality": {"max_mean_fd_mm": 0.0, "exclude_flagged": False}}) == ""
+    said = prose._said_quality({"quality": {"max_mean_fd_mm": 0.3, "exclude_flagged": True}})
+    assert "exceeded 0.3 mm, or a measure of quality" in said

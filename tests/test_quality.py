@@ -1,5 +1,6 @@
 """Measures of quality agree with closed forms; outliers are flagged and left out only where asked for."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import cohort, config, participant, quality
+from bids_dl import cohort, config, outputs, participant, quality
 from bids_dl.config import Quality
 from bids_dl.errors import DataError, NothingSelectedError, UsageError
 from bids_dl.records import Scan
@@ -250,3 +251,15 @@ def test_rules_out_of_range_are_refused():
     given = {"bids_dir": "a", "output_dir": "b", "analysis_level": "group"}
     with pytest.raises(UsageError, match="min_mask_dice"):
         config.from_mapping({**given, "quality": {"min_mask_dice": 1.5}})
+
+
+def test_the_table_is_described_and_names_those_whose_flags_are_new(tmp_path):
+    given = records([*np.linspace(0.1, 0.2, 11), 3.0])
+    assert outputs.write_quality(tmp_path, given) == ["sub-11"]
+    assert outputs.write_quality(tmp_path, given) == []
+    given["sub-11"]["quality"][0]["measures"]["mean_fd_mm"] = 0.15
+    assert outputs.write_quality(tmp_path, given) == ["sub-11"]
+    described = json.loads((tmp_path / "quality.json").read_text())
+    columns = pd.read_csv(tmp_path / "quality.tsv", sep="\t").columns
+    assert set(columns) - {"participant_id"} == set(described)
+    assert described["mean_fd_mm"]["Units"] == "mm"

@@ -519,3 +519,18 @@ def test_a_source_that_has_gone_costs_its_picture_only(tmp_path):
     page = report.write_participant(tmp_path / "out", "sub-01").read_text()
     assert page.count("is no longer there") == 2
     assert "carpet" in page or "frame-to-frame change" in page
+
+
+def test_other_tables_are_drawn_too(tmp_path):
+    stem = tmp_path / "sub-01" / "func" / "sub-01_atlas-aal_stat-reho"
+    derivatives.write_matrix(Path(f"{stem}_regions.tsv"), np.array([[0.1, -0.9, np.nan]]), ["near", "far", "gone"])
+    derivatives.write_array(Path(f"{stem}_edges.npy"), np.random.default_rng(0).normal(size=(40, 700)))
+    derivatives.write_json(Path(f"{stem}_edges.json"), {"Dimensions": ["window", "edge"], "Labels": []})
+    features = [{"feature": n, "path": str(Path(f"{stem}{end}").relative_to(tmp_path)), "shape": [3], "why": "from the feature reho"}
+                for n, end in (("regional", "_regions.tsv"), ("dynamic_connectivity", "_edges.npy"))]  # fmt: skip
+    derivatives.write_json(tmp_path / "logs" / "participants" / "sub-01.json", {"features": features, "problems": []})
+    page = report.write_participant(tmp_path, "sub-01").read_text()
+    assert "cannot be shown" not in page
+    assert re.findall(r"<span>(near|far|gone)</span>", page) == ["far", "near"]
+    assert "Rows: window; columns: edge." in page
+    assert "dynamic connectivity (computed here from the feature reho)" in page
