@@ -359,6 +359,16 @@ def _refuse_nothing_left(scan: Scan, found: Nuisance) -> None:
         )
 
 
+def degrees_of_freedom(taken: Nuisance, period: float, *, high_pass_hz: float, low_pass_hz: float) -> float:
+    """Estimate the independent values left in a cleaned series: volumes kept × part of the spectrum kept - confounds.
+
+    Below about 10, what is left is little but noise; at 0 or less the confounds explain the whole band.
+    """
+    nyquist = 0.5 / period
+    low = low_pass_hz if 0 < low_pass_hz < nyquist else nyquist
+    return float(taken.kept.sum() * (low - high_pass_hz) / nyquist - taken.columns.shape[1])
+
+
 def clean(
     series: Array, taken: Nuisance, period: float, *, high_pass_hz: float = 0.0, low_pass_hz: float = 0.0
 ) -> Array:

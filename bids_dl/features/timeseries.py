@@ -71,12 +71,8 @@ def extract(
         signals.clean(series[:, known], taken, period, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz)
     )
     free = signals.degrees_of_freedom(taken, period, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz)
-    described = (
-        _metadata(scan, period)
-        | taken.described
-        | {"DegreesOfFreedom": round(free, 1)}
-        | ({"SmoothingFWHM": smoothing_mm} if smoothing_mm else {})
-    )
+    described = {**_metadata(scan, period), **taken.described, "DegreesOfFreedom": round(free, 1)}
+    described |= {"SmoothingFWHM": smoothing_mm} if smoothing_mm else {}
     return _feature(scan, cleaned, chosen.labels, chosen.name, described, coverage)
 
 
