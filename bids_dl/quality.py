@@ -75,7 +75,11 @@ def measure(scan: Scan) -> dict[str, float]:
     .. [3] Power et al. (2012), NeuroImage 59(3). doi:10.1016/j.neuroimage.2011.10.018
     """
     own = MEASURED.get(scan.kind)
-    found = {**_overlap(scan), **own(scan)} if own else {}
+    if own is None:
+        return {}
+    mask, affine = _volume(scan.mask) if scan.mask else (None, np.eye(4))
+    inside = None if mask is None else mask > 0
+    found = {**_overlap(scan, inside, affine), **own(scan, inside)}
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
@@ -110,12 +114,15 @@ def _template_mask() -> tuple[Array, Array]:
     return np.asarray(image.dataobj, np.float32), np.asarray(image.affine)
 
 
-def _overlap(scan: Scan) -> dict[str, float]:
+def _overlap(scan: Scan, inside: Mask | None, affine: Array) -> dict[str, float]:
     """Compare the mask with the template's on the mask's grid, where it lies in MNI space."""
-    if scan.mask is None or not scan.entities.get("space", "").startswith("MNI"):
+    if inside is None or not _is_standard(scan):
         return {}
-    values, affine = _volume(scan.mask)
-    return {"mask_dice": dice(values > 0, _expected(values.shape, affine))}
+    return {"mask_dice": dice(inside, _expected(inside.shape, affine))}
+
+
+def _is_standard(scan: Scan) -> bool:
+    return scan.entities.get("space", "").startswith("MNI")
 
 
 def _expected(shape: tuple[int, ...], affine: Array) -> Mask:
@@ -133,25 +140,27 @@ def dice(one: Mask, other: Mask) -> float:
     return 2 * int((one & other).sum()) / total if total else float("nan")
 
 
-def _structure(scan: Scan) -> dict[str, float]:
+def _structure(scan: Scan, inside: Mask | None) -> dict[str, float]:
     values, affine = _volume(scan.path)
-    inside = _on_grid(scan, scan.mask, values) > 0 if scan.mask else values != 0
-    found = {"mask_ml": float(inside.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)} if scan.mask else {}
+    voxel_ml = float(abs(np.linalg.det(affine[:3, :3])) / 1000)
+    found = {} if inside is None else {"mask_ml": float(inside.sum()) * voxel_ml}
+    inside = values != 0 if inside is None else _same_grid(scan, inside, scan.mask, values)
     if "volumes" in scan.related:
         said = query.read_json(scan.related["volumes"])
         found["brain_ml"] = float(said["gm_ml"] + said["wm_ml"])
     if not {"gm", "wm"} <= set(scan.related):
         return found
     grey, white = (
-        values[inside & (_on_grid(scan, scan.related[t], values) > TISSUE_PROBABILITY)] for t in ("gm", "wm")
+        values[inside & (_same_grid(scan, _volume(scan.related[t])[0], scan.related[t], values) > TISSUE_PROBABILITY)]
+        for t in ("gm", "wm")
     )
     return found | tissue_contrast(grey, white)
 
 
-def _on_grid(scan: Scan, path: Path, values: Array) -> Array:
-    other, _ = _volume(path)
+def _same_grid(scan: Scan, other: Any, path: Path | None, values: Array) -> Any:
     if other.shape != values.shape:
-        raise DataError(f"{scan.name} has the grid {values.shape} but {path.name} {other.shape}; give them one grid.")
+        named = path.name if path else "its mask"
+        raise DataError(f"{scan.name} has the grid {values.shape} but {named} {other.shape}; give them one grid.")
     return other
 
 
@@ -166,19 +175,17 @@ def tissue_contrast(grey: Array, white: Array) -> dict[str, float]:
     return found | ({"cnr": abs(means[1] - means[0]) / noise} if noise > 0 else {})
 
 
-def _series(scan: Scan) -> dict[str, float]:
+def _series(scan: Scan, inside: Mask | None) -> dict[str, float]:
     moved = _motion(scan)
-    inside = _brain(scan)
+    inside = _assumed(scan) if inside is None else inside
     if not inside.any():
         return moved
     return _temporal(_volumes(scan, inside)) | moved
 
 
-def _brain(scan: Scan) -> Mask:
-    """Read the mask; where there is none, take the template's in MNI space, and nothing elsewhere."""
-    if scan.mask is not None:
-        return np.asarray(_volume(scan.mask)[0] > 0)
-    if not scan.entities.get("space", "").startswith("MNI"):
+def _assumed(scan: Scan) -> Mask:
+    """Where there is no mask, take the template's in MNI space, and nothing elsewhere."""
+    if not _is_standard(scan):
         return np.zeros(1, bool)
     image = nib.load(scan.path)
     return _expected(image.shape, np.asarray(image.affine))
@@ -260,23 +267,23 @@ def _median_ratio(mean: Array, spread: Array) -> float:
     return float(np.median(mean[varies] / spread[varies])) if varies.any() else float("nan")
 
 
-def _diffusion(scan: Scan) -> dict[str, float]:
+def _diffusion(scan: Scan, inside: Mask | None) -> dict[str, float]:
     """Take the b0 volumes as repeated measurements."""
-    if scan.mask is None or "bval" not in scan.related:
+    if inside is None or "bval" not in scan.related:
         return {}
     weights = np.loadtxt(scan.related["bval"], ndmin=1).ravel()
     unweighted = weights < LARGEST_B0
     if unweighted.sum() < FEWEST_B0:
         return {"n_volumes": len(weights)}
-    found = _temporal(_volumes(scan, _volume(scan.mask)[0] > 0, unweighted))
+    found = _temporal(_volumes(scan, inside, unweighted))
     return {"n_volumes": len(weights), "snr_b0": found["tsnr"]}
 
 
-def _nothing(scan: Scan) -> dict[str, float]:
+def _nothing(scan: Scan, inside: Mask | None) -> dict[str, float]:
     return {}
 
 
-MEASURED: dict[str, Callable[[Scan], dict[str, float]]] = {
+MEASURED: dict[str, Callable[[Scan, Mask | None], dict[str, float]]] = {
     "t1w": _structure, "bold": _series, "dwi": _diffusion, "pet": _nothing, "dwimap": _nothing, "t2w": _nothing,
     "flair": _nothing,
 }  # fmt: skip

@@ -60,7 +60,7 @@ def test_the_templates_own_mask_overlaps_itself_and_a_shifted_one_does_not(tmp_p
     for folder, affine in ((tmp_path / "a", mask.affine), (tmp_path / "b", shifted)):
         scan = make_scan(folder, "T1w", np.ones(mask.shape))
         held = save(folder / "mask.nii.gz", mask.get_fdata(), affine)
-        dices.append(quality._overlap(Scan(scan.path, scan.entities, folder, mask=held))["mask_dice"])
+        dices.append(quality.measure(Scan(scan.path, scan.entities, folder, mask=held))["mask_dice"])
     assert dices[0] > 0.97
     assert dices[1] < 0.7
 
