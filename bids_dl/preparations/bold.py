@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,9 @@ def _brain_of(scan: Scan, mean: Volume) -> Any:
     from nilearn.masking import compute_epi_mask
 
     try:
-        mask = np.asarray(compute_epi_mask(nib.Nifti1Image(mean.values, mean.affine)).dataobj) > 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty mask is refused below
+            mask = np.asarray(compute_epi_mask(nib.Nifti1Image(mean.values, mean.affine)).dataobj) > 0
     except Exception as problem:  # nilearn warns or raises by version where nothing is left
         raise DataError(
             f"{scan.name}: no brain was found in the mean volume ({problem}); look at the image."
