@@ -94,8 +94,9 @@ def prepare(
     -------
     list of Scan
         The dwi, whose related roles are ``fa`` and ``md`` (standard space), ``fa_native`` (0 to 1), ``md_native``
-        (mm²/s), ``dwi_native``, ``bval``, ``bvec`` (turned), ``mask_native``, ``from_standard`` (JSON: files and which
-        ANTs inverts); then the two maps in standard space as scans of their own.
+        (mm²/s), ``evec_native`` (fastest direction, along the world's axes), ``dwi_native``, ``bval``, ``bvec`` (turned),
+        ``mask_native``, ``from_standard`` (JSON: files and which ANTs inverts); then the two maps in standard
+        space as scans of their own.
 
     Raises
     ------
@@ -311,7 +312,14 @@ def _resampled(volume: Array, affine: Array, matrix: Array) -> Array:
 
 
 def tensor_maps(data: Diffusion, mask: Any) -> dict[str, Array]:
-    """Fit a tensor by weighted least squares: fractional anisotropy (0 to 1) and mean diffusivity (mm²/s), in the mask."""
+    """Fit a tensor by weighted least squares, in the mask.
+
+    Returns
+    -------
+    dict
+        ``fa``, fractional anisotropy from 0 to 1, and ``md``, mean diffusivity in mm²/s, (x, y, z); ``evec``, the unit
+        direction of the fastest diffusion, (x, y, z, 3), along the world's axes.
+    """
     from dipy.core.gradients import gradient_table
     from dipy.reconst.dti import TensorModel
 
@@ -320,7 +328,8 @@ def tensor_maps(data: Diffusion, mask: Any) -> dict[str, Array]:
     table = gradient_table(data.bvals[used], bvecs=data.directions[used], b0_threshold=B0, atol=0.1)
     fit = TensorModel(table, fit_method="WLS").fit(data.volumes[..., used], mask=mask)
     fa, md = (np.clip(np.nan_to_num(getattr(fit, name)), 0, top) * mask for name, top in (("fa", 1.0), ("md", 0.01)))
-    return {"fa": fa.astype(np.float32), "md": md.astype(np.float32)}
+    fastest = np.nan_to_num(fit.evecs[..., 0]) @ _axes(data.affine).T * mask[..., None]
+    return {"fa": fa.astype(np.float32), "md": md.astype(np.float32), "evec": fastest.astype(np.float32)}
 
 
 def _to_ants(values: Array, affine: Array) -> Any:
@@ -461,8 +470,8 @@ class _Written:
         held = self.image(self.path("mask", ".nii.gz", space=SPACE, desc="brain"), inside.astype(np.uint8), grid)
         why = f"prepared here from the dwi, {through.said}"
         scans, related = [], {**native, "from_standard": self._list(through)}
-        for name, values in maps.items():
-            moved = _moved(values, affine, self.resolution, through.forward) * inside
+        for name in ("fa", "md"):
+            moved = _moved(maps[name], affine, self.resolution, through.forward) * inside
             path = self.path("dwimap", ".nii.gz", space=SPACE, model="tensor", param=name)
             related[name] = self.image(
                 path, moved, grid, Resolution=f"{self.resolution} mm isotropic", **_meaning(name)
@@ -482,9 +491,13 @@ class _Written:
 
 
 def _meaning(name: str) -> dict[str, str]:
-    if name == "fa":
-        return {"Description": "Fractional anisotropy of a tensor fitted by weighted least squares"}
-    return {"Description": "Mean diffusivity of a tensor fitted by weighted least squares", "Units": "mm^2/s"}
+    meant = {
+        "fa": "Fractional anisotropy",
+        "md": "Mean diffusivity",
+        "evec": "Fastest direction, along right, anterior, superior,",
+    }
+    units = {"Units": "mm^2/s"} if name == "md" else {}
+    return {"Description": f"{meant[name]} of a tensor fitted by weighted least squares", **units}
 
 
 def _moved(values: Array, affine: Array, resolution_mm: int, transforms: Sequence[Path]) -> Array:

@@ -27,9 +27,31 @@ def bold(root: Path, values: np.ndarray) -> Scan:
     return scan(path, root, confounds=confounds, related={"events": events})
 
 
+def bundle(root: Path, fa: float) -> Scan:
+    """Make the tensor maps of a bundle that runs from left to right through the template, in its space."""
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-90, -126, -72)
+    values, evec = np.zeros((46, 54, 46), np.float32), np.zeros((46, 54, 46, 3), np.float32)
+    values[10:36, 24:28, 24:28] = fa
+    evec[..., 0] = values > 0
+    folder = root / "sub-1" / "dwi"
+    path = write_image(folder / "sub-1_desc-preproc_dwi.nii.gz", values[..., None], affine)
+    maps = {role: write_image(folder / f"{role}.nii.gz", v, affine) for role, v in (("fa", values), ("evec", evec))}
+    (folder / "way.json").write_text('{"Transforms": [], "Invert": []}')
+    related = {
+        "fa": maps["fa"],
+        "fa_native": maps["fa"],
+        "evec_native": maps["evec"],
+        "from_standard": folder / "way.json",
+    }
+    return scan(path, root, related=related)
+
+
 def usable(name: str, root: Path) -> Scan:
     generator = np.random.default_rng(0)
     folder = root / "sub-1" / "func"
+    if name == "structural_connectivity":
+        return bundle(root, 0.8)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, generator.normal(500, 10, (6, 6, 6, 40)).astype(np.float32))
     if name == "regional":
@@ -47,6 +69,8 @@ def usable(name: str, root: Path) -> Scan:
 
 def unusable(name: str, root: Path) -> Scan:
     folder = root / "sub-1" / "func"
+    if name == "structural_connectivity":
+        return bundle(root, 0.1)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, np.ones((6, 6, 6, 5), np.float32))
     if name == "regional":

@@ -62,8 +62,8 @@ def signal(gradients: np.ndarray, bvals: np.ndarray, axis: tuple[float, ...] = (
     along, across, _ = eigenvalues(FA, MD)
     projected = (gradients @ np.array(axis)) ** 2
     white = np.exp(-bvals * (across + (along - across) * projected))
-    texture = 1 + 0.2 * np.sin(np.indices(SHAPE).sum(axis=0) / 2.0)
-    volumes = np.where(bar[..., None], 900 * white, 1000 * np.exp(-bvals * 0.9e-3))
+    texture = 1 + 0.1 * np.sin(np.indices(SHAPE).sum(axis=0) / 2.0)
+    volumes = np.where(bar[..., None], 600 * white, 1000 * np.exp(-bvals * 0.9e-3))
     return (volumes * texture[..., None] * inside[..., None]).astype(np.float32)
 
 
@@ -237,7 +237,7 @@ def test_the_way_through_the_t1w_is_taken_where_there_is_one(raw: Callable[..., 
     inside, bar = brain()
     derivatives.write_description(tmp_path, {"bids": tmp_path})
     native, identity = tmp_path / "native.nii.gz", tmp_path / "identity.txt"
-    nib.save(nib.Nifti1Image((inside * 500 + bar * 300).astype(np.float32), AFFINE), native)
+    nib.save(nib.Nifti1Image((inside * 500 + bar * 400).astype(np.float32), AFFINE), native)
     identity.write_text(
         "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
         "Parameters: 1 0 0 0 1 0 0 0 1 0 0 0\nFixedParameters: 0 0 0\n"
