@@ -240,7 +240,7 @@ def _transparent(drawn: Array) -> str:
     """Encode few colours and degrees of transparency as a PNG."""
     from PIL import Image
 
-    image = Image.fromarray(np.rint(drawn).clip(0, 255).astype(np.uint8), "RGBA")
+    image = Image.fromarray(np.rint(drawn).clip(0, 255).astype(np.uint8))
     return _uri(image.quantize(32, method=Image.Quantize.FASTOCTREE), "png", optimize=True)
 
 

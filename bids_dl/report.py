@@ -41,8 +41,8 @@ def write_participant(out: Path, participant_id: str) -> Path:
     verdict, tone = prose.verdict_of_participant(features, problems)
     page = _template("participant.html.j2").render(
         participant_id=participant_id, verdict=verdict, tone=tone, problems=problems,
-        cards=[_card(out, _with_measured(entry, measured)) for entry in features],
-        quality=_safely(_quality, out, participant_id, measured), placed=[_safely(_placed, entry) for entry in measured],
+        cards=[_card(out, _with_measured(out, entry, measured)) for entry in features],
+        quality=_safely(_quality, out, participant_id, measured), placed=[_safely(_placed, out, entry) for entry in measured],
         sources=_sources(record),
         predictions=[_prediction(entry) for entry in record.get("predictions", [])],
         about=written.about(out, path), configuration=written.read_text(out / "logs" / "bids_dl_participant.toml"),
@@ -50,10 +50,10 @@ def write_participant(out: Path, participant_id: str) -> Path:
     return derivatives.write_text(out / f"{participant_id}.html", page)
 
 
-def _with_measured(entry: Json, measured: Sequence[Json]) -> Json:
+def _with_measured(out: Path, entry: Json, measured: Sequence[Json]) -> Json:
     """Add to a feature what was noted of the scan it comes from."""
     mine = next((q for q in measured if q.get("path") == entry.get("source")), {})
-    return entry | {"confounds": mine.get("confounds")}
+    return entry | {"confounds": written.located(out, mine["confounds"]) if "confounds" in mine else None}
 
 
 def _quality(out: Path, participant_id: str, measured: Sequence[Json]) -> Json:
@@ -73,9 +73,9 @@ def _quality(out: Path, participant_id: str, measured: Sequence[Json]) -> Json:
     return {"scans": scans, "flagged": sum(map(len, flags.values()))}
 
 
-def _placed(entry: Json) -> Json:
+def _placed(out: Path, entry: Json) -> Json:
     """Show how a prepared scan lies on the template; of a series, its reference or else its first volume."""
-    path = Path(entry["path"])
+    path = written.located(out, entry["path"])
     if not query.entities(path).get("space", "").startswith("MNI"):
         return {}
     reference = path.with_name(path.name.replace("_desc-preproc_bold", "_boldref"))
@@ -83,7 +83,8 @@ def _placed(entry: Json) -> Json:
     if not image.is_file():
         return {"scan": entry["scan"], "failure": f"{path} is no longer there."}
     named = {"mask": entry.get("mask"), **{t: entry.get("related", {}).get(t) for t in ("gm", "wm")}}
-    outlined = {role: Path(p) for role, p in named.items() if p and Path(p).is_file()}
+    beside = {role: written.located(out, p) for role, p in named.items() if p}
+    outlined = {role: p for role, p in beside.items() if p.is_file()}
     legend = [(prose.OUTLINED[role], pictures.OUTLINES[role]) for role in outlined]
     return {"scan": entry["scan"], "picture": pictures.draw_registration(image, outlined), "legend": legend}
 
@@ -191,11 +192,11 @@ def _draw_series(path: Path, said: Json) -> Json:
     }  # fmt: skip
 
 
-def _displacement(confounds: str | None, n_volumes: int) -> Json | None:
+def _displacement(confounds: Path | None, n_volumes: int) -> Json | None:
     """Draw the framewise displacement of the run, where its table is there and as long as the series."""
-    if not confounds or not Path(confounds).is_file():
+    if confounds is None or not confounds.is_file():
         return None
-    displaced = quality.framewise_displacement(Path(confounds))
+    displaced = quality.framewise_displacement(confounds)
     if len(displaced) != n_volumes or n_volumes < 2:
         return None
     return pictures.draw_displacement(displaced, quality.MOVED_MM)

@@ -15,6 +15,14 @@ Json = dict[str, Any]
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+def located(out: Path, path: str) -> Path:
+    """Find a file that a record names; one that the output itself holds is found after the output was moved, too."""
+    named = Path(path)
+    start = next((i for i, part in enumerate(named.parts) if part.startswith("sub-")), 0)
+    inside = out.joinpath(*named.parts[start:]) if start else named
+    return inside if not named.is_file() and inside.is_file() else named
+
+
 def read_text(path: Path) -> str:
     """Read a text file; empty where there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""
