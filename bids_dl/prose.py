@@ -28,16 +28,21 @@ def brief(value: Any, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{round(float(value), 12):.{digits}g}"
 
 
-def verdict_of_participant(features: Sequence[Json], problems: Sequence[Json]) -> tuple[str, str]:
+def verdict_of_participant(features: Sequence[Json], problems: Sequence[Json], n_flagged: int = 0) -> tuple[str, str]:
     """Say in a sentence what was extracted from what, and how good that is: '', ``caution`` or ``bad``."""
     if not features:
         return "No feature could be extracted from this participant.", "bad"
     counts = Counter((title_of(f), _origin(f)) for f in features)
     parts = [f"{title}{f' {TIMES}{n}' if n > 1 else ''} ({origin})" for (title, origin), n in counts.items()]
     said = f"Extracted: {', '.join(parts)}."
+    said += (
+        f" {_count(n_flagged, 'measure')} of quality lie{'s' if n_flagged == 1 else ''} far from the others'."
+        if n_flagged
+        else ""
+    )
     if problems:
         return f"{said} {_count(len(problems), 'scan')} could not be used:", "caution"
-    return f"{said} No problem was found.", ""
+    return (said, "caution") if n_flagged else (f"{said} No problem was found.", "")
 
 
 OUTLINED = {"mask": "brain mask", "gm": "grey matter", "wm": "white matter"}

@@ -38,11 +38,12 @@ def write_participant(out: Path, participant_id: str) -> Path:
     measured = record.get("quality", [])
     if not record:
         problems.append({"reason": f"there is no record of this participant ({path.relative_to(out)})."})
-    verdict, tone = prose.verdict_of_participant(features, problems)
+    told = _safely(_quality, out, participant_id, measured)
+    verdict, tone = prose.verdict_of_participant(features, problems, told.get("flagged", 0))
     page = _template("participant.html.j2").render(
         participant_id=participant_id, verdict=verdict, tone=tone, problems=problems,
         cards=[_card(out, _with_measured(out, entry, measured)) for entry in features],
-        quality=_safely(_quality, out, participant_id, measured), placed=[_safely(_placed, out, entry) for entry in measured],
+        quality=told, placed=[_safely(_placed, out, entry) for entry in measured],
         sources=_sources(record),
         predictions=[_prediction(entry) for entry in record.get("predictions", [])],
         about=written.about(out, path), configuration=written.read_text(out / "logs" / "bids_dl_participant.toml"),

@@ -62,6 +62,14 @@ def test_references_have_different_keys():
     assert len(set(keys)) == len(keys)
 
 
+def test_a_flag_makes_a_participants_verdict_cautious():
+    features = [{"feature": "t1w", "prepared": True}]
+    assert prose.verdict_of_participant(features, [])[1] == ""
+    said, tone = prose.verdict_of_participant(features, [], 2)
+    assert said.endswith("2 measures of quality lie far from the others'.")
+    assert tone == "caution"
+
+
 def test_rules_of_quality_are_told_only_where_they_were_set():
     assert prose._said_quality({"quality": {"max_mean_fd_mm": 0.0, "exclude_flagged": False}}) == ""
     said = prose._said_quality({"quality": {"max_mean_fd_mm": 0.3, "exclude_flagged": True}})
