@@ -168,7 +168,7 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     wanted = _wanted(config)
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
     for name in wanted:
-        for scan in [s for s in ready if s.kind in _says(name, "TAKES") and _has_needed(config, name, s)]:
+        for scan in [s for s in ready if _takes(name, s) and _has_needed(config, name, s)]:
             _extract(config, record, name, scan)
         for scan in _followed(config, record, name, scans):
             _extract(config, record, name, scan)
@@ -177,6 +177,12 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     if not record["features"] and not record["problems"]:
         record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
     return record
+
+
+def _takes(name: str, scan: Scan) -> bool:
+    """Tell whether a feature is extracted from this kind of scan, and from this parameter of a model's maps."""
+    of = _says(name, "PARAM")
+    return scan.kind in _says(name, "TAKES") and (not of or scan.entities.get("param", "").lower() in of)
 
 
 def _has_needed(config: Config, name: str, scan: Scan) -> bool:

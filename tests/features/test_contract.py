@@ -12,6 +12,13 @@ from bids_dl import query, zoo
 from bids_dl.errors import DataError
 from bids_dl.records import Scan
 
+VOLUMES = {
+    "t1w": "desc-preproc_T1w", "t2w": "desc-preproc_T2w", "flair": "desc-preproc_FLAIR", "pet": "desc-preproc_pet",
+    "fa": "model-tensor_param-fa_dwimap", "md": "model-tensor_param-md_dwimap", "grey_matter": "desc-preproc_T1w",
+    "slices": "desc-preproc_T1w",
+}  # fmt: skip
+"""Features that are volumes, and how the name of the image ends that each is extracted from."""
+
 
 def scan(path: Path, root: Path, **more: object) -> Scan:
     return Scan(path, query.entities(path), root, **more)  # type: ignore[arg-type]
@@ -25,6 +32,12 @@ def bold(root: Path, values: np.ndarray) -> Scan:
     write_confounds(confounds, values.shape[-1], np.random.default_rng(0))
     events.write_text("onset\tduration\ttrial_type\n4\t10\tface\n")
     return scan(path, root, confounds=confounds, related={"events": events})
+
+
+def volume(root: Path, end: str, values: np.ndarray) -> Scan:
+    """Make an image in standard space, which is its own modulated grey matter too."""
+    path = write_image(root / "sub-1" / "anat" / f"sub-1_space-MNI152Lin_{end}.nii.gz", values)
+    return scan(path, root, related={"modulated": path})
 
 
 def bundle(root: Path, fa: float) -> Scan:
@@ -57,9 +70,8 @@ def usable(name: str, root: Path) -> Scan:
     if name == "regional":
         image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", image), root)
-    if name == "t1w":
-        image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
-        return scan(write_image(root / "sub-1" / "anat" / "sub-1_space-MNI152Lin_desc-preproc_T1w.nii.gz", image), root)
+    if name in VOLUMES:
+        return volume(root, VOLUMES[name], generator.normal(100, 5, (9, 11, 9)).astype(np.float32))
     if name == "phenotype":
         (root / "participants.tsv").write_text("participant_id\tage\nsub-1\t30\n")
         return Scan(root / "participants.tsv", {"sub": "1"}, root)
@@ -75,8 +87,8 @@ def unusable(name: str, root: Path) -> Scan:
         return bold(root, np.ones((6, 6, 6, 5), np.float32))
     if name == "regional":
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
-    if name == "t1w":
-        return scan(write_image(root / "sub-1" / "anat" / "sub-1_desc-preproc_T1w.nii.gz", np.ones((4, 4, 4, 2))), root)
+    if name in VOLUMES:
+        return volume(root, VOLUMES[name], np.ones((4, 4, 4, 2), np.float32))
     if name == "phenotype":
         (root / "participants.tsv").write_text("participant_id\tage\nsub-2\t30\n")
         return Scan(root / "participants.tsv", {"sub": "1"}, root)
@@ -89,7 +101,7 @@ def test_a_feature_has_a_dimension_for_each_axis_and_a_unit(name: str, tmp_path:
     assert len(feature.dims) == feature.values.ndim
     assert feature.unit
     assert feature.suffix
-    if feature.affine is None:
+    if feature.affine is None and feature.values.ndim < 3:
         assert len(feature.labels) == feature.values.shape[-1]
 
 

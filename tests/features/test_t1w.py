@@ -10,8 +10,9 @@ from conftest import write_image
 
 from bids_dl import query
 from bids_dl.errors import DataError
-from bids_dl.features.t1w import extract, template_grid
+from bids_dl.features.t1w import extract
 from bids_dl.records import Scan
+from bids_dl.volumes import template_grid
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 AFFINE[:3, 3] = (-80, -110, -60)
