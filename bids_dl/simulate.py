@@ -32,12 +32,15 @@ Mask = NDArray[np.bool_]
 Generator = np.random.Generator
 
 MODALITIES = ("t1w", "bold")
+MORE = ("dwi", "pet", "snp")
+"""Written only where they are named."""
+
 SPACE = "MNI152NLin2009cAsym"
 T1W_MM, BOLD_MM, REPETITION_TIME = 4, 6, 2.0
 ARC_MM = np.array([1, 1, 1, 50, 50, 50])  # a rotation moves a sphere of 50 mm by this much a radian
 SITES, SEXES, AGES = ("siteA", "siteB"), ("F", "M"), (18, 70)
 # The last number of each seed: one stream for each purpose, so that no draw shifts another.
-DESIGN, BEHAVIOUR, T1W, BOLD, MOTION, LACKING = range(1, 7)
+DESIGN, BEHAVIOUR, T1W, BOLD, MOTION, LACKING, DWI, PET, GENES = range(1, 10)
 
 # A coarse functional grouping of AAL regions by the start of their names; the first match counts.
 NETWORKS: Mapping[str, tuple[str, ...]] = {
@@ -72,6 +75,15 @@ COUPLING = {"gain": (-0.1, 0.9), "loss": (0.8, -0.9)}
 # Loadings of a region's signal: on its network, on its planted set, on a state's presence, on itself.
 NETWORK_LOADING, SET_LOADING, STATE_LOADING, OWN_LOADING = 0.35, 1.6, 0.7, 0.7
 ATROPHY_SIZE = 0.3  # part of the way from grey matter to CSF, in an average patient at effect 1
+# Diffusion: where white matter loses its order in patients (mm, x y z), the usual tensor there and elsewhere.
+TRACT, TRACT_MM = "corpus callosum, body", ((-18, 18), (-30, 18), (12, 36))
+B_VALUE, N_B0, N_DIRECTIONS, DWI_MM = 1000, 2, 20, 6
+WHITE_FA, WHITE_MD = 0.65, 0.75e-3  # MD in mm²/s
+FA_LOSS, MD_GAIN = 0.2, 0.1e-3  # in an average patient at effect 1
+# Uptake of a tracer, in units of the cerebellum's: grey, white and CSF, and what patients add in these regions.
+UPTAKE = ("Cingulate_Post", "Precuneus", "Parietal_Inf", "Frontal_Med_Orb")
+SUVR, SUVR_GAIN = (1.3, 1.1, 0.4), 0.5
+N_VARIANTS, N_CAUSAL, ALLELE_GAIN = 200, 5, 0.15
 Columns = Mapping[str, Mapping[str, Any]]
 PARTICIPANTS: Columns = {
     "age": {"Description": "Age at the scan", "Units": "year"},
@@ -83,6 +95,18 @@ COGNITION: Columns = {
     **{name: {"Description": f"Simulated {name} score, unrelated to all else", "Units": "arbitrary"}
        for name in ("memory", "attention", "vocabulary")},
     "speed": {"Description": "Simulated processing speed, slightly lower in the old", "Units": "arbitrary"},
+}  # fmt: skip
+
+
+PET_SIDECAR: Mapping[str, Any] = {
+    "Manufacturer": "none", "ManufacturersModelName": "bids_dl.simulate", "Units": "Bq/mL", "BodyPart": "BRAIN",
+    "TracerName": "simulated", "TracerRadionuclide": "F18", "InjectedRadioactivity": 300, "InjectedRadioactivityUnits": "MBq",
+    "InjectedMass": 1, "InjectedMassUnits": "ug", "SpecificRadioactivity": 300, "SpecificRadioactivityUnits": "MBq/ug",
+    "ModeOfAdministration": "bolus", "TimeZero": "12:00:00", "ScanStart": 3000, "InjectionStart": 0,
+    "FrameTimesStart": [3000], "FrameDuration": [1200], "AcquisitionMode": "list mode", "ImageDecayCorrected": True,
+    "ImageDecayCorrectionTime": 0, "ReconMethodName": "simulated", "ReconMethodParameterLabels": ["none"],
+    "ReconMethodParameterUnits": ["none"], "ReconMethodParameterValues": [0], "ReconFilterType": "none",
+    "AttenuationCorrection": "none",
 }  # fmt: skip
 
 
@@ -175,7 +199,9 @@ def simulate(
     n_volumes
         Volumes of each BOLD run, 2 s each.
     modalities
-        ``t1w``, ``bold`` or both.
+        ``t1w``, ``bold`` or both; also raw ``dwi`` (6 mm, 20 directions; anisotropy of the corpus callosum is lower in
+        patients), raw ``pet`` (4 mm; uptake is higher in ``UPTAKE``, at an unknown dose) and ``snp`` (PLINK files in
+        ``genetics``; patients have some alleles more often).
     n_lacking
         Participants without T1w, and as many others without BOLD; one in 12 if not given. None of them
         with one modality.
@@ -200,12 +226,14 @@ def simulate(
     named = tuple(sorted(set(modalities)))
     settings = Settings(
         Path(out), n_participants, random_seed, effect, confounding, n_volumes, named,
-        lacking if len(named) > 1 else 0, truncated and "bold" in named,
+        lacking if set(MODALITIES) <= set(named) else 0, truncated and "bold" in named,
     )  # fmt: skip
     _refuse(settings)
     people = design(settings)
     _write_descriptions(settings)
     _write_tables(settings, people)
+    if "snp" in settings.modalities:
+        _write_genotypes(settings, people)
     _write_truth(settings, people, _write_people(settings, people, nprocs))
     return settings.out
 
@@ -216,8 +244,10 @@ def _refuse(settings: Settings) -> None:
         raise OutputError(f"{out} already holds something; name a new or an empty folder.")
     if n < 4 or settings.n_volumes < 20:
         raise UsageError(f"{n} participants or {settings.n_volumes} volumes are too few; ask for 4 and 20.")
-    if not settings.modalities or set(settings.modalities) - set(MODALITIES):
-        raise UsageError(f"unknown modalities '{' '.join(settings.modalities)}'; choose from t1w, bold.")
+    if not settings.modalities or set(settings.modalities) - {*MODALITIES, *MORE}:
+        raise UsageError(
+            f"unknown modalities '{' '.join(settings.modalities)}'; choose from {', '.join((*MODALITIES, *MORE))}."
+        )
     if settings.n_lacking < 0 or absent > 2 * (n // 2):
         raise UsageError(f"{absent} of {n} participants cannot lack or break a file; ask for fewer.")
 
@@ -277,7 +307,8 @@ def _write_person(settings: Settings, person: Person) -> dict[str, Any]:
     """Write all files of one participant and return what was planted in them."""
     planted: dict[str, Any] = {"participant_id": person.participant_id, "diagnosis": person.diagnosis}
     planted |= {"lacks": person.lacks or "n/a", "truncated": int(person.truncated)}
-    for modality, write in (("t1w", _write_t1w), ("bold", _write_bold)):
+    writers = {"t1w": _write_t1w, "bold": _write_bold, "dwi": _write_dwi, "pet": _write_pet}
+    for modality, write in writers.items():
         if modality in settings.modalities and modality != person.lacks:
             planted |= write(settings, person)
     return planted
@@ -334,9 +365,8 @@ def atrophy_mask() -> Mask:
 
 def _write_t1w(settings: Settings, person: Person) -> dict[str, Any]:
     rng, mni = person.rng(settings, T1W), anatomy(T1W_MM)
-    amplitude = person.effect(settings) * ATROPHY_SIZE * float(np.clip(rng.normal(1, 0.4), 0, 2))
-    tissue = _shrink(rng, person, amplitude)
-    native, _ = _deform(rng, _whole_head(tissue), mni.brain, 2.5, _posture(rng, person))
+    amplitude, tissue, _, points = _head(rng, settings, person)
+    native = ndimage.map_coordinates(_whole_head(tissue), points, order=1)
     aligned, brain = _deform(rng, tissue, mni.brain, 1.0, (np.eye(3), np.zeros(3)))
     raw, derived = (_scanned(rng, person, volume, bias) for volume, bias in ((native, 0.15), (aligned, 0.03)))
     stem = f"{person.participant_id}/anat/{person.participant_id}"
@@ -344,6 +374,13 @@ def _write_t1w(settings: Settings, person: Person) -> dict[str, Any]:
     space = f"{settings.derivative / stem}_space-{SPACE}_res-{T1W_MM}"
     _save_preprocessed(space, "T1w", np.where(brain, derived, 0), brain, mni.affine)
     return {"atrophy": round(amplitude, 4)}
+
+
+def _head(rng: Generator, settings: Settings, person: Person) -> tuple[float, Floats, Floats, Floats]:
+    """Draw a participant's atrophy, tissue, posture, and the voxel of the template at each voxel of the raw scans."""
+    amplitude = person.effect(settings) * ATROPHY_SIZE * float(np.clip(rng.normal(1, 0.4), 0, 2))
+    tissue, posture = _shrink(rng, person, amplitude), _posture(rng, person)
+    return amplitude, tissue, posture[0], _points(rng, tissue.shape, 2.5, posture)
 
 
 def _shrink(rng: Generator, person: Person, amplitude: float) -> Floats:
@@ -378,16 +415,22 @@ def _posture(rng: Generator, person: Person) -> tuple[Floats, Floats]:
 def _deform(
     rng: Generator, volume: Floats, brain: Mask, spread_mm: float, posture: tuple[Floats, Floats]
 ) -> tuple[Floats, Mask]:
-    """Resample a volume and its mask through a posture and a smooth displacement, 20 mm wide."""
-    shape, (linear, shift_mm) = volume.shape, posture
-    centre = (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
-    field_mm = spread_mm * np.stack([_smooth_field(rng, shape, 20 / T1W_MM) for _ in range(3)])
-    field_mm += shift_mm.reshape(3, 1, 1, 1)
-    points = np.einsum("ij,jxyz->ixyz", linear, np.indices(shape) - centre) + centre + field_mm / T1W_MM
+    """Resample a volume and its mask through a posture and a smooth displacement."""
+    points = _points(rng, volume.shape, spread_mm, posture)
     return (
         ndimage.map_coordinates(volume, points, order=1),
         ndimage.map_coordinates(brain.astype(np.uint8), points, order=0) > 0,
     )
+
+
+def _points(rng: Generator, shape: tuple[int, ...], spread_mm: float, posture: tuple[Floats, Floats]) -> Floats:
+    """Find the voxel to read at each voxel (3, x, y, z): a posture and a smooth displacement, 20 mm wide."""
+    linear, shift_mm = posture
+    centre = (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
+    field_mm = spread_mm * np.stack([_smooth_field(rng, shape, 20 / T1W_MM) for _ in range(3)])
+    field_mm += shift_mm.reshape(3, 1, 1, 1)
+    turned = np.einsum("ij,jxyz->ixyz", linear, np.indices(shape) - centre)
+    return np.asarray(turned + centre + field_mm / T1W_MM, float)
 
 
 def _smooth_field(rng: Generator, shape: Sequence[int], width: float) -> Floats:
@@ -432,6 +475,148 @@ def _write_confounds(stem: str, table: pd.DataFrame) -> None:
     _write_tsv(Path(f"{stem}.tsv"), table)
     named = {name: {"Description": f"Simulated {name.replace('_', ' ')}"} for name in table.columns}
     _write_json(Path(f"{stem}.json"), named)
+
+
+def _write_dwi(settings: Settings, person: Person) -> dict[str, Any]:
+    """Write a raw diffusion series of the same head as the raw T1w: one tensor a voxel, known in white matter."""
+    _, _, linear, points = _head(person.rng(settings, T1W), settings, person)
+    rng, grid = person.rng(settings, DWI), anatomy(DWI_MM)
+    amount = person.effect(settings) * float(np.clip(rng.normal(1, 0.4), 0, 2))
+    fa, fa_tract = np.clip(rng.normal(WHITE_FA, 0.03) - np.array([0, FA_LOSS * amount]), 0.1, 0.95)
+    md, md_tract = WHITE_MD + np.array([0, MD_GAIN * amount])
+    to_head = np.linalg.inv(anatomy(T1W_MM).affine) @ grid.affine
+    at_head = _apply(to_head, np.indices(grid.brain.shape).astype(float))
+    at = np.stack([ndimage.map_coordinates(axis, at_head, order=1, mode="nearest") for axis in points])
+    bvals, directions = gradients()
+    volumes = _diffusion(at, linear, (fa, md), (fa_tract, md_tract), bvals, directions)
+    noisy = np.hypot(volumes + rng.normal(0, 12, volumes.shape), rng.normal(0, 12, volumes.shape))
+    stem = settings.out / person.participant_id / "dwi" / f"{person.participant_id}_dwi"
+    _save(Path(f"{stem}.nii.gz"), np.rint(noisy).astype(np.int16), _moved(rng, grid.affine))
+    _write_gradients(stem, bvals, directions)
+    return {
+        "fa_tract": round(float(fa_tract), 4),
+        "md_tract": round(float(md_tract), 7),
+        "fa_white": round(float(fa), 4),
+    }
+
+
+def _apply(matrix: Floats, points: Floats) -> Floats:
+    """Map points (3, x, y, z) by an affine."""
+    return np.asarray(np.einsum("ij,jxyz->ixyz", matrix[:3, :3], points) + matrix[:3, 3].reshape(3, 1, 1, 1), float)
+
+
+def gradients() -> tuple[NDArray[np.int64], Floats]:
+    """List the weightings (volume,) in s/mm² and the directions (volume, 3) along right, anterior, superior: a spiral."""
+    height = 1 - (np.arange(N_DIRECTIONS) + 0.5) / N_DIRECTIONS
+    turn, wide = np.pi * (1 + np.sqrt(5)) * np.arange(N_DIRECTIONS), np.sqrt(1 - height**2)
+    spiral = np.column_stack([wide * np.cos(turn), wide * np.sin(turn), height])
+    return np.repeat([0, B_VALUE], [N_B0, N_DIRECTIONS]), np.concatenate([np.zeros((N_B0, 3)), spiral])
+
+
+def _diffusion(
+    at: Floats, linear: Floats, white: tuple[float, float], tract: tuple[float, float], bvals: NDArray[Any],
+    directions: Floats,
+) -> Floats:  # fmt: skip
+    """Let water diffuse (x, y, z, volume): along the fibres of white matter, alike everywhere else."""
+    mni = anatomy(T1W_MM)
+    inside, is_white, in_tract = (
+        ndimage.map_coordinates(m.astype(float), at, order=1) > 0.5
+        for m in (mni.brain, (mni.white > 0.5) & mni.brain, tract_mask())
+    )
+    grey = ndimage.map_coordinates(mni.grey, at, order=1) > 0.3
+    fibre = np.stack([ndimage.map_coordinates(c, at, order=0) for c in fibres()], axis=-1) @ np.linalg.inv(linear).T
+    fibre /= np.maximum(np.linalg.norm(fibre, axis=-1, keepdims=True), 1e-9)
+    volumes = np.where(grey[..., None], 900 * np.exp(-bvals * 0.85e-3), 2000 * np.exp(-bvals * 3e-3))
+    for where, (fa, md) in ((is_white, white), (in_tract, tract)):
+        excess = fa / np.sqrt(3 - 2 * fa**2)  # of the three diffusivities, two are alike
+        across, more = md * (1 - excess), 3 * md * excess
+        volumes[where] = 600 * np.exp(-bvals * (across + more * (fibre[where] @ directions.T) ** 2))
+    return np.asarray(volumes * inside[..., None], float)
+
+
+def tract_mask() -> Mask:
+    """White matter whose anisotropy is lower in patients, on the 4 mm grid."""
+    mni = anatomy(T1W_MM)
+    at = _apply(mni.affine, np.indices(mni.brain.shape).astype(float))
+    near = [(low <= axis) & (axis <= high) for axis, (low, high) in zip(at, TRACT_MM, strict=True)]
+    return np.asarray(np.logical_and.reduce([*near, mni.white > 0.5, mni.brain]), bool)
+
+
+@lru_cache(maxsize=1)
+def fibres() -> Floats:
+    """Lay fibres (3, x, y, z) along white matter, on the 4 mm grid: where its outline changes least."""
+    slope = np.stack(np.gradient(ndimage.gaussian_filter(anatomy(T1W_MM).white, 1.0)))
+    products = np.stack([[ndimage.gaussian_filter(a * b, 1.0) for b in slope] for a in slope])
+    _, vectors = np.linalg.eigh(np.moveaxis(products, (0, 1), (-2, -1)))
+    return np.moveaxis(vectors[..., 0], -1, 0)
+
+
+def _write_gradients(stem: Path, bvals: NDArray[Any], directions: Floats) -> None:
+    """Write bval, and bvec along FSL's axes: the first runs to the left, for the grid's runs to the right."""
+    rows = (directions * [-1, 1, 1] + 0.0).T
+    Path(f"{stem}.bval").write_text(" ".join(map(str, bvals)) + "\n")
+    Path(f"{stem}.bvec").write_text("".join(" ".join(f"{v:.6f}" for v in row) + "\n" for row in rows))
+    _write_json(Path(f"{stem}.json"), {
+        "RepetitionTime": REPETITION_TIME, "EchoTime": 0.08, "PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05,
+    })  # fmt: skip
+
+
+def _write_pet(settings: Settings, person: Person) -> dict[str, Any]:
+    """Write a raw PET of the same head as the raw T1w: uptake in units of the cerebellum's, times an unknown dose."""
+    _, _, _, points = _head(person.rng(settings, T1W), settings, person)
+    rng, mni = person.rng(settings, PET), anatomy(T1W_MM)
+    gain = person.effect(settings) * SUVR_GAIN * float(np.clip(rng.normal(1, 0.4), 0, 2))
+    dose = float(np.exp(rng.normal(np.log(5000), 0.4)))
+    seen = ndimage.map_coordinates(uptake(gain), points, order=1)
+    noisy = dose * np.maximum(seen + 0.05 * np.sqrt(seen) * rng.standard_normal(seen.shape), 0)
+    stem = settings.out / person.participant_id / "pet" / f"{person.participant_id}_pet"
+    _save(Path(f"{stem}.nii.gz"), noisy.astype(np.float32), _moved(rng, mni.affine))
+    _write_json(Path(f"{stem}.json"), PET_SIDECAR)
+    return {"suvr_gain": round(gain, 4), "dose": round(dose, 1)}
+
+
+def uptake(gain: float) -> Floats:
+    """Paint the tracer's uptake on the 4 mm grid, in units of the cerebellum's; ``gain`` is added in ``UPTAKE``."""
+    mni, names = anatomy(T1W_MM), region_table()["name"]
+    parts = np.stack([mni.grey, mni.white, np.clip(1 - mni.grey - mni.white, 0, 1)], axis=-1)
+    level = parts @ np.array(SUVR) / np.maximum(parts.sum(axis=-1), 1e-9)
+    level[np.isin(mni.regions, _rows(UPTAKE) + 1)] = SUVR[0] + gain
+    level[np.isin(mni.regions, np.flatnonzero(names.str.startswith("Cerebelum")) + 1)] = 1.0
+    return np.asarray(level * mni.brain, float)
+
+
+def _write_genotypes(settings: Settings, people: list[Person]) -> None:
+    """Write PLINK files with one row a participant, and which variants patients have more often."""
+    rng = np.random.default_rng([settings.random_seed, 0, GENES])
+    usual = rng.uniform(0.1, 0.5, N_VARIANTS)
+    causal = np.sort(rng.permutation(N_VARIANTS)[:N_CAUSAL])
+    more = np.zeros(N_VARIANTS)
+    more[causal] = ALLELE_GAIN
+    counts = np.stack([
+        p.rng(settings, GENES).binomial(2, np.clip(usual + p.effect(settings) * more, 0, 0.95)) for p in people
+    ])  # fmt: skip
+    names = [f"rs{k + 1:06d}" for k in range(N_VARIANTS)]
+    write_plink(settings.out / "genetics" / "simulated", counts, [p.participant_id for p in people], names)
+    (settings.out / ".bidsignore").write_text("genetics\ngenetics/**\n")
+    truth = {
+        "variant": names,
+        "causal": (more > 0).astype(int),
+        "frequency": usual,
+        "frequency_patients": usual + settings.effect * more,
+    }
+    _write_tsv(settings.truth / "variants.tsv", pd.DataFrame(truth))
+
+
+def write_plink(stem: Path, counts: NDArray[Any], ids: Sequence[str], variants: Sequence[str]) -> None:
+    """Write .bed, .bim and .fam from counts (participant, variant) of the first allele: 0, 1 or 2."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    codes = np.array([3, 2, 0], np.uint8)[counts.T]  # (variant, participant), two bits each, the first in the lowest
+    codes = np.pad(codes, ((0, 0), (0, -len(ids) % 4))).reshape(len(variants), -1, 4)
+    packed = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2).astype(np.uint8)
+    stem.with_suffix(".bed").write_bytes(b"\x6c\x1b\x01" + packed.tobytes())
+    stem.with_suffix(".fam").write_text("".join(f"0 {i} 0 0 0 -9\n" for i in ids))
+    rows = (f"1\t{name}\t0\t{1000 * (k + 1)}\tA\tG\n" for k, name in enumerate(variants))
+    stem.with_suffix(".bim").write_text("".join(rows))
 
 
 def _moved(rng: Generator, affine: Floats) -> Floats:
@@ -634,6 +819,14 @@ def _write_truth(settings: Settings, people: list[Person], planted: list[dict[st
     _write_tsv(settings.truth / "regions.tsv", region_table())
     _write_tsv(settings.truth / "edges.tsv", edge_table())
     _save(settings.truth / "t1w_mask.nii.gz", atrophy_mask().astype(np.uint8), anatomy(T1W_MM).affine)
+    if "dwi" in settings.modalities:
+        _save(settings.truth / "dwi_mask.nii.gz", tract_mask().astype(np.uint8), anatomy(T1W_MM).affine)
+    if "pet" in settings.modalities:
+        _save(
+            settings.truth / "pet_uptake.nii.gz",
+            uptake(settings.effect * SUVR_GAIN).astype(np.float32),
+            anatomy(T1W_MM).affine,
+        )
     apart = ("out", "truncated", "n_lacking")
     asked = {name: value for name, value in vars(settings).items() if name not in apart}
     _write_json(settings.truth / "truth.json", {
@@ -642,6 +835,8 @@ def _write_truth(settings: Settings, people: list[Person], planted: list[dict[st
         "edge_sets": {name: _both_sides(group) for name, group in EDGE_SETS.items()},
         "states": {name: _both_sides(group) for name, group in STATES.items()},
         "state_orders": ORDERS, "dwell_volumes": DWELL_VOLUMES,
+        **({"tract": TRACT, "tract_mm": TRACT_MM} if "dwi" in settings.modalities else {}),
+        **({"uptake": _both_sides(UPTAKE)} if "pet" in settings.modalities else {}),
     })  # fmt: skip
 
 
@@ -665,7 +860,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--effect", type=float, default=1.0, help="0: no difference; 1: a linear AUC near 0.9 (%(default)s)")
     add("--confounding", type=float, default=1.0, help="how much more patients move (%(default)s)")
     add("--n-volumes", type=int, default=120, help="volumes of a BOLD run, 2 s each (%(default)s)")
-    add("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="images to write (both)")
+    add("--modalities", nargs="+", choices=(*MODALITIES, *MORE), default=MODALITIES, help="what to write (t1w bold)")
     add("--n-lacking", type=int, help="participants that lack T1w, and BOLD (one in 12)")
     add("--no-truncated", dest="truncated", action="store_false", help="cut no file short")
     add("--nprocs", type=int, default=1, help="processes (%(default)s)")

@@ -240,7 +240,7 @@ def test_folder_that_holds_something_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"n_participants": 3}, "too few"), ({"n_volumes": 5}, "too few"), ({"modalities": ["pet"]}, "pet"),
+    [({"n_participants": 3}, "too few"), ({"n_volumes": 5}, "too few"), ({"modalities": ["meg"]}, "meg"),
      ({"modalities": []}, "unknown modalities"), ({"n_lacking": 3}, "cannot lack")],
 )  # fmt: skip
 def test_impossible_request_is_refused(tmp_path, changed, message):
