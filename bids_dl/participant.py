@@ -168,7 +168,7 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     wanted = _wanted(config)
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
     for name in wanted:
-        for scan in [s for s in ready if _takes(name, s) and _has_needed(config, name, s)]:
+        for scan in [s for s in ready if _takes(name, s) and _has_needed(config, name, s) and _fits(config, name, s)]:
             _extract(config, record, name, scan)
         for scan in _followed(config, record, name, scans):
             _extract(config, record, name, scan)
@@ -183,6 +183,14 @@ def _takes(name: str, scan: Scan) -> bool:
     """Tell whether a feature is extracted from this kind of scan, and from this parameter of a model's maps."""
     of = _says(name, "PARAM")
     return scan.kind in _says(name, "TAKES") and (not of or scan.entities.get("param", "").lower() in of)
+
+
+def _fits(config: Config, name: str, scan: Scan) -> bool:
+    """Leave grayordinates to an atlas of grayordinates, and volumes to an atlas of voxels."""
+    if name != "timeseries":
+        return True
+    dense = str(config.features.of("timeseries").get("atlas", "")).endswith(".dlabel.nii")
+    return scan.kind != ("bold" if dense else "cifti")
 
 
 def _has_needed(config: Config, name: str, scan: Scan) -> bool:

@@ -252,7 +252,20 @@ def find(config: Config) -> dict[str, list[Scan]]:
         found = {i: [s for s in scans if not s.prepared] for i, scans in found.items()}
     if not any(found.values()):
         raise NothingSelectedError(_nothing(config))
-    return {i: best(scans) for i, scans in found.items()}
+    return {i: [_with_events(s, config) for s in best(scans)] for i, scans in found.items()}
+
+
+def _with_events(scan: Scan, config: Config) -> Scan:
+    """Give a BOLD the events of the raw dataset, which a derivative does not repeat: its own file, or the task's."""
+    if scan.kind != "bold" or "events" in scan.related or not scan.entities.get("task"):
+        return scan
+    names = [scan.entities.get(k) and f"{k}-{scan.entities[k]}" for k in ("sub", "ses", "task", "acq", "dir", "run")]
+    folder = config.bids.joinpath(*[n for n in names[:2] if n], "func")
+    own = folder / ("_".join(n for n in names if n) + "_events.tsv")
+    for path in (own, config.bids / f"task-{scan.entities['task']}_events.tsv"):
+        if path.is_file():
+            return replace(scan, related={**scan.related, "events": path})
+    return scan
 
 
 def _nothing(config: Config) -> str:
@@ -309,17 +322,18 @@ def _with_companions(scan: Scan) -> Scan:
     table = (
         re.sub(r"(_space-[^_]+|_res-[^_]+|_den-[^_]+|_hemi-[^_]+)", "", stem).split("_desc-")[0].removesuffix("_bold")
     )
-    confounds = path.with_name(f"{table}_desc-confounds_timeseries.tsv")
+    tables = [path.with_name(f"{table}_desc-confounds_{end}.tsv") for end in ("timeseries", "regressors")]
+    confounds = next((t for t in tables if t.is_file()), None)  # regressors: fMRIPrep before 20.2
     related = {}
     if scan.kind == "t1w" and scan.prepared:
         related = {r: path.with_name(path.name.replace("desc-preproc_T1w", end)) for r, end in ROLES.items()}
     if scan.kind == "dwi":
         related = {end: path.with_name(f"{stem}.{end}") for end in ("bval", "bvec")}
     if scan.kind == "bold":
-        related = {"events": path.with_name(f"{stem.removesuffix('_bold')}_events.tsv")}
+        related = {"events": path.with_name(f"{table}_events.tsv")}
     return replace(
         scan, mask=mask if scan.prepared and mask != path and mask.is_file() else None,
-        confounds=confounds if scan.kind in {"bold", "cifti"} and confounds.is_file() else None,
+        confounds=confounds if scan.kind in {"bold", "cifti"} else None,
         related={role: p for role, p in related.items() if p.is_file()},
     )  # fmt: skip
 

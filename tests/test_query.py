@@ -242,3 +242,72 @@ def test_a_wrong_description_is_named(tmp_path: Path, text: str, message: str) -
     (tmp_path / "dataset_description.json").write_text(text)
     with pytest.raises(InvalidDatasetError, match=message):
         query.description(tmp_path)
+
+
+def test_events_of_the_raw_dataset_reach_the_preprocessed_run(fmriprep) -> None:
+    root = fmriprep(1)
+    config = settings(root)
+    assert not find_bold(config).related
+    general = root / "task-rest_events.tsv"
+    general.write_text("onset\tduration\ttrial_type\n")
+    assert find_bold(config).related["events"] == general
+    own = root / "sub-01" / "func" / "sub-01_task-rest_events.tsv"
+    own.write_text("onset\tduration\ttrial_type\n")
+    assert find_bold(config).related["events"] == own
+
+
+def test_confounds_under_their_older_name_are_found(fmriprep) -> None:
+    root = fmriprep(1)
+    (table,) = root.glob("derivatives/fmriprep/sub-01/func/*_desc-confounds_timeseries.tsv")
+    older = table.rename(table.with_name(table.name.replace("_timeseries", "_regressors")))
+    assert find_bold(settings(root)).confounds == older
+
+
+def find_bold(config):
+    return next(s for s in query.find(config)["sub-01"] if s.kind == "bold")
+
+
+def test_raw_scans_alone_are_kept_where_that_is_asked(fmriprep) -> None:
+    (scans,) = query.find(settings(fmriprep(1), raw_only=True)).values()
+    assert [(s.kind, s.prepared, s.why) for s in scans] == [("bold", False, "raw scan")]
+
+
+def test_the_more_finished_pipeline_comes_first_and_the_reason_is_told(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_description(root)
+    for name in ("giga_connectome", "xcp_d", "aaa"):
+        write_derivative(root / "derivatives" / name)
+        file = "sub-1_task-rest_space-MNI152NLin6Asym_atlas-Six_stat-mean_timeseries.tsv"
+        write_series(root / "derivatives" / name / "sub-1" / "func" / file, np.eye(6))
+    (root / "sub-1").mkdir()
+    (scan,) = query.find(settings(root))["sub-1"]
+    assert scan.dataset.name == "xcp_d"
+    assert scan.why == "derivative of xcp_d; chosen over giga_connectome's, aaa's"
+
+
+def test_freesurfers_folders_are_found_where_fmriprep_leaves_them(fmriprep) -> None:
+    root = fmriprep(1)
+    stats = root / "derivatives" / "fmriprep" / "sourcedata" / "freesurfer" / "sub-01" / "stats"
+    stats.mkdir(parents=True)
+    found = [s for s in query.find(settings(root))["sub-01"] if s.kind == "freesurfer"]
+    assert [(s.path, s.participant_id, s.prepared) for s in found] == [(stats, "sub-01", True)]
+
+
+def test_genotypes_of_the_dataset_belong_to_everybody(fmriprep) -> None:
+    root = fmriprep(2)
+    (root / "genetics").mkdir()
+    (root / "genetics" / "chip.bed").write_bytes(b"")
+    assert [[s.path.name for s in scans if s.kind == "plink"] for scans in query.find(settings(root)).values()] == [
+        ["chip.bed"]
+    ] * 2
+
+
+def test_gradients_belong_to_a_raw_diffusion_scan(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_description(root)
+    folder = root / "sub-1" / "dwi"
+    folder.mkdir(parents=True)
+    for end in ("nii.gz", "bval", "bvec"):
+        (folder / f"sub-1_dwi.{end}").write_bytes(b"")
+    (scan,) = query.find(settings(root))["sub-1"]
+    assert (scan.kind, scan.prepared, set(scan.related)) == ("dwi", False, {"bval", "bvec"})

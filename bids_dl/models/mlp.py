@@ -44,7 +44,7 @@ class MLP(nn.Module):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.5
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.7
 ) -> MLP:
     """Build a perceptron [1]_, used for functional network connectivity as in [2]_.
 
