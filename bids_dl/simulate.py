@@ -479,25 +479,30 @@ def _write_confounds(stem: str, table: pd.DataFrame) -> None:
 
 def _write_dwi(settings: Settings, person: Person) -> dict[str, Any]:
     """Write a raw diffusion series of the same head as the raw T1w: one tensor a voxel, known in white matter."""
-    _, _, linear, points = _head(person.rng(settings, T1W), settings, person)
-    rng, grid = person.rng(settings, DWI), anatomy(DWI_MM)
+    rng, (linear, at) = person.rng(settings, DWI), dwi_points(settings, person)
     amount = person.effect(settings) * float(np.clip(rng.normal(1, 0.4), 0, 2))
     fa, fa_tract = np.clip(rng.normal(WHITE_FA, 0.03) - np.array([0, FA_LOSS * amount]), 0.1, 0.95)
     md, md_tract = WHITE_MD + np.array([0, MD_GAIN * amount])
-    to_head = np.linalg.inv(anatomy(T1W_MM).affine) @ grid.affine
-    at_head = _apply(to_head, np.indices(grid.brain.shape).astype(float))
-    at = np.stack([ndimage.map_coordinates(axis, at_head, order=1, mode="nearest") for axis in points])
     bvals, directions = gradients()
     volumes = _diffusion(at, linear, (fa, md), (fa_tract, md_tract), bvals, directions)
     noisy = np.hypot(volumes + rng.normal(0, 12, volumes.shape), rng.normal(0, 12, volumes.shape))
     stem = settings.out / person.participant_id / "dwi" / f"{person.participant_id}_dwi"
-    _save(Path(f"{stem}.nii.gz"), np.rint(noisy).astype(np.int16), _moved(rng, grid.affine))
+    _save(Path(f"{stem}.nii.gz"), np.rint(noisy).astype(np.int16), _moved(rng, anatomy(DWI_MM).affine))
     _write_gradients(stem, bvals, directions)
     return {
         "fa_tract": round(float(fa_tract), 4),
         "md_tract": round(float(md_tract), 7),
         "fa_white": round(float(fa), 4),
     }
+
+
+def dwi_points(settings: Settings, person: Person) -> tuple[Floats, Floats]:
+    """Find how a head is turned (3, 3), and the voxel of the 4 mm template at each voxel of its dwi (3, x, y, z)."""
+    _, _, linear, points = _head(person.rng(settings, T1W), settings, person)
+    grid = anatomy(DWI_MM)
+    to_head = np.linalg.inv(anatomy(T1W_MM).affine) @ grid.affine
+    at_head = _apply(to_head, np.indices(grid.brain.shape).astype(float))
+    return linear, np.stack([ndimage.map_coordinates(axis, at_head, order=1, mode="nearest") for axis in points])
 
 
 def _apply(matrix: Floats, points: Floats) -> Floats:

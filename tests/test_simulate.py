@@ -10,9 +10,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from bids_dl import simulate as simulation
 from bids_dl.errors import OutputError, UsageError
+from bids_dl.preparations import dwi
+from bids_dl.query import entities
+from bids_dl.records import Scan
 from bids_dl.simulate import simulate
 
 SMALL = {"n_participants": 6, "n_volumes": 30, "random_seed": 3}
@@ -253,3 +257,105 @@ def test_command_line_explains_a_refusal_in_one_line(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep me")
     assert simulation.main([str(tmp_path)]) == OutputError.exit_code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Raw T1w, diffusion, PET and genotypes."""
+    asked = {**SMALL, "n_participants": 4, "modalities": ["t1w", "dwi", "pet", "snp"]}
+    return simulate(tmp_path_factory.mktemp("more"), **asked)
+
+
+def test_further_modalities_are_valid_bids(more, tmp_path):
+    test_raw_and_derivative_are_valid_bids(more, tmp_path, ".")
+    assert truth(more)["truncated"] == [] and not any(truth(more)["lacking"].values())
+
+
+def designed(person):
+    """The participant as `more` has it."""
+    chosen = settings(random_seed=SMALL["random_seed"], n_participants=4, n_lacking=0, truncated=False)
+    return chosen, next(p for p in simulation.design(chosen) if p.participant_id == person)
+
+
+def planted_in(out, person):
+    return table(out / "sourcedata" / "truth" / "participants.tsv").set_index("participant_id").loc[person]
+
+
+@pytest.mark.parametrize("diagnosis", simulation.ORDERS)
+def test_diffusion_has_the_planted_tensor_in_the_tract_and_beside_it(more, diagnosis):
+    person = group(more, diagnosis)[0]
+    path = more / person / "dwi" / f"{person}_dwi.nii.gz"
+    related = {end: path.with_name(f"{person}_dwi.{end}") for end in ("bval", "bvec")}
+    data = dwi.load(Scan(path, entities(path), more, prepared=False, related=related))
+    _, at = simulation.dwi_points(*designed(person))
+    white = simulation.anatomy(4).white > 0.5
+    tract, white = (
+        ndimage.map_coordinates(m.astype(float), at, order=1) > 0.5 for m in (simulation.tract_mask(), white)
+    )
+    maps, row = dwi.tensor_maps(data, data.b0 > 100), planted_in(more, person)
+    assert (row["fa_tract"] < row["fa_white"]) == (diagnosis == "patient")
+    assert tract.sum() > 30
+    assert np.median(maps["fa"][tract]) == pytest.approx(row["fa_tract"], rel=0.05)
+    assert np.median(maps["md"][tract]) == pytest.approx(row["md_tract"], rel=0.05)
+    assert np.median(maps["fa"][white & ~tract]) == pytest.approx(row["fa_white"], rel=0.05)
+
+
+def test_fibres_turn_with_the_head(more):
+    person = group(more, "control")[1]
+    path = more / person / "dwi" / f"{person}_dwi.nii.gz"
+    related = {end: path.with_name(f"{person}_dwi.{end}") for end in ("bval", "bvec")}
+    data = dwi.load(Scan(path, entities(path), more, prepared=False, related=related))
+    assert np.allclose(data.directions, simulation.gradients()[1], atol=1e-5)
+    linear, at = simulation.dwi_points(*designed(person))
+    there = np.stack([ndimage.map_coordinates(c, at, order=0) for c in simulation.fibres()], axis=-1)
+    expected = there @ np.linalg.inv(linear).T
+    expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-9)
+    deep = ndimage.map_coordinates((simulation.anatomy(4).white > 0.5).astype(float), at, order=1) > 0.9
+    agreement = np.abs((dwi.tensor_maps(data, data.b0 > 100)["evec"] * expected).sum(axis=-1))[deep]
+    assert np.median(agreement) > np.cos(np.radians(5))
+
+
+def test_uptake_over_the_cerebellum_is_what_was_planted_at_any_dose(more):
+    regions = simulation.anatomy(4).regions
+    target = np.isin(regions, simulation._rows(simulation.UPTAKE) + 1)
+    names = simulation.region_table()["name"].str.startswith("Cerebelum")
+    reference = np.isin(regions, np.flatnonzero(names) + 1)
+    doses = []
+    for person in group(more, "patient") + group(more, "control"):
+        chosen, designed_person = designed(person)
+        *_, points = simulation._head(designed_person.rng(chosen, simulation.T1W), chosen, designed_person)
+        image = nib.load(more / person / "pet" / f"{person}_pet.nii.gz").get_fdata()
+        means = [
+            image[ndimage.map_coordinates(ndimage.binary_erosion(m).astype(float), points, order=1) > 0.9].mean()
+            for m in (target, reference)
+        ]
+        row = planted_in(more, person)
+        assert means[0] / means[1] == pytest.approx(simulation.SUVR[0] + row["suvr_gain"], rel=0.05)
+        assert means[1] == pytest.approx(row["dose"], rel=0.05)
+        doses.append(row["dose"])
+    assert max(doses) > 1.2 * min(doses)
+
+
+def test_plink_files_hold_the_counts_that_were_written(tmp_path):
+    from bed_reader import open_bed
+
+    counts = np.random.default_rng(0).integers(0, 3, (7, 9))
+    simulation.write_plink(tmp_path / "few", counts, [f"sub-{k}" for k in range(7)], [f"rs{k}" for k in range(9)])
+    with open_bed(tmp_path / "few.bed") as bed:
+        assert np.array_equal(bed.read(), counts)
+        assert bed.iid.tolist() == [f"sub-{k}" for k in range(7)] and bed.sid[8] == "rs8"
+
+
+def test_patients_have_the_causal_alleles_more_often(tmp_path):
+    from bed_reader import open_bed
+
+    out = simulate(tmp_path / "out", n_participants=200, modalities=["snp"], effect=1)
+    variants = table(out / "sourcedata" / "truth" / "variants.tsv")
+    with open_bed(out / "genetics" / "simulated.bed") as bed:
+        counts = bed.read()
+    patient = (table(out / "participants.tsv")["diagnosis"] == "patient").to_numpy()
+    more_often = counts[patient].mean(axis=0) / 2 - counts[~patient].mean(axis=0) / 2
+    causal = variants["causal"].to_numpy() == 1
+    assert causal.sum() == simulation.N_CAUSAL
+    assert more_often[causal].mean() == pytest.approx(simulation.ALLELE_GAIN, abs=0.05)
+    assert abs(more_often[~causal].mean()) < 0.02
