@@ -168,7 +168,8 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     wanted = _wanted(config)
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
     for name in wanted:
-        for scan in [s for s in ready if _takes(name, s) and _has_needed(config, name, s) and _fits(config, name, s)]:
+        taken = [s for s in ready if _takes(name, s) and _fits(config, name, s)]
+        for scan in [s for s in taken if _has_needed(config, name, s, taken)]:
             _extract(config, record, name, scan)
         for scan in _followed(config, record, name, scans):
             _extract(config, record, name, scan)
@@ -193,9 +194,15 @@ def _fits(config: Config, name: str, scan: Scan) -> bool:
     return scan.kind != ("bold" if dense else "cifti")
 
 
-def _has_needed(config: Config, name: str, scan: Scan) -> bool:
-    """Tell whether a scan has what a feature needs beside it; asked for by name, the feature itself says what lacks."""
-    return name in config.features.names or set(_says(name, "NEEDS")) <= set(scan.related)
+def _has_needed(config: Config, name: str, scan: Scan, taken: Sequence[Scan]) -> bool:
+    """Tell whether a scan has what a feature needs beside it: of every scan, or of one kind as in ``t1w:modulated``.
+
+    Asked for by name, the feature itself says what lacks, unless there is a scan of another kind that it takes.
+    """
+    needed = {role for kind, _, role in (n.rpartition(":") for n in _says(name, "NEEDS")) if kind in {"", scan.kind}}
+    if needed <= set(scan.related):
+        return True
+    return name in config.features.names and all(s.kind == scan.kind for s in taken)
 
 
 def _followed(config: Config, record: Mapping[str, Any], name: str, scans: Sequence[Scan]) -> Iterator[Scan]:

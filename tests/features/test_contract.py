@@ -60,6 +60,18 @@ def bundle(root: Path, fa: float) -> Scan:
     return scan(path, root, related=related)
 
 
+def freesurfer(root: Path, rows: str) -> Scan:
+    """Write FreeSurfer's tables of one participant."""
+    folder = root / "sub-1" / "stats"
+    folder.mkdir(parents=True)
+    for side in ("lh", "rh"):
+        (folder / f"{side}.aparc.stats").write_text(
+            f"# ColHeaders StructName NumVert SurfArea GrayVol ThickAvg\n{rows}"
+        )
+    (folder / "aseg.stats").write_text("# ColHeaders Index SegId NVoxels Volume_mm3 StructName\n1 4 9 9.5 CSF\n")
+    return Scan(folder, {"sub": "1", "suffix": "stats", "datatype": "anat"}, root)
+
+
 def usable(name: str, root: Path) -> Scan:
     generator = np.random.default_rng(0)
     folder = root / "sub-1" / "func"
@@ -70,6 +82,8 @@ def usable(name: str, root: Path) -> Scan:
     if name == "regional":
         image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", image), root)
+    if name == "morphometry":
+        return freesurfer(root, "bankssts 1407 933 2328 2.631\n")
     if name in VOLUMES:
         return volume(root, VOLUMES[name], generator.normal(100, 5, (9, 11, 9)).astype(np.float32))
     if name == "phenotype":
@@ -87,6 +101,8 @@ def unusable(name: str, root: Path) -> Scan:
         return bold(root, np.ones((6, 6, 6, 5), np.float32))
     if name == "regional":
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
+    if name == "morphometry":
+        return freesurfer(root, "bankssts 1407\n")
     if name in VOLUMES:
         return volume(root, VOLUMES[name], np.ones((4, 4, 4, 2), np.float32))
     if name == "phenotype":
