@@ -218,7 +218,7 @@ def _followed(config: Config, record: Mapping[str, Any], name: str, scans: Seque
 def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds: set[str]) -> list[Scan]:
     """Prepare the raw scans of the kinds that are wanted: T1w first, others through the T1w of their session."""
     able = set(zoo.names("preparations"))
-    wanted = [s for s in scans if _is_wanted(s, scans, kinds)]
+    wanted = [s for s in scans if _is_wanted(s, kinds)]
     raw = [s for s in wanted if not s.prepared and s.kind in able]
     anatomies = [s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind != "t1w" for r in raw))]
     seen: dict[str, Scan] = {}
@@ -234,12 +234,11 @@ def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds:
     return ready
 
 
-def _is_wanted(scan: Scan, scans: Sequence[Scan], kinds: set[str]) -> bool:
-    """Tell whether a feature takes a scan, or another kind that its preparation ``GIVES`` and no derivative has."""
+def _is_wanted(scan: Scan, kinds: set[str]) -> bool:
+    """Tell whether a feature takes a scan, or another kind that its preparation ``GIVES``."""
     if scan.kind in kinds or scan.prepared or scan.kind not in zoo.names("preparations"):
         return scan.kind in kinds
-    session = [s.kind for s in scans if s.entities.get("ses") == scan.entities.get("ses")]
-    return bool(kinds & set(zoo.constant("preparations", scan.kind, "GIVES") or ()) - set(session))
+    return bool(kinds & set(zoo.constant("preparations", scan.kind, "GIVES") or ()))
 
 
 def _is_given(made: Scan, scans: Sequence[Scan]) -> bool:

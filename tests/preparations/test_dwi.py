@@ -10,10 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import write_description
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dl import derivatives, query, simulate
+from bids_dl import cli, derivatives, participant, query, simulate
 from bids_dl.errors import DataError
 from bids_dl.preparations import dwi
 from bids_dl.records import Scan
@@ -102,11 +103,24 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Scan]:
 
 
 @pytest.fixture(scope="module")
-def done(raw: Callable[..., Scan], tmp_path_factory: pytest.TempPathFactory) -> list[Scan]:
-    """Prepare the planted brain once, without a T1w, on a coarse grid."""
-    scan, out = raw(), tmp_path_factory.mktemp("out")
-    derivatives.write_description(out, {"bids": scan.dataset})
-    return dwi.prepare(scan, None, out, resolution_mm=4)
+def out(raw: Callable[..., Scan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run level 1 once on the planted brain, without a T1w, on a coarse grid."""
+    scan, folder = raw(), tmp_path_factory.mktemp("out")
+    write_description(scan.dataset)
+    (folder / "c.toml").write_text(
+        "[preparations.dwi]\nresolution_mm = 4\n[features.structural_connectivity]\nn_seeds = 5000\n"
+    )
+    asked = ["--features", "fa", "md", "structural_connectivity", "--config-file", str(folder / "c.toml")]
+    command = [str(scan.dataset), str(folder / "out"), "participant", "--nprocs", "1", "--skip-bids-validation"]
+    assert cli.main([*command, *asked]) == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def done(out: Path) -> list[Scan]:
+    """Return what the preparation gave."""
+    noted = query.read_json(out / "logs" / "preparations" / "sub-01_dwi.json")
+    return [participant._unpacked(one) for one in noted["scans"]]
 
 
 def values(path: Path) -> np.ndarray:
@@ -152,6 +166,28 @@ def test_white_matter_meets_that_of_the_template_on_either_side(done: list[Scan]
     assert left < 0.3 < 0.6 < right
     overlap = (values(done[1].mask) > 0) & template.brain
     assert 2 * overlap.sum() > 0.93 * (values(done[1].mask).sum() + template.brain.sum())
+
+
+def test_every_feature_of_diffusion_is_written_from_the_raw_dwi(out: Path) -> None:
+    record = query.read_json(out / "logs" / "participants" / "sub-01.json")
+    assert {f["feature"] for f in record["features"]} == {"fa", "md", "structural_connectivity"}
+    assert not any(f["prepared"] for f in record["features"]) and not record["problems"]
+    [preparation] = record["preparations"]
+    assert preparation["kind"] == "dwi" and len(preparation["also"]) == 2
+
+
+def dwimap(param: str, ses: str = "") -> Scan:
+    entities = {"sub": "01", "suffix": "dwimap", "param": param} | ({"ses": ses} if ses else {})
+    return Scan(Path(f"sub-01_param-{param}_dwimap.nii.gz"), entities, Path("qsirecon"))
+
+
+def test_a_raw_dwi_is_wanted_for_its_maps_and_gives_way_to_those_of_a_derivative() -> None:
+    raw = Scan(Path("sub-01_dwi.nii.gz"), {"sub": "01", "suffix": "dwi"}, Path("raw"), prepared=False)
+    assert participant._is_wanted(raw, {"dwimap"}) and participant._is_wanted(raw, {"dwi"})
+    assert not participant._is_wanted(raw, {"bold"})
+    assert participant._is_given(dwimap("fa"), [raw, dwimap("fa")])
+    assert not participant._is_given(dwimap("md"), [raw, dwimap("fa")])
+    assert not participant._is_given(dwimap("fa", "2"), [raw, dwimap("fa", "1")])
 
 
 def test_an_image_in_standard_space_comes_back_to_where_it_was(done: list[Scan]) -> None:
