@@ -24,6 +24,8 @@ TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition",
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
 MAX_CLASSES = 12
 CONFOUNDS = "confounds"
+SEQUENCES = ("timeseries", "dynamic_connectivity", "events", "slices")
+"""Features that unfold in time or in slices: no model of the group level takes them yet."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,13 @@ def _records(config: Config) -> dict[str, dict[str, Any]]:
 
 def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
     """Sort every file into the feature and the entities that it shares with the other participants'."""
-    wanted = config.features.names or tuple(n for n in zoo.names("features") if n not in {"phenotype", "timeseries"})
+    wanted = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
+    _refuse_sequences(config.features.names)
     files: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, list[str]]] = {}
     for participant_id, record in records.items():
         for entry in record["features"]:
             names = query.entities(Path(entry["path"]))
-            if entry["feature"] not in wanted or not _selected(config, names):
+            if entry["feature"] not in wanted or entry["feature"] in SEQUENCES or not _selected(config, names):
                 continue
             shared = tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
             files.setdefault((entry["feature"], shared), {}).setdefault(participant_id, []).append(entry["path"])
@@ -127,6 +130,22 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
         )
         for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
     ]
+
+
+def _is_default(name: str) -> bool:
+    """Tell whether a feature is modelled without being named: those that a model takes and that restate no target."""
+    return name not in {"phenotype", *SEQUENCES} and zoo.constant("features", name, "BY_DEFAULT") is not False
+
+
+def _refuse_sequences(names: Sequence[str]) -> None:
+    """Pass over features that unfold in time or in slices, for which there is no model yet; refuse where no other is named."""
+    named = [name for name in names if name in SEQUENCES]
+    if named and len(named) == len(names):
+        raise DataError(
+            f"no model takes the feature '{named[0]}' yet; name others at the group level, e.g. connectivity."
+        )
+    if named:
+        LOG.info("no model takes %s yet: passed over.", ", ".join(named))
 
 
 def _selected(config: Config, names: Mapping[str, str]) -> bool:
@@ -148,7 +167,7 @@ def _short_names(keys: Sequence[tuple[str, tuple[tuple[str, str], ...]]]) -> dic
         siblings = [dict(s) for f, s in keys if f == feature]
         differing = [
             k
-            for k in ("task", "acq", "rec", "dir", "space", "atlas", "stat", "res", "desc")
+            for k in ("task", "acq", "rec", "dir", "space", "atlas", "model", "param", "stat", "res", "label", "desc")
             if len({s.get(k) for s in siblings}) > 1
         ]
         named[feature, shared] = "+".join([feature, *(v for k in differing if (v := dict(shared).get(k)))])
@@ -209,7 +228,7 @@ def _describe(variant: Variant) -> dict[str, Any]:
     directed = False
     for path in [paths[0] for paths in list(variant.files.values())[:15]]:
         values, labels, affine = read(Path(path))
-        square = values.ndim == 2 and values.shape[0] == values.shape[1]
+        square = values.ndim == 2 and values.shape[0] == values.shape[1] > 1
         directed |= square and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
         grid = () if affine is None else tuple(np.round(affine, 3).ravel().tolist())
         seen.append((values.shape, labels, grid))
@@ -220,6 +239,8 @@ def _describe(variant: Variant) -> dict[str, Any]:
         "entities": dict(variant.entities),
         "file_shape": list(shape),
     }
+    if len(shape) == 1:
+        return common | {"shape": list(shape), "dims": ["column"]}
     if len(shape) == 2:
         n = shape[0] * (shape[0] - 1)
         return common | {"shape": [n if directed else n // 2], "dims": ["edge"], "directed": directed}
@@ -230,7 +251,10 @@ def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
     """Read a feature's file as it was written: values, names, and the affine of a volume."""
     if path.suffix == ".tsv":
         labels, values = query.read_matrix(path)
-        return values, labels, None
+        return (values[0] if len(values) == 1 else values), labels, None
+    if path.suffix == ".npy":
+        said = query.read_json(derivatives.sidecar_path(path))
+        return np.asarray(np.load(path), np.float32), tuple(map(str, said["Labels"])), None
     import nibabel as nib
 
     image = nib.load(path)

@@ -116,7 +116,7 @@ def _block_of_one(
 
 def _fits(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Match a file by what makes its content the same: atlas, kind of matrix, space; tasks may be called differently."""
-    keys = ("atlas", "stat", "space", "res", "desc")
+    keys = ("atlas", "model", "param", "stat", "space", "res", "label", "desc")
     return all(names.get(k, "") == wanted.get(k, "") for k in keys)
 
 

@@ -336,3 +336,57 @@ def test_shuffled_labels_are_the_same_labels_in_another_order(folders):
     assert sorted(shuffled[:-1]) == list(range(20, 50))
     assert shuffled[:-1].tolist() != list(range(20, 50))
     assert np.isnan(shuffled[-1])
+
+
+def vector(folders, participant_id, values, labels, feature="morphometry"):
+    folder = folders.out / participant_id / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{participant_id}_morphometry.tsv"
+    pd.DataFrame([values], columns=labels).to_csv(path, sep="\t", index=False, na_rep="n/a")
+    folders.note(participant_id, {"feature": feature, "path": str(path.relative_to(folders.out))})
+
+
+def opened(folders):
+    config = folders.config()
+    made = cohorts.plan(config)
+    described = cohorts.write(made, folders.out / "cohort")
+    refused = cohorts.fill(str(folders.out / "cohort"), 0, len(made.participant_ids))
+    return cohorts.load(folders.out / "cohort", Target("age", np.zeros(3)), []), described, refused
+
+
+def test_a_row_of_measures_becomes_columns(tmp_path):
+    folders = Folders(tmp_path)
+    for number in (1, 2, 3):
+        folders.person(f"sub-0{number}", age=number)
+        vector(
+            folders, f"sub-0{number}", [number, np.nan, 2.5], ["lh_a", "lh_b", "icv"] if number < 3 else ["x", "y", "z"]
+        )
+    cohort, described, refused = opened(folders)
+    assert described["morphometry"]["dims"] == ["column"]
+    assert cohort.features["morphometry"].labels == ("lh_a", "lh_b", "icv")
+    np.testing.assert_array_equal(cohort.features["morphometry"].values[1], np.float32([2, np.nan, 2.5]))
+    assert [(r["participant_id"], "'x' stands" in r["reason"]) for r in refused] == [("sub-03", True)]
+
+
+def test_an_array_of_genotypes_becomes_columns(tmp_path):
+    folders = Folders(tmp_path)
+    for number in (1, 2, 3):
+        folders.person(f"sub-0{number}", age=number)
+        folder = folders.out / f"sub-0{number}" / "genetics"
+        folder.mkdir(parents=True)
+        np.save(folder / f"sub-0{number}_desc-chip_snp.npy", np.float32([0, 1, number % 3]))
+        said = {"Dimensions": ["variant"], "Labels": ["rs1", "rs2", "rs3"]}
+        (folder / f"sub-0{number}_desc-chip_snp.json").write_text(json.dumps(said))
+        path = f"sub-0{number}/genetics/sub-0{number}_desc-chip_snp.npy"
+        folders.note(f"sub-0{number}", {"feature": "morphometry", "path": path})
+    cohort, described, _ = opened(folders)
+    assert described["morphometry"]["dims"] == ["column"]
+    assert cohort.features["morphometry"].labels == ("rs1", "rs2", "rs3")
+    np.testing.assert_array_equal(cohort.features["morphometry"].values[:, 2], [1, 2, 0])
+
+
+def test_features_that_unfold_in_time_are_refused_alone_and_passed_over_beside_others(folders):
+    with pytest.raises(DataError, match="no model takes the feature 'timeseries' yet"):
+        cohorts.plan(folders.config(features={"names": ["timeseries"]}))
+    made = cohorts.plan(folders.config(features={"names": ["timeseries", "connectivity"]}))
+    assert [v.feature for v in made.variants] == ["connectivity"]
