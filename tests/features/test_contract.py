@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bed_reader import to_bed
 from conftest import write_confounds, write_image, write_series
 
 from bids_dl import query, zoo
@@ -72,6 +73,12 @@ def freesurfer(root: Path, rows: str) -> Scan:
     return Scan(folder, {"sub": "1", "suffix": "stats", "datatype": "anat"}, root)
 
 
+def genotypes(root: Path, who: str) -> Scan:
+    """Write PLINK's files of one person."""
+    to_bed(root / "all.bed", np.array([[0, 1, 2]], np.int8), properties={"iid": [who]})
+    return Scan(root / "all.bed", {"sub": "1", "suffix": "bed", "datatype": "genetics"}, root)
+
+
 def usable(name: str, root: Path) -> Scan:
     generator = np.random.default_rng(0)
     folder = root / "sub-1" / "func"
@@ -84,6 +91,8 @@ def usable(name: str, root: Path) -> Scan:
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", image), root)
     if name == "morphometry":
         return freesurfer(root, "bankssts 1407 933 2328 2.631\n")
+    if name == "snp":
+        return genotypes(root, "1")
     if name in VOLUMES:
         return volume(root, VOLUMES[name], generator.normal(100, 5, (9, 11, 9)).astype(np.float32))
     if name == "phenotype":
@@ -103,6 +112,8 @@ def unusable(name: str, root: Path) -> Scan:
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
     if name == "morphometry":
         return freesurfer(root, "bankssts 1407\n")
+    if name == "snp":
+        return genotypes(root, "2")
     if name in VOLUMES:
         return volume(root, VOLUMES[name], np.ones((4, 4, 4, 2), np.float32))
     if name == "phenotype":
