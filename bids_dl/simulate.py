@@ -123,6 +123,8 @@ class Settings:
     modalities: tuple[str, ...]
     n_lacking: int
     truncated: bool
+    n_sessions: int = 1
+    n_runs: int = 1
 
     @property
     def derivative(self) -> Path:
@@ -147,10 +149,27 @@ class Person:
     site: str
     lacks: str = ""
     truncated: bool = False
+    session: int = 0
+    run: int = 0
 
     def rng(self, settings: Settings, stream: int) -> Generator:
-        """Randomness of this participant alone, whatever the number of the others."""
-        return np.random.default_rng([settings.random_seed, self.number, stream])
+        """Randomness of this participant and visit alone, whatever the number of the others."""
+        visit = [self.session, self.run] if max(self.session, self.run) > 1 else []
+        return np.random.default_rng([settings.random_seed, self.number, stream, *visit])
+
+    def stem(self, datatype: str) -> str:
+        """Begin the path of a file, without its task, suffix and extension; session 0 means that there are none."""
+        session = [f"ses-{self.session}"] if self.session else []
+        return "/".join([self.participant_id, *session, datatype, "_".join([self.participant_id, *session])])
+
+    def visits(self, settings: Settings) -> list[Person]:
+        """Repeat the participant for each session and run that was asked for; only the first file can be cut short."""
+        sessions = range(1, settings.n_sessions + 1) if settings.n_sessions > 1 else (0,)
+        runs = range(1, settings.n_runs + 1) if settings.n_runs > 1 else (0,)
+        return [
+            replace(self, session=s, run=r, truncated=self.truncated and max(s, r) <= 1)
+            for s, r in product(sessions, runs)
+        ]
 
     def effect(self, settings: Settings) -> float:
         """Size of the planted effect: 0 in controls."""
@@ -172,7 +191,7 @@ class Anatomy:
 def simulate(
     out: Path, *, n_participants: int = 48, random_seed: int = 0, effect: float = 1.0,
     confounding: float = 1.0, n_volumes: int = 120, modalities: Sequence[str] = MODALITIES,
-    n_lacking: int | None = None, truncated: bool = True, nprocs: int = 1,
+    n_lacking: int | None = None, truncated: bool = True, n_sessions: int = 1, n_runs: int = 1, nprocs: int = 1,
 ) -> Path:  # fmt: skip
     """Write a raw BIDS dataset, its fMRIPrep-like derivative, and the truth that was planted in them.
 
@@ -207,6 +226,11 @@ def simulate(
         with one modality.
     truncated
         Cut the BOLD files of one participant short, as a broken copy would.
+    n_sessions
+        Sessions of each participant. Each is drawn anew: what participants have in common with themselves is who they
+        are, their diagnosis, and what they lack.
+    n_runs
+        Runs of BOLD a session.
     nprocs
         Processes that write participants.
 
@@ -227,6 +251,7 @@ def simulate(
     settings = Settings(
         Path(out), n_participants, random_seed, effect, confounding, n_volumes, named,
         lacking if set(MODALITIES) <= set(named) else 0, truncated and "bold" in named,
+        n_sessions, n_runs if "bold" in named else 1,
     )  # fmt: skip
     _refuse(settings)
     people = design(settings)
@@ -234,7 +259,7 @@ def simulate(
     _write_tables(settings, people)
     if "snp" in settings.modalities:
         _write_genotypes(settings, people)
-    _write_truth(settings, people, _write_people(settings, people, nprocs))
+    _write_truth(settings, people, _write_people(settings, [v for p in people for v in p.visits(settings)], nprocs))
     return settings.out
 
 
@@ -244,6 +269,8 @@ def _refuse(settings: Settings) -> None:
         raise OutputError(f"{out} already holds something; name a new or an empty folder.")
     if n < 4 or settings.n_volumes < 20:
         raise UsageError(f"{n} participants or {settings.n_volumes} volumes are too few; ask for 4 and 20.")
+    if min(settings.n_sessions, settings.n_runs) < 1:
+        raise UsageError(f"{settings.n_sessions} sessions or {settings.n_runs} runs are too few; ask for 1 of each.")
     if not settings.modalities or set(settings.modalities) - {*MODALITIES, *MORE}:
         raise UsageError(
             f"unknown modalities '{' '.join(settings.modalities)}'; choose from {', '.join((*MODALITIES, *MORE))}."
@@ -306,10 +333,13 @@ def _write_people(settings: Settings, people: list[Person], nprocs: int) -> list
 def _write_person(settings: Settings, person: Person) -> dict[str, Any]:
     """Write all files of one participant and return what was planted in them."""
     planted: dict[str, Any] = {"participant_id": person.participant_id, "diagnosis": person.diagnosis}
+    planted |= {"session": person.session} if person.session else {}
+    planted |= {"run": person.run} if person.run else {}
     planted |= {"lacks": person.lacks or "n/a", "truncated": int(person.truncated)}
     writers = {"t1w": _write_t1w, "bold": _write_bold, "dwi": _write_dwi, "pet": _write_pet}
     for modality, write in writers.items():
-        if modality in settings.modalities and modality != person.lacks:
+        again = modality != "bold" and person.run > 1
+        if modality in settings.modalities and modality != person.lacks and not again:
             planted |= write(settings, person)
     return planted
 
@@ -369,7 +399,7 @@ def _write_t1w(settings: Settings, person: Person) -> dict[str, Any]:
     native = ndimage.map_coordinates(_whole_head(tissue), points, order=1)
     aligned, brain = _deform(rng, tissue, mni.brain, 1.0, (np.eye(3), np.zeros(3)))
     raw, derived = (_scanned(rng, person, volume, bias) for volume, bias in ((native, 0.15), (aligned, 0.03)))
-    stem = f"{person.participant_id}/anat/{person.participant_id}"
+    stem = person.stem("anat")
     _save(settings.out / f"{stem}_T1w.nii.gz", raw, _moved(rng, mni.affine))
     space = f"{settings.derivative / stem}_space-{SPACE}_res-{T1W_MM}"
     _save_preprocessed(space, "T1w", np.where(brain, derived, 0), brain, mni.affine)
@@ -460,7 +490,7 @@ def _write_bold(settings: Settings, person: Person) -> dict[str, Any]:
     voxels = np.rint(_voxels(rng, signals, motion)).astype(np.int16)
     volumes = np.zeros((*mni.brain.shape, settings.n_volumes), np.int16)
     volumes[mni.brain] = voxels
-    stem = f"{person.participant_id}/func/{person.participant_id}_task-rest"
+    stem = f"{person.stem('func')}_task-rest" + (f"_run-{person.run}" if person.run else "")
     raw = _save(settings.out / f"{stem}_bold.nii.gz", volumes, _moved(rng, mni.affine))
     space = f"{settings.derivative / stem}_space-{SPACE}_res-{BOLD_MM}"
     derived = _save_preprocessed(space, "bold", volumes, mni.brain, mni.affine)
@@ -486,7 +516,7 @@ def _write_dwi(settings: Settings, person: Person) -> dict[str, Any]:
     bvals, directions = gradients()
     volumes = _diffusion(at, linear, (fa, md), (fa_tract, md_tract), bvals, directions)
     noisy = np.hypot(volumes + rng.normal(0, 12, volumes.shape), rng.normal(0, 12, volumes.shape))
-    stem = settings.out / person.participant_id / "dwi" / f"{person.participant_id}_dwi"
+    stem = settings.out / f"{person.stem('dwi')}_dwi"
     _save(Path(f"{stem}.nii.gz"), np.rint(noisy).astype(np.int16), _moved(rng, anatomy(DWI_MM).affine))
     _write_gradients(stem, bvals, directions)
     return {
@@ -574,7 +604,7 @@ def _write_pet(settings: Settings, person: Person) -> dict[str, Any]:
     dose = float(np.exp(rng.normal(np.log(5000), 0.4)))
     seen = ndimage.map_coordinates(uptake(gain), points, order=1)
     noisy = dose * np.maximum(seen + 0.05 * np.sqrt(seen) * rng.standard_normal(seen.shape), 0)
-    stem = settings.out / person.participant_id / "pet" / f"{person.participant_id}_pet"
+    stem = settings.out / f"{person.stem('pet')}_pet"
     _save(Path(f"{stem}.nii.gz"), noisy.astype(np.float32), _moved(rng, mni.affine))
     _write_json(Path(f"{stem}.json"), PET_SIDECAR)
     return {"suvr_gain": round(gain, 4), "dose": round(dose, 1)}
@@ -819,7 +849,8 @@ def _write_tables(settings: Settings, people: list[Person]) -> None:
 def _write_truth(settings: Settings, people: list[Person], planted: list[dict[str, Any]]) -> None:
     rows = pd.DataFrame(planted)
     if "states" in rows:
-        _write_tsv(settings.truth / "states.tsv", rows[["participant_id", "state_order", "states"]].dropna())
+        named = [c for c in ("participant_id", "session", "run", "state_order", "states") if c in rows]
+        _write_tsv(settings.truth / "states.tsv", rows[named].dropna())
     _write_tsv(settings.truth / "participants.tsv", rows.drop(columns="states", errors="ignore"))
     _write_tsv(settings.truth / "regions.tsv", region_table())
     _write_tsv(settings.truth / "edges.tsv", edge_table())
@@ -833,7 +864,8 @@ def _write_truth(settings: Settings, people: list[Person], planted: list[dict[st
             anatomy(T1W_MM).affine,
         )
     apart = ("out", "truncated", "n_lacking")
-    asked = {name: value for name, value in vars(settings).items() if name not in apart}
+    once = tuple(name for name in ("n_sessions", "n_runs") if getattr(settings, name) == 1)
+    asked = {name: value for name, value in vars(settings).items() if name not in (*apart, *once)}
     _write_json(settings.truth / "truth.json", {
         **asked, "lacking": {m: [p.participant_id for p in people if p.lacks == m] for m in MODALITIES},
         "truncated": [p.participant_id for p in people if p.truncated], "atrophy": _both_sides(ATROPHY),
@@ -868,6 +900,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--modalities", nargs="+", choices=(*MODALITIES, *MORE), default=MODALITIES, help="what to write (t1w bold)")
     add("--n-lacking", type=int, help="participants that lack T1w, and BOLD (one in 12)")
     add("--no-truncated", dest="truncated", action="store_false", help="cut no file short")
+    add("--n-sessions", type=int, default=1, help="sessions of each participant (%(default)s)")
+    add("--n-runs", type=int, default=1, help="runs of BOLD a session (%(default)s)")
     add("--nprocs", type=int, default=1, help="processes (%(default)s)")
     try:
         simulate(**vars(parser.parse_args(arguments)))

@@ -245,7 +245,7 @@ def test_folder_that_holds_something_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"n_participants": 3}, "too few"), ({"n_volumes": 5}, "too few"), ({"modalities": ["meg"]}, "meg"),
-     ({"modalities": []}, "unknown modalities"), ({"n_lacking": 3}, "cannot lack")],
+     ({"modalities": []}, "unknown modalities"), ({"n_runs": 0}, "too few"), ({"n_lacking": 3}, "cannot lack")],
 )  # fmt: skip
 def test_impossible_request_is_refused(tmp_path, changed, message):
     with pytest.raises(UsageError, match=message):
@@ -359,3 +359,24 @@ def test_patients_have_the_causal_alleles_more_often(tmp_path):
     assert causal.sum() == simulation.N_CAUSAL
     assert more_often[causal].mean() == pytest.approx(simulation.ALLELE_GAIN, abs=0.05)
     assert abs(more_often[~causal].mean()) < 0.02
+
+
+def test_sessions_and_runs_have_their_entities_and_their_own_signals(tmp_path):
+    asked = {"n_participants": 4, "n_volumes": 20, "truncated": True, "n_lacking": 0}
+    once, often = simulate(tmp_path / "once", **asked), simulate(tmp_path / "often", **asked, n_sessions=2, n_runs=2)
+    test_raw_and_derivative_are_valid_bids(often, tmp_path, ".")
+    test_raw_and_derivative_are_valid_bids(often, tmp_path, "derivatives/fmriprep")
+    names = sorted(p.name for p in (often / "sub-02").rglob("*.nii.gz"))
+    assert names == [
+        f"sub-02_ses-{s}_{end}.nii.gz" for s in "12" for end in ("T1w", "task-rest_run-1_bold", "task-rest_run-2_bold")
+    ]
+    [cut] = truth(often)["truncated"]
+    person = next(p for p in ("sub-01", "sub-02") if p != cut)
+    runs = [
+        nib.load(often / person / "ses-1" / "func" / f"{person}_ses-1_task-rest_run-{r}_bold.nii.gz").get_fdata()
+        for r in (1, 2)
+    ]
+    first = nib.load(once / person / "func" / f"{person}_task-rest_bold.nii.gz").get_fdata()
+    assert np.array_equal(first, runs[0]) and not np.array_equal(*runs)
+    states = table(often / "sourcedata" / "truth" / "states.tsv")
+    assert states.groupby("participant_id").size().eq(4).all() and {"session", "run"} <= set(states)
