@@ -305,8 +305,10 @@ def mean_of(files: Sequence[str], described: Mapping[str, Any]) -> Array:
 
 
 def row_of(file: Path, described: Mapping[str, Any]) -> Array:
-    """Read one file into the shape that the cohort stores: a connectome as its edges, a volume as it is."""
+    """Read one file into the shape that the cohort stores: a connectome as its edges, a volume as it is, columns by name."""
     values, labels, affine = read(file)
+    if values.ndim == 1 and _has_most(labels, described["labels"]):
+        return _by_name(values, labels, described["labels"])
     if tuple(values.shape) != tuple(described["file_shape"]) or list(labels) != list(described["labels"]):
         raise DataError(
             f"{file.name}: {_difference(values, labels, described)}; extract it with the same atlas and grid."
@@ -317,6 +319,19 @@ def row_of(file: Path, described: Mapping[str, Any]) -> Array:
         edges: Array = values[edge_index(len(values), directed=described["directed"])]
         return edges
     return values
+
+
+def _has_most(labels: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Tell whether a row has at least half of the others' columns: fewer come of another atlas."""
+    return 2 * len(set(labels) & set(wanted)) >= len(wanted)
+
+
+def _by_name(values: Array, labels: Sequence[str], wanted: Sequence[str]) -> Array:
+    """Put a row's columns where the others have them; one that it lacks, such as a region not found, is missing."""
+    if list(labels) == list(wanted):
+        return values
+    known = dict(zip(labels, values, strict=True))
+    return np.array([known.get(label, np.nan) for label in wanted])
 
 
 def _difference(values: Array, labels: Sequence[str], described: Mapping[str, Any]) -> str:

@@ -368,6 +368,18 @@ def test_a_row_of_measures_becomes_columns(tmp_path):
     assert [(r["participant_id"], "'x' stands" in r["reason"]) for r in refused] == [("sub-03", True)]
 
 
+def test_columns_are_matched_by_name_and_one_that_a_participant_lacks_is_missing(tmp_path):
+    folders = Folders(tmp_path)
+    for number in (1, 2):
+        folders.person(f"sub-0{number}", age=number)
+        vector(folders, f"sub-0{number}", [number, 2, 3], ["lh_a", "lh_b", "icv"])
+    folders.person("sub-03", age=3)
+    vector(folders, "sub-03", [30, 7, 10], ["icv", "new", "lh_a"])
+    cohort, _, refused = opened(folders)
+    assert not refused
+    np.testing.assert_array_equal(cohort.features["morphometry"].values[2], np.float32([10, np.nan, 30]))
+
+
 def test_an_array_of_genotypes_becomes_columns(tmp_path):
     folders = Folders(tmp_path)
     for number in (1, 2, 3):
