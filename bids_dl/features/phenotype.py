@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,51 +18,68 @@ MAX_LEVELS = 12
 def extract(scan: Scan, *, columns: Sequence[str] = ()) -> Feature:
     """Read a participant's row of a table: numbers as they are, words as one column a level.
 
+    The JSON beside the table says which columns hold categories (``Levels``), also where they are written as numbers,
+    and in which order: of two levels, the first is the one that has no column. A list that lacks a value of the table
+    is passed over; without one, levels are sorted.
+
     Parameters
     ----------
     scan
-        participants.tsv or a table of ``phenotype/``.
+        participants.tsv or a table of ``phenotype/``, with its JSON beside it.
     columns
         Columns to use; empty means all but participant_id and those that hold free text.
 
     Returns
     -------
     Feature
-        ``phenotype``, (column,), in each column's own unit; NaN where a cell is n/a.
+        ``phenotype``, (column,), in each column's own unit, told in ``Units``; NaN where a cell is n/a.
 
     Raises
     ------
     DataError
-        If the participant has no row, or a column does not exist.
+        If the participant has no row, a column does not exist, or the JSON is none.
     """
     labels, values, people = encoded(scan.path, tuple(columns))
     if scan.participant_id not in people:
         raise DataError(f"{scan.participant_id} has no row in {scan.path.name}.")
-    return Feature(values[people[scan.participant_id]], ("column",), "phenotype", "mixed", labels)
+    units = {c: said["Units"] for c, said in described(scan.path).items() if c in labels and "Units" in said}
+    row = values[people[scan.participant_id]]
+    return Feature(row, ("column",), "phenotype", "mixed", labels, {}, {"Units": units})
 
 
-def encoded(file: Any, columns: tuple[str, ...]) -> tuple[tuple[str, ...], Array, dict[str, int]]:
+def described(file: Path) -> dict[str, Mapping[str, Any]]:
+    """Read what the JSON beside a table says of each column; empty where there is none."""
+    return {column: said for column, said in query.sidecar(file, file.parent).items() if isinstance(said, Mapping)}
+
+
+def encoded(file: Path, columns: tuple[str, ...]) -> tuple[tuple[str, ...], Array, dict[str, int]]:
     """Turn a whole table into numbers: labels (column,), values (row, column), row of each participant."""
     table = query.read_people(file)
     chosen = columns or tuple(c for c in table.columns)
     missing = [c for c in chosen if c not in table]
     if missing:
         raise DataError(f"{file.name} has no column '{missing[0]}'; it has {', '.join(table.columns[:12])}.")
-    parts = [part for c in chosen for part in _column(c, table[c], asked=bool(columns))]
+    said = described(file)
+    parts = [
+        part for c in chosen for part in _column(c, table[c], said.get(c, {}).get("Levels", ()), asked=bool(columns))
+    ]
     labels = tuple(label for label, _ in parts)
     values = np.column_stack([v for _, v in parts]) if parts else np.zeros((len(table), 0))
     return labels, values, {p: n for n, p in enumerate(table.index)}
 
 
-def _column(name: str, cells: Any, *, asked: bool) -> list[tuple[str, Array]]:
+def _column(name: str, cells: Any, listed: Any, *, asked: bool) -> list[tuple[str, Array]]:
     """Encode one column; text with too many levels is refused if it was asked for, else left out."""
     import pandas as pd
 
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
     known = cells.notna().to_numpy()
-    if known.any() and np.isfinite(numbers[known]).all():
+    found = sorted(cells.dropna().unique())
+    levels = [level for level in map(str, listed) if level != "n/a"]
+    is_listed = bool(found) and set(found) <= set(levels) and len(levels) <= MAX_LEVELS
+    if known.any() and np.isfinite(numbers[known]).all() and not is_listed:
         return [(name, numbers)]
-    levels = sorted(cells.dropna().unique())
+    levels = levels if is_listed else found
     if len(levels) > MAX_LEVELS:
         if asked:
             raise DataError(
