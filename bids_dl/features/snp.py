@@ -63,7 +63,7 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     """
     panel = _panel(scan)
     row = _row(scan, panel)
-    columns = _chosen(scan.path, tuple(map(str, chromosomes)), max_variants)
+    columns, labels = _chosen(scan.path, tuple(map(str, chromosomes)), max_variants)
     if not len(columns):
         raise DataError(
             f"{scan.participant_id}: {scan.path.name} has no variant on {', '.join(map(str, chromosomes)) or 'any'} "
@@ -72,7 +72,6 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     values = _genotypes(scan.path, panel, row, columns)
     if not np.isfinite(values).any():
         raise DataError(f"{scan.participant_id} has no genotype in {scan.path.name}; remove the person from it.")
-    labels = tuple(panel.variants[columns].tolist())
     return Feature(
         values, ("variant",), "snp", "copies", labels, {}, {"Description": "Copies of the allele in each label"}
     )
@@ -143,13 +142,13 @@ def _row(scan: Scan, panel: Panel) -> int:
 
 
 @lru_cache(maxsize=4)
-def _chosen(path: Path, chromosomes: tuple[str, ...], max_variants: int) -> NDArray[np.intp]:
-    """Choose the variants: all, those of some chromosomes, or some of them evenly spaced."""
+def _chosen(path: Path, chromosomes: tuple[str, ...], max_variants: int) -> tuple[NDArray[np.intp], tuple[str, ...]]:
+    """Choose the variants, with their names: all, those of some chromosomes, or some of them evenly spaced."""
     panel = open_panel(path)
     columns = np.flatnonzero(np.isin(panel.chromosomes, chromosomes)) if chromosomes else np.arange(len(panel.variants))
     if 0 < max_variants < len(columns):
         columns = columns[np.linspace(0, len(columns) - 1, max_variants).round().astype(int)]
-    return columns
+    return columns, tuple(panel.variants[columns].tolist())
 
 
 def _genotypes(path: Path, panel: Panel, row: int, columns: NDArray[np.intp]) -> Array:
