@@ -29,6 +29,9 @@ B0 = 50.0
 LARGEST_B = 1500.0
 """Beyond, the decay is no longer that of one tensor; such volumes are left out where enough others remain."""
 
+FAINT_B = 2000.0
+"""Beyond, a single volume shows too little of the brain to be aligned with another."""
+
 BRAIN_ML = (300.0, 2600.0)
 STILL_MM = 0.05
 """A volume that lies closer than this to the first is not interpolated."""
@@ -261,20 +264,30 @@ def without_motion(data: Diffusion, mask: Any) -> tuple[Diffusion, float]:
     float
         Mean displacement at 50 mm from the centre, in mm.
     """
-    first = int(np.flatnonzero(data.is_b0)[0])
     centre = data.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + data.affine[:3, 3]
-    volumes, directions, moved = data.volumes.copy(), data.directions.copy(), np.zeros(len(data.bvals))
-    reference, order = data.volumes[..., first], np.argsort(~data.is_b0, kind="stable")
-    for step, t in enumerate(order):
-        if step == int(data.is_b0.sum()):
-            reference = volumes[..., data.is_b0].mean(axis=3)
-        found = np.eye(4) if t == first else _rigid(data.volumes[..., t], reference, data.affine)
-        moved[t] = _displacement(found, centre)
-        if moved[t] > STILL_MM:
-            volumes[..., t] = _resampled(data.volumes[..., t], data.affine, found)
-            turn = np.linalg.inv(_axes(data.affine)) @ found[:3, :3].T @ _axes(data.affine)
-            directions[t] = turn @ data.directions[t]
+    volumes, directions, axes = data.volumes.copy(), data.directions.copy(), _axes(data.affine)
+    found = movements(data)
+    moved = np.array([_displacement(matrix, centre) for matrix in found])
+    for t in np.flatnonzero(moved > STILL_MM):
+        volumes[..., t] = _resampled(data.volumes[..., t], data.affine, found[t])
+        directions[t] = np.linalg.inv(axes) @ found[t][:3, :3].T @ axes @ data.directions[t]
     return replace(data, volumes=volumes, directions=directions), float(moved.mean())
+
+
+def movements(data: Diffusion) -> list[Array]:
+    """Find where each point of the first unweighted volume lies in every other, as matrices (mm, RAS).
+
+    A volume that is too strongly weighted to be aligned moves as the nearest in time that is not.
+    """
+    unweighted, bright = np.flatnonzero(data.is_b0), np.flatnonzero(~data.is_b0 & (data.bvals <= FAINT_B))
+    found: dict[int, Array] = {int(unweighted[0]): np.eye(4)}
+    reference = data.volumes[..., unweighted[0]]
+    for t in unweighted[1:]:
+        found[int(t)] = _rigid(data.volumes[..., t], reference, data.affine)
+    aligned = [_resampled(data.volumes[..., t], data.affine, matrix) for t, matrix in found.items()]
+    for t in bright:
+        found[int(t)] = _rigid(data.volumes[..., t], np.mean(aligned, axis=0), data.affine)
+    return [found[min(found, key=lambda near: abs(near - t))] for t in range(len(data.bvals))]
 
 
 def _rigid(moving: Array, fixed: Array, affine: Array) -> Array:

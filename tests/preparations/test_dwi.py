@@ -245,6 +245,18 @@ def test_a_turned_head_is_turned_back_with_its_directions(tmp_path: Path) -> Non
     assert np.median(fa[deep]) == pytest.approx(FA, rel=0.05)
 
 
+def test_a_volume_too_faint_to_align_moves_as_its_neighbour() -> None:
+    gradients, bvals = np.vstack([np.zeros((1, 3)), directions(2)]), np.array([0.0, 1000.0, 3000.0])
+    volumes = signal(gradients, bvals)
+    moved = np.eye(4)
+    moved[:3, 3] = (4, 0, 0)
+    volumes[..., 1] = dwi._resampled(volumes[..., 1], AFFINE, np.linalg.inv(moved))
+    volumes[..., 2] = np.random.default_rng(0).random(SHAPE)
+    still, found, faint = dwi.movements(dwi.Diffusion(volumes, AFFINE, bvals, gradients))
+    assert np.array_equal(still, np.eye(4)) and np.array_equal(found, faint)
+    assert np.allclose(found[:3, 3], (4, 0, 0), atol=0.5)
+
+
 def test_noise_is_removed_and_the_decay_stays() -> None:
     volumes, bvals, gradients = planted()
     truth, mask = signal(gradients, bvals), brain()[0]
