@@ -220,7 +220,9 @@ def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds:
     able = set(zoo.names("preparations"))
     wanted = [s for s in scans if _is_wanted(s, kinds)]
     raw = [s for s in wanted if not s.prepared and s.kind in able]
-    anatomies = [s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind != "t1w" for r in raw))]
+    anatomies = [
+        s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind not in {"t1w", *query.SENSORS} for r in raw))
+    ]
     seen: dict[str, Scan] = {}
     for scan in anatomies:
         for done in [scan] if scan.prepared else _prepare(config, record, scan, None):
@@ -229,6 +231,7 @@ def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds:
     ready = [seen[str(s.path)] for s in wanted if s.kind == "t1w" and str(s.path) in seen]
     for scan in [s for s in wanted if s.kind != "t1w"]:
         anatomy = seen.get(scan.entities.get("ses", "")) or next(iter(seen.values()), None)
+        anatomy = None if scan.kind in query.SENSORS else anatomy
         made = _prepare(config, record, scan, anatomy) if scan in raw else [scan]
         ready += [s for s in made if s.kind == scan.kind or not _is_given(s, scans)]
     return ready
@@ -243,7 +246,7 @@ def _is_wanted(scan: Scan, kinds: set[str]) -> bool:
 
 def _is_given(made: Scan, scans: Sequence[Scan]) -> bool:
     """Tell whether a derivative has the map already that a preparation made."""
-    same = ("ses", "param")
+    same = ("ses", "task", "atlas", "param")
     return any(s.kind == made.kind and all(s.entities.get(k) == made.entities.get(k) for k in same) for s in scans)
 
 

@@ -44,6 +44,9 @@ PIPELINES = ("xcp_d", "giga_connectome", "halfpipe", "fmriprep", "qsirecon", "qs
 ROLES = {"gm": "label-GM_probseg", "wm": "label-WM_probseg", "csf": "label-CSF_probseg"}
 """What belongs to a prepared T1w, by the end of its name."""
 
+SENSORS = ("meg", "eeg")
+"""Kinds of scan that are measured by sensors over time, of whose rhythms tables are made."""
+
 SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152NLin2009aAsym", "MNI152NLin2009aSym", "MNI152Lin", "MNI")
 SYNONYMS = {"seg": "atlas", "meas": "stat"}
 FEW = 16
@@ -286,7 +289,7 @@ def _files(index: Any, ids: list[str], select: Select) -> list[Path]:
     paths: list[Path] = []
     for kind, query in QUERIES.items():
         asked = {**limits, **query, **_filter(select.bids_filter, kind)}
-        if select.task_id and kind in {"bold", "timeseries"}:
+        if select.task_id and kind in {"bold", "timeseries", *SENSORS}:
             asked["task"] = [t.removeprefix("task-") for t in select.task_id]
         paths += [Path(p) for p in index.get(return_type="filename", **asked)]
     return [p for p in paths if p.name.startswith("sub-")]
@@ -329,6 +332,13 @@ def _with_companions(scan: Scan) -> Scan:
         related = {r: path.with_name(path.name.replace("desc-preproc_T1w", end)) for r, end in ROLES.items()}
     if scan.kind == "dwi":
         related = {end: path.with_name(f"{stem}.{end}") for end in ("bval", "bvec")}
+    if scan.kind in SENSORS:
+        ends = {
+            "channels": f"{stem.removesuffix(f'_{scan.kind}')}_channels.tsv",
+            "signal": f"{stem}.eeg",
+            "data": f"{stem}.fdt",
+        }
+        related = {role: path.with_name(name) for role, name in ends.items()}
     if scan.kind == "bold":
         related = {"events": path.with_name(f"{table}_events.tsv")}
     return replace(
@@ -370,7 +380,11 @@ def _usable(scan: Scan) -> bool:
     """Pass over tables that are no regional series, and images in a participant's own space."""
     names = scan.entities
     if names["suffix"] == "timeseries":
-        return "atlas" in names
+        return "atlas" in names and names.get("desc") != "envelope"  # bids_dl's own, with stat-mean beside it
+    if names["suffix"] == "meg" and (names.get("acq") == "crosstalk" or names.get("task") == "noise"):
+        return False
+    if names.get("split", "1").strip("0") != "1":
+        return False  # the first part leads to the others
     if names["suffix"] == "matrix":
         return names.get("desc") == "correlation"
     if names["suffix"] in {"dwi", "bed", "stats"}:
@@ -399,18 +413,20 @@ def best(scans: list[Scan]) -> list[Scan]:
         groups.setdefault((kind, *acquisition), []).append(scan)
     chosen = [_chosen(group) for group in groups.values()]
     tables = {(s.entities["suffix"], _acquisition(s)) for s in chosen if s.path.suffix == ".tsv"}
-    kept = [s for s in chosen if s.entities["suffix"] != "bold" or not _is_superseded(s, tables)]
+    kept = [s for s in chosen if s.entities["suffix"] not in {"bold", *SENSORS} or not _is_superseded(s, tables)]
     return sorted(kept, key=lambda s: s.path.name)
 
 
-def _is_superseded(bold: Scan, tables: set[tuple[str, tuple[str, ...]]]) -> bool:
-    """Tell whether a BOLD has its regional series already; a raw one, of no use itself, also by its connectome."""
-    better = ("timeseries",) if bold.prepared else ("timeseries", "relmat", "matrix")
-    return any((suffix, _acquisition(bold)) in tables for suffix in better)
+def _is_superseded(scan: Scan, tables: set[tuple[str, tuple[str, ...]]]) -> bool:
+    """Tell whether a scan has its regional series already; a raw one, of no use itself, also by its connectome."""
+    better = ("timeseries",) if scan.prepared else ("timeseries", "relmat", "matrix")
+    return any((suffix, _acquisition(scan)) in tables for suffix in better)
 
 
 def _acquisition(scan: Scan) -> tuple[str, ...]:
-    return tuple(scan.entities.get(k, "") for k in ("ses", "task", "acq", "dir", "run"))
+    """Say what a scan shares with what was made of it; BOLD, EEG and MEG of one task, taken at once, stay apart."""
+    device = scan.entities["datatype"] if scan.entities["datatype"] in SENSORS else ""
+    return (device, *(scan.entities.get(k, "") for k in ("ses", "task", "acq", "dir", "run")))
 
 
 def _rank(scan: Scan) -> tuple[bool, int, str, int, str]:
