@@ -33,7 +33,8 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     """Read one person's genotypes [1]_ as copies of the allele that the .bim names first.
 
     The .bed lists all people variant by variant; the one byte in which each variant has this person is read, and no
-    other. Nothing is checked of the genotypes: filter and prune variants with PLINK before.
+    other. Nothing is filtered by frequency or missingness: both depend on who is counted, so that such filters belong to
+    the training rows of the group level.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     -------
     Feature
         ``snp``, (variant,), 0 to 2 copies, NaN where the genotype is missing. A label is the variant and its counted
-        allele, so that another dataset that counts the other allele does not pass for the same.
+        allele, so that another dataset that counts the other allele does not pass for the same. Variants that share
+        both are named by their place, if need be with the other allele.
 
     Raises
     ------
@@ -61,9 +63,10 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     ----------
     .. [1] Chang et al. (2015), GigaScience 4(1). doi:10.1186/s13742-015-0047-8
     """
-    panel = _panel(scan)
+    stamp = _stamp(scan.path)
+    panel = _panel(scan, stamp)
     row = _row(scan, panel)
-    columns, labels = _chosen(scan.path, tuple(map(str, chromosomes)), max_variants)
+    columns, labels = _chosen(scan.path, stamp, tuple(map(str, chromosomes)), max_variants)
     if not len(columns):
         raise DataError(
             f"{scan.participant_id}: {scan.path.name} has no variant on {', '.join(map(str, chromosomes)) or 'any'} "
@@ -77,16 +80,22 @@ def extract(scan: Scan, *, file: str = "", chromosomes: Sequence[str] = (), max_
     )
 
 
-def _panel(scan: Scan) -> Panel:
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Tell when the three files were last written: they are read anew when one changes."""
+    files = [path.with_suffix(end) for end in (".bed", ".bim", ".fam")]
+    return tuple(file.stat().st_mtime_ns for file in files if file.is_file())
+
+
+def _panel(scan: Scan, stamp: tuple[int, ...]) -> Panel:
     try:
-        return open_panel(scan.path)
+        return open_panel(scan.path, stamp)
     except DataError as problem:
         raise DataError(f"{scan.participant_id}: {problem}") from problem
 
 
 @lru_cache(maxsize=4)
-def open_panel(path: Path) -> Panel:
-    """Read who and what a .bed holds, once a process.
+def open_panel(path: Path, stamp: tuple[int, ...]) -> Panel:
+    """Read who and what a .bed holds, once a process and stamp.
 
     Raises
     ------
@@ -100,19 +109,33 @@ def open_panel(path: Path) -> Panel:
         raise DataError(f"{path.name} lacks its {lacking[0]}; PLINK's three files belong beside each other.")
     try:
         with open_bed(path) as bed:
-            people, names, alleles = bed.iid, bed.sid, bed.allele_1
-            chromosomes, positions = bed.chromosome, bed.bp_position
+            people, names, chromosomes, positions = bed.iid, bed.sid, bed.chromosome, bed.bp_position
+            counted, other = bed.allele_1, bed.allele_2
     except (ValueError, IndexError, OSError) as problem:
         raise DataError(
             f"{path.name} or its tables cannot be read ({problem}); write them anew with PLINK."
         ) from problem
     _refuse_size(path, len(people), len(names))
-    places = np.char.add(np.char.add(chromosomes, ":"), positions.astype(str))
-    variants = np.char.add(np.char.add(np.where(names == ".", places, names), "_"), alleles)
+    places = chromosomes.astype(object) + ":" + positions.astype(str).astype(object)
+    variants = _names(names.astype(object), places, counted.astype(object), other.astype(object))
     rows: dict[str, list[int]] = {}
     for row, person in enumerate(people.tolist()):
         rows.setdefault(person.removeprefix("sub-"), []).append(row)
     return Panel(rows, len(people), variants, chromosomes)
+
+
+def _names(
+    names: NDArray[np.object_], places: NDArray[np.object_], counted: NDArray[np.object_], other: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """Name each variant with its counted allele; those that share both by place, then other allele, then row."""
+    import pandas as pd
+
+    shown = np.where(names == ".", places, names)
+    rows = np.arange(len(names)).astype(str).astype(object)
+    for longer in (places, places + ":" + other, places + ":" + rows):
+        again = pd.Series(shown + "_" + counted).duplicated(keep=False).to_numpy()
+        shown = np.where(again, longer, shown)
+    return np.asarray(shown + "_" + counted)
 
 
 def _refuse_size(path: Path, n_people: int, n_variants: int) -> None:
@@ -142,9 +165,11 @@ def _row(scan: Scan, panel: Panel) -> int:
 
 
 @lru_cache(maxsize=4)
-def _chosen(path: Path, chromosomes: tuple[str, ...], max_variants: int) -> tuple[NDArray[np.intp], tuple[str, ...]]:
+def _chosen(
+    path: Path, stamp: tuple[int, ...], chromosomes: tuple[str, ...], max_variants: int
+) -> tuple[NDArray[np.intp], tuple[str, ...]]:
     """Choose the variants, with their names: all, those of some chromosomes, or some of them evenly spaced."""
-    panel = open_panel(path)
+    panel = open_panel(path, stamp)
     columns = np.flatnonzero(np.isin(panel.chromosomes, chromosomes)) if chromosomes else np.arange(len(panel.variants))
     if 0 < max_variants < len(columns):
         columns = columns[np.linspace(0, len(columns) - 1, max_variants).round().astype(int)]

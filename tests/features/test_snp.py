@@ -49,6 +49,16 @@ def test_label_is_the_variant_with_its_counted_allele_or_its_place(tmp_path: Pat
     assert extract(scan(path)).labels == ("rs7_A", "1:101_C", "rs9_G")
 
 
+def test_variants_that_share_name_and_allele_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "all.bed"
+    more = {"sid": ["rs1", "rs1", ".", ".", "rs2", "rs2"], "bp_position": [10, 20, 30, 30, 50, 60]}
+    more |= {"allele_1": list("AACCAG"), "allele_2": list("GGGTTT"), "chromosome": ["1"] * 6}
+    genotypes(path, 6, **more)
+    assert extract(scan(path)).labels == ("1:10_A", "1:20_A", "1:30:G_C", "1:30:T_C", "rs2_A", "rs2_G")
+    genotypes(path, 6, sid=["."] * 6, bp_position=[7] * 6, allele_1=["A"] * 6, chromosome=["1"] * 6)
+    assert len(set(extract(scan(path)).labels)) == 6
+
+
 def test_chromosomes_and_a_number_of_variants_are_chosen(tmp_path: Path) -> None:
     path = tmp_path / "all.bed"
     values = genotypes(path).astype(np.float32)
@@ -124,3 +134,13 @@ def test_tables_are_read_once_for_everybody(tmp_path: Path) -> None:
     before = open_panel.cache_info().misses
     extract(scan(path, "03"))
     assert open_panel.cache_info().misses == before
+
+
+def test_files_that_were_written_anew_are_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "all.bed"
+    genotypes(path)
+    assert extract(scan(path)).labels[0] == "rs0_A"
+    values = genotypes(path, people=("02", "01", "03", "04", "05"), sid=[f"new{k}" for k in range(12)])
+    found = extract(scan(path))
+    assert found.labels[0] == "new0_A"
+    np.testing.assert_array_equal(np.nan_to_num(found.values, nan=-127), values[0])
