@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from bed_reader import open_bed, to_bed
 
 from bids_dl import derivatives
@@ -70,8 +71,14 @@ def main() -> None:
         )
         matrix = np.random.default_rng(0).standard_normal((N_REGIONS, N_REGIONS))
         labels = [f"region{k}" for k in range(N_REGIONS)]
-        seconds = median_seconds(lambda: derivatives.write_matrix(root / "x_relmat.tsv", matrix, labels))
-        print(f"a {N_REGIONS}×{N_REGIONS} connectome written as TSV: {1000 * seconds:.1f} ms (at most 20 are meant)")
+        ours = median_seconds(lambda: derivatives.write_matrix(root / "x_relmat.tsv", matrix, labels), 20)
+        theirs = median_seconds(
+            lambda: pd.DataFrame(matrix, columns=labels).to_csv(root / "y.tsv", sep="\t", index=False), 20
+        )
+        print(
+            f"a {N_REGIONS}×{N_REGIONS} connectome written as TSV: {1000 * ours:.1f} ms (at most 20 are meant); pandas' "
+            f"to_csv {1000 * theirs:.1f} ms; ratio {ours / theirs:.2f}"
+        )
 
 
 if __name__ == "__main__":
