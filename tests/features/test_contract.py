@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ def bold(root: Path, values: np.ndarray) -> Scan:
     write_confounds(confounds, values.shape[-1], np.random.default_rng(0))
     events.write_text("onset\tduration\ttrial_type\n4\t10\tface\n")
     return scan(path, root, confounds=confounds, related={"events": events})
+
+
+def with_networks(made: Scan) -> Scan:
+    """Give a BOLD two networks to look for."""
+    maps = np.random.default_rng(1).random((9, 11, 9, 2)).astype(np.float32)
+    path = write_image(made.dataset / "atlas-Two_probseg.nii.gz", maps)
+    return replace(made, related={**made.related, "networks": path})
 
 
 def volume(root: Path, end: str, values: np.ndarray) -> Scan:
@@ -86,6 +94,8 @@ def usable(name: str, root: Path) -> Scan:
         return bundle(root, 0.8)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, generator.normal(500, 10, (6, 6, 6, 40)).astype(np.float32))
+    if name in {"dual_regression", "network_maps"}:
+        return with_networks(bold(root, generator.normal(500, 10, (9, 11, 9, 120)).astype(np.float32)))
     if name == "regional":
         image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", image), root)
@@ -108,6 +118,8 @@ def unusable(name: str, root: Path) -> Scan:
         return bundle(root, 0.1)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, np.ones((6, 6, 6, 5), np.float32))
+    if name in {"dual_regression", "network_maps"}:
+        return with_networks(bold(root, np.ones((9, 11, 9, 40), np.float32)))
     if name == "regional":
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
     if name == "morphometry":

@@ -1,0 +1,341 @@
+"""Networks that participants share: maps read from a template, or found by group ICA, and each participant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl import derivatives, query, signals
+from bids_dl.errors import DataError, MissingInputError
+from bids_dl.records import Array, Scan
+
+COLLINEAR = 1e-4
+"""Smallest eigenvalue of the maps' correlations: two maps alone have it where they correlate by 0.9999."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Named spatial maps in one 4-D NIfTI, in standard space."""
+
+    name: str
+    path: Path
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Regressed:
+    """A BOLD regressed on networks: ``courses`` (kept time, network), cleaned, mean 0, standard deviation 1."""
+
+    networks: Networks
+    voxels: signals.Voxels
+    courses: Array
+    high_pass_hz: float
+    low_pass_hz: float
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Independent values that filtering and confounds have left."""
+        return signals.degrees_of_freedom(
+            self.voxels.taken, self.voxels.period, high_pass_hz=self.high_pass_hz, low_pass_hz=self.low_pass_hz
+        )
+
+
+def of(scan: Scan, template: str) -> Networks:
+    """Choose the networks to look for in a scan: the template named, else those that were fitted for it.
+
+    Raises
+    ------
+    DataError, MissingInputError
+        If there are neither, or the file cannot be used.
+    """
+    path = template or scan.related.get("networks")
+    if not path:
+        raise DataError(
+            f"{scan.name}: there are no networks to look for; give the option template the path of a 4-D NIfTI of maps, "
+            "or set networks.n_components."
+        )
+    return load(str(path))
+
+
+def load(template: str) -> Networks:
+    """Read what a template of networks holds; names come from the TSV beside it (index, name), else they are numbered.
+
+    Raises
+    ------
+    MissingInputError, DataError
+        If there is no such file, it is not 4-D, or its table has another number of rows.
+    """
+    path = Path(template).expanduser()
+    if not path.is_file():
+        raise MissingInputError(f"the template of networks {template} does not exist.")
+    try:
+        shape = nib.load(path).shape
+    except Exception as problem:  # nibabel raises many kinds for a damaged header
+        raise DataError(
+            f"the template {path} cannot be opened ({problem}); copy it again from its source."
+        ) from problem
+    if len(shape) != 4:
+        raise DataError(f"the template {path} has {len(shape)} dimensions; maps of several networks (4) are expected.")
+    return Networks(_name(path), path, _labels(path, shape[3]))
+
+
+def _name(path: Path) -> str:
+    words = "".join(c if c.isalnum() else " " for c in path.name.split(".")[0]).split()
+    return query.entities(path).get("atlas") or "".join(w[:1].upper() + w[1:] for w in words)
+
+
+def _labels(path: Path, n_networks: int) -> tuple[str, ...]:
+    import pandas as pd
+
+    table = path.with_name(path.name.split(".")[0] + ".tsv")
+    if not table.is_file():
+        return tuple(f"network{n + 1:02d}" for n in range(n_networks))
+    names = pd.read_csv(table, sep="\t", dtype=str).get("name", [])
+    if len(names) != n_networks:
+        raise DataError(
+            f"{table} names {len(names)} networks for {n_networks} maps; give it a column name, a row a map."
+        )
+    return tuple(names)
+
+
+def on_grid(networks: Networks, shape: tuple[int, ...], affine: Array) -> NDArray[np.float32]:
+    """Resample the maps to a grid by trilinear interpolation, (x, y, z, network); 0 outside of them."""
+    return _on_grid(networks.path, tuple(shape[:3]), tuple(map(float, np.asarray(affine).ravel())))
+
+
+@lru_cache(maxsize=1)
+def _on_grid(path: Path, shape: tuple[int, ...], flat_affine: tuple[float, ...]) -> NDArray[np.float32]:
+    image = nib.load(path)
+    values = np.nan_to_num(np.asarray(image.dataobj, np.float32))
+    maps = np.empty((*shape, values.shape[3]), np.float32)
+    for n in range(values.shape[3]):
+        maps[..., n] = _resampled(values[..., n], image.affine, shape, np.reshape(flat_affine, (4, 4)))
+    return maps
+
+
+def _resampled(volume: NDArray[np.float32], affine: Array, shape: tuple[int, ...], to: Array) -> NDArray[np.float32]:
+    from scipy.ndimage import affine_transform
+
+    step = np.linalg.inv(affine) @ to
+    found: NDArray[np.float32] = affine_transform(volume, step[:3, :3], step[:3, 3], output_shape=shape, order=1)
+    return found
+
+
+def brain(shape: tuple[int, ...], affine: Array) -> NDArray[np.bool_]:
+    """Tell which voxels of a grid in MNI space lie in the brain of the template, (x, y, z)."""
+    mask = _template_mask()
+    return _resampled(np.asarray(mask.dataobj, np.float32), mask.affine, tuple(shape[:3]), affine) >= 0.5
+
+
+@lru_cache(maxsize=1)
+def _template_mask() -> Any:
+    from nilearn import datasets
+
+    return datasets.load_mni152_brain_mask(resolution=2)
+
+
+def regress(scan: Scan, *, template: str, confounds: str, high_pass_hz: float, low_pass_hz: float) -> Regressed:
+    """Regress each volume of a BOLD on all maps of networks together [1]_, and clean the courses found.
+
+    Maps and volumes have mean 0 over space. A scan without a mask is confined to the template's brain.
+
+    Raises
+    ------
+    DataError
+        If the BOLD, its confounds or the template cannot be used, a network has no voxel inside of the mask, or the
+        maps are collinear there.
+
+    References
+    ----------
+    .. [1] Nickerson et al. (2017), Frontiers in Neuroscience 11. doi:10.3389/fnins.2017.00115
+    """
+    networks = of(scan, template)
+    found = _confined(scan, signals.voxels(scan, confounds=confounds))
+    inverse = np.linalg.pinv(_maps_inside(scan, networks, found))  # (network, voxel)
+    courses = np.array([inverse @ (volume - volume.mean(dtype=np.float64)) for volume in found.series])
+    cleaned = signals.clean(courses, found.taken, found.period, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz)
+    return Regressed(networks, found, signals.standardised(cleaned), high_pass_hz, low_pass_hz)
+
+
+def _confined(scan: Scan, found: signals.Voxels) -> signals.Voxels:
+    """Leave out what lies outside of the brain, where a scan has no mask that does so."""
+    if scan.mask is not None:
+        return found
+    inside = brain(found.mask.shape, found.affine)
+    return replace(found, series=found.series[:, inside[found.mask]], mask=found.mask & inside)
+
+
+def _maps_inside(scan: Scan, networks: Networks, found: signals.Voxels) -> Array:
+    """Return the maps of the voxels in use, (voxel, network), each of mean 0."""
+    maps = on_grid(networks, found.mask.shape, found.affine)[found.mask].astype(np.float64)
+    absent = [] if len(maps) else list(networks.labels)
+    absent = absent or [n for n, spread in zip(networks.labels, np.ptp(maps, axis=0), strict=True) if spread == 0]
+    if absent:
+        raise DataError(
+            f"{scan.name} has no voxel of {', '.join(absent[:5])} of {networks.path.name} inside its mask; look whether "
+            "both are in one space, or leave such networks out of the template."
+        )
+    maps -= maps.mean(axis=0)
+    _refuse_collinear(scan, networks, maps / np.linalg.norm(maps, axis=0))
+    return maps
+
+
+def _refuse_collinear(scan: Scan, networks: Networks, maps: Array) -> None:
+    values, vectors = np.linalg.eigh(maps.T @ maps)
+    if values[0] < COLLINEAR:
+        weights = np.abs(vectors[:, 0])
+        involved = [n for n, w in zip(networks.labels, weights, strict=True) if w > 0.1 * weights.max()]
+        raise DataError(
+            f"{scan.name}: the maps of {', '.join(involved[:5])} of {networks.path.name} are collinear inside its mask; "
+            "leave one of them out of the template."
+        )
+
+
+def own_maps(scan: Scan, made: Regressed) -> NDArray[np.float32]:
+    """Regress each voxel's cleaned series on the courses of all networks together, (x, y, z, network).
+
+    Courses have standard deviation 1: a map holds a network's amplitude as well as its shape, in the BOLD's unit.
+
+    Raises
+    ------
+    DataError
+        If filtering and confounds have left fewer independent values than there are networks.
+    """
+    n_networks, free = len(made.networks.labels), made.degrees_of_freedom
+    if free <= n_networks:
+        raise DataError(
+            f"{scan.name}: about {max(free, 0):.0f} independent values are left for {n_networks} networks; widen the band, "
+            "choose a strategy with fewer confounds or a template with fewer networks."
+        )
+    found, inverse = made.voxels, np.linalg.pinv(made.courses)  # (network, time)
+    values = np.zeros((*found.mask.shape, n_networks), np.float32)
+    inside = np.empty((found.series.shape[1], n_networks), np.float32)
+    for some, series in signals.cleaned_blocks(found, high_pass_hz=made.high_pass_hz, low_pass_hz=made.low_pass_hz):
+        inside[some] = (inverse @ series).T
+    values[found.mask] = inside
+    return values
+
+
+def described(made: Regressed) -> dict[str, Any]:
+    """Metadata of what came of networks: the template's file, their names, and what was left to estimate them from."""
+    return {
+        "Networks": list(made.networks.labels), "NetworkTemplate": made.networks.path.name,
+        "DegreesOfFreedom": round(made.degrees_of_freedom, 1),
+    }  # fmt: skip
+
+
+def fitted(out: Path, n_components: int) -> Path | None:
+    """Find the networks that `fit` wrote into an output."""
+    return next(iter(sorted(_folder(out).glob(f"atlas-ICA{n_components}_*probseg.nii.gz"))), None)
+
+
+def _folder(out: Path) -> Path:
+    return out / "sourcedata" / "atlases"
+
+
+def fit(
+    bolds: Mapping[str, Sequence[Scan]],
+    out: Path,
+    *,
+    n_components: int,
+    smoothing_mm: float = 6.0,
+    random_seed: int = 0,
+) -> Path:
+    """Find independent networks that participants share, by canonical ICA of their prepared BOLDs [1]_, and write them.
+
+    Parameters
+    ----------
+    bolds
+        participant_id → prepared runs, all in one standard space; their grid may differ, the first run's is used.
+    out
+        The output; the maps go to ``sourcedata/atlases``, with a TSV of their names and a JSON that says on whom they
+        were fitted.
+    n_components
+        Networks to find.
+    smoothing_mm
+        Full width at half maximum of a Gaussian that volumes are smoothed with first.
+    random_seed
+        Equal seeds give equal maps.
+
+    Returns
+    -------
+    Path
+        Maps (x, y, z, network): standard deviation 1 in the brain, peak positive, not thresholded.
+
+    Raises
+    ------
+    DataError
+        If there is no BOLD, they lie in several spaces, or one has fewer volumes than networks are asked for.
+
+    References
+    ----------
+    .. [1] Varoquaux et al. (2010), NeuroImage 51(1). doi:10.1016/j.neuroimage.2010.02.010
+    """
+    from nilearn.decomposition import CanICA
+
+    scans = [scan for mine in bolds.values() for scan in mine]
+    space = _common_space(scans)
+    shape, affine = _grid(scans, n_components)
+    mask = brain(shape, affine)
+    ica = CanICA(
+        n_components=n_components, smoothing_fwhm=smoothing_mm or None, mask=nib.Nifti1Image(mask.astype(np.uint8), affine),
+        threshold=None, standardize="zscore_sample", random_state=random_seed, memory_level=0, n_jobs=1,
+    )  # fmt: skip
+    ica.fit([str(scan.path) for scan in scans])
+    components = np.asarray(ica.components_)  # (network, voxel)
+    maps = np.zeros((*shape, n_components), np.float32)
+    maps[mask] = (components / components.std(axis=1, keepdims=True)).T
+    said = {"NumberOfComponents": n_components, "SmoothingFWHM": smoothing_mm, "RandomSeed": random_seed}
+    return _write(out, maps, affine, space, said | _sources(bolds))
+
+
+def _common_space(scans: Sequence[Scan]) -> str:
+    spaces = sorted({scan.entities.get("space", "") for scan in scans})
+    if not scans:
+        raise DataError("networks: none of the participants that they are to be fitted on has a prepared BOLD.")
+    if len(spaces) > 1:
+        raise DataError(
+            f"networks: the BOLDs lie in several spaces ({', '.join(spaces)}); choose one by a filter file."
+        )
+    return spaces[0]
+
+
+def _grid(scans: Sequence[Scan], n_components: int) -> tuple[tuple[int, ...], Array]:
+    """Return the grid of the first run, when all can be opened and are long enough."""
+    images = [signals.open_bold(scan) for scan in scans]
+    for scan, image in zip(scans, images, strict=True):
+        if image.shape[3] <= n_components:
+            raise DataError(
+                f"{scan.name} has {image.shape[3]} volumes for {n_components} networks; lower networks.n_components."
+            )
+    return tuple(images[0].shape[:3]), np.asarray(images[0].affine)
+
+
+def _sources(bolds: Mapping[str, Sequence[Scan]]) -> dict[str, Any]:
+    used = {participant_id: [scan.path.name for scan in mine] for participant_id, mine in bolds.items() if mine}
+    return {"FittedOn": sorted(used), "FittedOnFiles": [name for i in sorted(used) for name in used[i]]}
+
+
+def _write(out: Path, maps: NDArray[np.float32], affine: Array, space: str, said: Mapping[str, Any]) -> Path:
+    """Write the maps after their table and sidecar: where they are, all is there."""
+    import pandas as pd
+
+    n_networks = maps.shape[3]
+    stem = f"atlas-ICA{n_networks}{f'_space-{space}' if space else ''}_probseg"
+    names = [f"ICA{n + 1:02d}" for n in range(n_networks)]
+    table = pd.DataFrame({"index": range(1, n_networks + 1), "name": names})
+    derivatives.write_table(_folder(out) / f"{stem}.tsv", table)
+    derivatives.write_json(_folder(out) / f"{stem}.json", {
+        "Description": "Networks by canonical group ICA; standard deviation 1 in the brain, not thresholded.", **said,
+        "Software": f"nilearn {metadata.version('nilearn')} (CanICA), bids_dl {metadata.version('bids_dl')}",
+        "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.02.010"],
+    })  # fmt: skip
+    return derivatives.write_image(_folder(out) / f"{stem}.nii.gz", maps, affine)

@@ -1,0 +1,123 @@
+"""Networks: read, put on a grid, found by group ICA; what a template cannot be used for is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import AFFINE, write_image
+
+from bids_dl import networks, query
+from bids_dl.errors import DataError, MissingInputError
+from bids_dl.records import Scan
+
+SHAPE = (9, 11, 9)
+INSIDE = networks.brain(SHAPE, AFFINE)
+
+
+def parts(n: int, seed: int = 0) -> np.ndarray:
+    """Make sparse maps that share no voxel, each a tenth of the brain, (x, y, z, network)."""
+    generator = np.random.default_rng(seed)
+    owner = generator.integers(0, 10, SHAPE)
+    return np.stack([(owner == k) * generator.uniform(0.5, 1, SHAPE) for k in range(n)], axis=-1) * INSIDE[..., None]
+
+
+@pytest.fixture
+def bolds(tmp_path: Path) -> Callable[..., dict[str, list[Scan]]]:
+    """Paint the same maps with other courses into each participant's BOLD."""
+
+    def make(maps: np.ndarray, n: int = 3, *, spaces: tuple[str, ...] = ("MNI152Lin",), n_volumes: int = 60):
+        found = {}
+        for k in range(n):
+            generator = np.random.default_rng(k)
+            courses = generator.laplace(size=(maps.shape[3], n_volumes))
+            values = 1000 + maps @ courses + generator.standard_normal((*SHAPE, n_volumes))
+            name = f"sub-{k + 1}_task-rest_space-{spaces[k % len(spaces)]}_desc-preproc_bold.nii.gz"
+            path = write_image(tmp_path / f"sub-{k + 1}" / "func" / name, values.astype(np.float32))
+            found[f"sub-{k + 1}"] = [Scan(path, query.entities(path), tmp_path)]
+        return found
+
+    return make
+
+
+def test_group_ica_finds_the_maps_that_were_painted(bolds, tmp_path: Path) -> None:
+    maps = parts(4)
+    path = networks.fit(bolds(maps), tmp_path / "out", n_components=4, smoothing_mm=0)
+    found = nib.load(path).get_fdata()
+    r = np.abs(np.corrcoef(maps[INSIDE].T, found[INSIDE].T)[:4, 4:])
+    assert r.max(axis=1).min() > 0.9
+    assert set(r.argmax(axis=1)) == {0, 1, 2, 3}
+    assert np.allclose(found[INSIDE].std(axis=0), 1, atol=1e-3)
+    assert not found[~INSIDE].any()
+
+
+def test_equal_seeds_give_equal_maps_and_the_sidecar_says_on_whom(bolds, tmp_path: Path) -> None:
+    mine = bolds(parts(3))
+    one, two = (networks.fit(mine, tmp_path / f"out{k}", n_components=3, random_seed=7) for k in range(2))
+    assert one.name == "atlas-ICA3_space-MNI152Lin_probseg.nii.gz"
+    assert np.array_equal(nib.load(one).get_fdata(), nib.load(two).get_fdata())
+    said = json.loads(one.with_name("atlas-ICA3_space-MNI152Lin_probseg.json").read_text())
+    assert said["FittedOn"] == ["sub-1", "sub-2", "sub-3"]
+    assert said["RandomSeed"] == 7
+    assert "nilearn" in said["Software"]
+    assert networks.load(str(one)).labels == ("ICA01", "ICA02", "ICA03")
+    assert networks.load(str(one)).name == "ICA3"
+    assert networks.fitted(tmp_path / "out0", 3) == one
+    assert networks.fitted(tmp_path / "out0", 30) is None
+
+
+def test_bolds_of_several_spaces_are_refused(bolds, tmp_path: Path) -> None:
+    mine = bolds(parts(2), 2, spaces=("MNI152Lin", "MNI152NLin6Asym"))
+    with pytest.raises(DataError, match="several spaces .MNI152Lin, MNI152NLin6Asym."):
+        networks.fit(mine, tmp_path / "out", n_components=2)
+
+
+def test_a_run_with_fewer_volumes_than_networks_is_named(bolds, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="sub-1_task-rest.* has 12 volumes for 20 networks"):
+        networks.fit(bolds(parts(2), 2, n_volumes=12), tmp_path / "out", n_components=20)
+
+
+def test_nobody_with_a_bold_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the participants"):
+        networks.fit({"sub-1": []}, tmp_path / "out", n_components=2)
+
+
+def test_maps_are_interpolated_to_another_grid(tmp_path: Path) -> None:
+    x, y, z = (np.arange(n, dtype=np.float32) for n in SHAPE)
+    ramp = x[:, None, None] + 10 * y[None, :, None] + 100 * z
+    template = networks.load(str(write_image(tmp_path / "ramp.nii", np.stack([ramp, 2 * ramp], axis=-1))))
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += 10
+    found = networks.on_grid(template, SHAPE, shifted)
+    assert np.allclose(found[2, 3, 4], [(2.5 + 35 + 450), 2 * (2.5 + 35 + 450)])
+    assert not found[-1].any()
+
+
+def test_networks_are_named_by_the_table_beside_them_or_numbered(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "my_nets.nii.gz", np.ones((2, 2, 2, 2)))
+    assert networks.load(str(path)) == networks.Networks("MyNets", path, ("network01", "network02"))
+    (tmp_path / "my_nets.tsv").write_text("index\tname\n1\tdefault\n2\tvisual\n")
+    assert networks.load(str(path)).labels == ("default", "visual")
+
+
+@pytest.mark.parametrize(
+    ("shape", "table", "message"),
+    [
+        ((2, 2, 2), "", "has 3 dimensions"),
+        ((2, 2, 2, 3), "index\tname\n1\tdefault\n", "names 1 networks for 3 maps"),
+        (None, "", "does not exist"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_named(tmp_path: Path, shape, table: str, message: str) -> None:
+    path = tmp_path / "nets.nii.gz"
+    if shape:
+        write_image(path, np.ones(shape))
+    if table:
+        (tmp_path / "nets.tsv").write_text(table)
+    with pytest.raises((DataError, MissingInputError), match=message) as problem:
+        networks.load(str(path))
+    assert "nets" in str(problem.value)
