@@ -130,12 +130,13 @@ def _names(
     """Name each variant with its counted allele; those that share both by place, then other allele, then row."""
     import pandas as pd
 
-    shown = np.where(names == ".", places, names)
-    rows = np.arange(len(names)).astype(str).astype(object)
-    for longer in (places, places + ":" + other, places + ":" + rows):
-        again = pd.Series(shown + "_" + counted).duplicated(keep=False).to_numpy()
-        shown = np.where(again, longer, shown)
-    return np.asarray(shown + "_" + counted)
+    labels = np.where(names == ".", places, names) + "_" + counted
+    for tail in (lambda _: "", lambda at: ":" + other[at], lambda at: ":" + at.astype(str).astype(object)):
+        again = np.flatnonzero(pd.Series(labels).duplicated(keep=False))
+        if not len(again):
+            break
+        labels[again] = places[again] + tail(again) + "_" + counted[again]
+    return np.asarray(labels)
 
 
 def _refuse_size(path: Path, n_people: int, n_variants: int) -> None:
