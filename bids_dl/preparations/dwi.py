@@ -294,21 +294,30 @@ def _rigid(moving: Array, fixed: Array, affine: Array) -> Array:
     """Find where each point of one volume lies in another of the same person, as a matrix (mm, RAS)."""
     import ants
 
-    edge_mm = float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    factors = tuple(max(1, round(wanted / edge_mm)) for wanted in (10, 5))
+    images = _to_ants(fixed, affine), _to_ants(moving, affine)
     with tempfile.TemporaryDirectory() as folder:
-        found = ants.registration(
-            _to_ants(fixed, affine), _to_ants(moving, affine), "Rigid", outprefix=f"{folder}/", aff_metric="mattes",
-            aff_iterations=(40, 20), aff_shrink_factors=factors, aff_smoothing_sigmas=(1, 0), random_seed=SEED,
-            aff_random_sampling_rate=min(1.0, 10_000 * factors[-1] ** 3 / fixed.size),
-        )  # fmt: skip
-        transform = ants.read_transform(found["fwdtransforms"][0])
+        transform = ants.read_transform(_register(*images, f"{folder}/", steps_mm=(10, 5), iterations=(40, 20)))
         rotation, shift = np.reshape(transform.parameters[:9], (3, 3)), np.array(transform.parameters[9:])
         about = np.array(transform.fixed_parameters)
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation, shift + about - rotation @ about
     left = np.diag([-1.0, -1.0, 1.0, 1.0])
     return np.asarray(left @ matrix @ left)
+
+
+def _register(fixed: Any, moving: Any, prefix: str, *, steps_mm: tuple[int, ...], iterations: tuple[int, ...]) -> str:
+    """Find a rotation and a shift by mutual information, from coarse steps to fine; return ANTs' file."""
+    import ants
+
+    edge_mm = min(fixed.spacing)
+    factors = tuple(max(1, round(step / edge_mm)) for step in steps_mm)
+    n_voxels = np.prod(fixed.shape) / factors[-1] ** 3
+    found = ants.registration(
+        fixed, moving, "Rigid", outprefix=prefix, aff_metric="mattes", aff_iterations=iterations,
+        aff_shrink_factors=factors, aff_smoothing_sigmas=tuple(f / 2 if f > 1 else 0 for f in factors), random_seed=SEED,
+        aff_random_sampling_rate=float(min(1.0, 10_000 / n_voxels)),
+    )  # fmt: skip
+    return str(found["fwdtransforms"][0])
 
 
 def _displacement(matrix: Array, centre: Array, radius_mm: float = 50.0) -> float:
@@ -372,14 +381,10 @@ def _to_standard(data: Diffusion, mask: Any, fa: Array, anatomy: Scan | None, wr
     """Go through the T1w where there is one, else straight from the anisotropy to the template."""
     if anatomy is None or not {"native", "to_standard", "from_standard"} <= set(anatomy.related):
         return _straight(data, mask, fa, written, folder)
-    import ants
-
     native = nib.load(anatomy.related["native"])
-    found = ants.registration(
-        _to_ants(np.asarray(native.dataobj), native.affine), _to_ants(data.b0 * mask, data.affine), "Rigid",
-        outprefix=f"{folder}/", aff_metric="mattes", random_seed=SEED,
-    )  # fmt: skip
-    own = written.keep(found["fwdtransforms"][0], "T1w", "rigid")
+    images = _to_ants(np.asarray(native.dataobj), native.affine), _to_ants(data.b0 * mask, data.affine)
+    found = _register(*images, f"{folder}/", steps_mm=(12, 8, 4), iterations=(200, 100, 50))
+    own = written.keep(found, "T1w", "rigid")
     ahead, _ = read_transforms(anatomy.related["to_standard"])
     back, inverted = read_transforms(anatomy.related["from_standard"])
     return Way((*ahead, own), (own, *back), (True, *inverted), "through the T1w")
