@@ -15,6 +15,8 @@ from bids_dl import zoo
 from bids_dl.errors import MissingInputError, UsageError
 
 ZOOS = ("preparations", "features", "models", "fusions", "explainers")
+OPTION_PATHS = (("timeseries", "atlas"), ("dual_regression", "template"), ("network_maps", "template"))
+"""Options of features that may be the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Methods:
     def of(self, name: str) -> dict[str, Any]:
         """Return the options given for one method."""
         return dict(self.options.get(name, {}))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks by group ICA, fitted once on the participants named, else on all of the run; 0 components is off."""
+
+    n_components: int = 0
+    participants: tuple[str, ...] = ()
+    smoothing_mm: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ class Config:
     run: Run = field(default_factory=Run)
     preparations: Methods = field(default_factory=Methods)
     features: Methods = field(default_factory=Methods)
+    networks: Networks = field(default_factory=Networks)
     targets: Targets = field(default_factory=Targets)
     quality: Quality = field(default_factory=Quality)
     models: Methods = field(default_factory=Methods)
@@ -258,6 +270,10 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             "'quality.max_mean_fd_mm' must be 0 (off) or more, and 'quality.min_mask_dice' from 0 (off) to 1."
         )
+    if config.networks.n_components < 0 or config.networks.n_components == 1 or config.networks.smoothing_mm < 0:
+        raise UsageError(
+            "'networks.n_components' must be 0 (off) or at least 2, and 'networks.smoothing_mm' 0 (off) or more."
+        )
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
@@ -267,13 +283,14 @@ def _check_ranges(config: Config) -> None:
 def absolute(config: Config) -> Config:
     """Make every path absolute: workers run in other folders, and the written configuration is used elsewhere.
 
-    An atlas is a path only where such a file or folder exists; else it is a name.
+    An atlas or a template is a path only where such a file or folder exists; else it is a name.
     """
     run, select, splits, features = config.run, config.select, config.splits, config.features
-    atlas = features.of("timeseries").get("atlas", "")
-    if atlas and Path(atlas).expanduser().exists():
-        options = {**features.options, "timeseries": {**features.of("timeseries"), "atlas": _absolute(atlas)}}
-        features = dataclasses.replace(features, options=options)
+    for name, key in OPTION_PATHS:
+        given = features.of(name).get(key, "")
+        if given and Path(given).expanduser().exists():
+            options = {**features.options, name: {**features.of(name), key: _absolute(given)}}
+            features = dataclasses.replace(features, options=options)
     return dataclasses.replace(
         config, bids_dir=_absolute(config.bids_dir), output_dir=_absolute(config.output_dir),
         bundles=tuple(map(_absolute, config.bundles)), features=features,

@@ -8,19 +8,31 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, outputs, quality, query, regions, zoo
+from bids_dl import derivatives, engine, networks, outputs, quality, query, regions, zoo
 from bids_dl.config import Config
-from bids_dl.errors import DISK_FULL, BidsDLError, DataError, DiskError, NothingSelectedError
+from bids_dl.errors import (
+    DISK_FULL,
+    BidsDLError,
+    DataError,
+    DiskError,
+    NothingSelectedError,
+    OutputError,
+    UsageError,
+)
 from bids_dl.records import Feature, Scan
 
 LOG = logging.getLogger("bids_dl")
 BATCH = 8
 """Participants a node: enough to pay for the node, few enough to resume and to spread well."""
+
+NETWORKS = ("dual_regression", "network_maps")
+"""Features of networks, which are fitted first where no template is named."""
 
 MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
 """What a series and its connectome have in common."""
@@ -41,8 +53,12 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _check_atlas(config)
     if "dry_run" in modes:
         return _say_plan(config, scans)
-    decisive = ("features", "preparations", "select.derivatives", "select.raw_only", "bids_dir")
+    decisive = (
+        "features", "preparations", "select.derivatives", "select.raw_only", "bids_dir", "networks.n_components",
+        "networks.smoothing_mm",
+    )  # fmt: skip
     outputs.refuse_other_configuration(config, "participant", decisive)
+    _refuse_other_networks(config, scans)
     derivatives.write_description(config.out, query.datasets(config))
     validation = outputs.start_validation(config)
     bundles = [str(Path(b).resolve()) for b in config.bundles]
@@ -50,6 +66,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     tasks = _tasks(config, scans, bundles)
     done = engine.run(config, "participant", tasks, unit="batch")
     outputs.finish_validation(config, validation)
+    _say_networks(config)
     records = [read_record(config.out, i) for i in scans]
     if bundles:
         outputs.write_predictions(config, list(_all_records(config.out).values()))
@@ -64,10 +81,57 @@ def run(config: Config, modes: frozenset[str]) -> int:
 
 
 def _check_atlas(config: Config) -> None:
-    """Refuse an atlas that does not exist at once: it would fail for everybody."""
+    """Refuse an atlas, or a template of networks, that does not exist at once: it would fail for everybody."""
+    wanted = _wanted(config)
     asked = config.features.of("timeseries").get("atlas")
-    if asked and "timeseries" in _wanted(config):
+    if asked and "timeseries" in wanted:
         regions.load_atlas(str(asked))
+    for name in [n for n in wanted if n in NETWORKS]:
+        template = config.features.of(name).get("template")
+        if template:
+            networks.load(str(template))
+        elif not config.networks.n_components:
+            raise UsageError(
+                f"the feature {name} needs networks: set features.{name}.template to the path of a 4-D NIfTI of maps, or "
+                "networks.n_components to the number that group ICA is to find."
+            )
+
+
+def _trained_on(config: Config, scans: Mapping[str, Any]) -> list[str]:
+    """List the participants that networks are fitted on: those named, else all of this run."""
+    return sorted({f"sub-{label.removeprefix('sub-')}" for label in config.networks.participants} or scans)
+
+
+def _networks_note(out: Path) -> Path:
+    """Name the file that says on whom networks were to be fitted, and why it failed if it did."""
+    return out / "logs" / "networks.json"
+
+
+def _say_networks(config: Config) -> None:
+    """Warn where networks could not be fitted."""
+    note = _networks_note(config.out)
+    if config.networks.n_components and note.is_file() and (reason := query.read_json(note)["reason"]):
+        LOG.warning("%s", reason)
+
+
+def _refuse_other_networks(config: Config, scans: Mapping[str, Any]) -> None:
+    """Refuse to fit networks anew on other participants beside features of the old ones, or on someone not in this run."""
+    if not config.networks.n_components:
+        return
+    asked, note = _trained_on(config, scans), _networks_note(config.out)
+    before = query.read_json(note)["participants"] if note.is_file() else asked
+    absent = [i for i in asked if i not in scans]
+    if absent and not (note.is_file() and before == asked):
+        raise NothingSelectedError(
+            f"networks.participants: '{absent[0]}' is not in this run; {zoo.nearest(absent[0], scans)}"
+        )
+    if before != asked and not config.run.overwrite:
+        raise OutputError(
+            f"{config.out} holds networks that were fitted on {len(before)} participants, other than the {len(asked)} of "
+            "this run; name those in networks.participants, choose another output folder, or pass --overwrite."
+        )
+    if before != asked:
+        derivatives.remove([*config.out.glob("sub-*"), config.out / "logs" / "participants", note])
 
 
 def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
@@ -78,9 +142,13 @@ def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
 
 
 def _wanted(config: Config) -> tuple[str, ...]:
-    """Return the features asked for, all that are extracted from scans unless named; connectomes need their series."""
+    """Return the features asked for, all that are extracted from scans unless named.
+
+    One that follows others follows those of them that are asked for, and needs the first where none is.
+    """
     named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    needed = {f[0] for n in named if len(f := _says(n, "FOLLOWS")) == 1}
+    named = (*named, *NETWORKS) if config.networks.n_components else named
+    needed = {f[0] for n in named if (f := _says(n, "FOLLOWS")) and not {*f} & {*named}}
     return tuple(sorted({*named, *needed}, key=lambda n: (bool(_says(n, "FOLLOWS")), n)))
 
 
@@ -109,7 +177,88 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
             engine.Task(name, "bids_dl.participant:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine))
         )
     outputs.note_run(config, run_id)
-    return tasks
+    return _after_networks(config, scans, tasks) if config.networks.n_components else tasks
+
+
+def _after_networks(config: Config, scans: Mapping[str, list[Scan]], tasks: Sequence[engine.Task]) -> list[engine.Task]:
+    """Let the batches wait for networks, and those for the raw BOLDs that are prepared first, each in its own task."""
+    mine = [i for i in _trained_on(config, scans) if i in scans]
+    if mine != _trained_on(config, scans):
+        return list(tasks)
+    given = {**configuration.to_mapping(config), "run": {}}
+    packed = {i: [_packed(s) for s in scans[i]] for i in mine}
+    raw = [i for i in mine if any(s.kind == "bold" and not s.prepared for s in scans[i])]
+    first = [
+        engine.Task(f"prepare_{i}".replace("-", "_").replace("+", "_"), "bids_dl.participant:prepare_batch",
+                    {"config": given, "scans": {i: packed[i]}}, stamp=_stamp(scans, [i]))
+        for i in raw
+    ]  # fmt: skip
+    missing = networks.fitted(config.out, config.networks.n_components) is None
+    fit = engine.Task(
+        "networks", "bids_dl.participant:fit_networks", {"config": given, "scans": packed}, [t.name for t in first],
+        missing, 2.0, _stamp(scans, mine),
+    )  # fmt: skip
+    return [*first, fit, *(replace(t, after=["networks"], stamp=t.stamp + fit.stamp) for t in tasks)]
+
+
+def prepare_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]) -> str:
+    """Prepare the BOLDs that networks are fitted on; why one cannot be is noted by the batch that comes after.
+
+    Returns
+    -------
+    str
+        Empty, or what the system said when there was no room to write.
+    """
+    try:
+        _bolds(configuration.from_mapping(config), scans)
+    except OSError as problem:
+        if problem.errno not in DISK_FULL:
+            raise
+        return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
+    return ""
+
+
+def _bolds(config: Config, scans: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Scan]]:
+    """List the prepared BOLDs of each participant."""
+    found = {}
+    for participant_id, packed in scans.items():
+        record: dict[str, Any] = {"features": [], "problems": [], "preparations": []}
+        ready = _ready(config, record, [_unpacked(p) for p in packed], {"bold"})
+        found[participant_id] = [s for s in ready if s.kind == "bold"]
+    return found
+
+
+def fit_networks(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]) -> str:
+    """Fit networks on the BOLDs of all participants given; why it failed is noted, and other features go on.
+
+    Returns
+    -------
+    str
+        Empty, or what the system said when there was no room to write.
+    """
+    settings = configuration.from_mapping(config)
+    asked, reason = settings.networks, ""
+    old = networks.fitted(settings.out, asked.n_components)
+    derivatives.remove([old] if old else [])
+    try:
+        networks.fit(
+            _bolds(settings, scans), settings.out, n_components=asked.n_components, smoothing_mm=asked.smoothing_mm,
+            random_seed=settings.random_seed,
+        )  # fmt: skip
+    except BidsDLError as problem:
+        reason = str(problem)
+    except OSError as problem:
+        if problem.errno not in DISK_FULL:
+            raise
+        return f"networks: writing {problem.filename or 'a file'} failed: {problem.strerror}"
+    derivatives.write_json(_networks_note(settings.out), {"participants": sorted(scans), "reason": reason})
+    return ""
+
+
+def _with_networks(config: Config, scan: Scan) -> Scan:
+    """Give a BOLD the networks that were fitted for it, where there are some."""
+    path = networks.fitted(config.out, config.networks.n_components) if config.networks.n_components else None
+    return replace(scan, related={**scan.related, "networks": path}) if path and scan.kind == "bold" else scan
 
 
 def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
@@ -167,6 +316,7 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": [], "preparations": []}
     wanted = _wanted(config)
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
+    ready = [_with_networks(config, s) for s in ready]
     for name in wanted:
         taken = [s for s in ready if _takes(name, s) and _fits(config, name, s)]
         for scan in [s for s in taken if _has_needed(config, name, s, taken)]:

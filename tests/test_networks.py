@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import AFFINE, write_image
 
-from bids_dl import networks, query
+from bids_dl import cli, networks, query
 from bids_dl.errors import DataError, MissingInputError
 from bids_dl.records import Scan
 
@@ -121,3 +121,88 @@ def test_a_template_that_cannot_be_used_is_named(tmp_path: Path, shape, table: s
     with pytest.raises((DataError, MissingInputError), match=message) as problem:
         networks.load(str(path))
     assert "nets" in str(problem.value)
+
+
+def run(data: Path, out: Path, *more: object) -> int:
+    return cli.main([str(data), str(out), "participant", "--nprocs", "1", "--skip-bids-validation", *map(str, more)])
+
+
+def settings(folder: Path, text: str) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+ICA = '[features]\nnames = ["connectivity"]\n[networks]\nn_components = 2\nsmoothing_mm = 0.0\n'
+
+
+def test_networks_are_fitted_once_and_each_participant_has_its_own(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(3, n_volumes=120), tmp_path / "out"
+    assert run(data, out, "--config-file", settings(tmp_path, ICA)) == 0
+    stem = "sub-02_task-rest_space-MNI152NLin2009cAsym_atlas-ICA2"
+    written = {p.name for p in (out / "sub-02" / "func").glob("*[!n]")}
+    assert written == {
+        f"{stem}_stat-dualregression_timeseries.tsv",
+        f"{stem}_stat-pearsoncorrelation_desc-fisherz_relmat.tsv",
+        f"{stem}_stat-dualregression_boldmap.nii.gz",
+    }
+    assert nib.load(out / "sub-02" / "func" / f"{stem}_stat-dualregression_boldmap.nii.gz").shape == (9, 11, 9, 2)
+    maps = networks.fitted(out, 2)
+    before = maps.stat().st_mtime_ns
+    assert run(data, out, "--config-file", settings(tmp_path, ICA)) == 0
+    assert maps.stat().st_mtime_ns == before
+
+
+def test_networks_fitted_on_a_list_serve_others_too(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(3, n_volumes=120), tmp_path / "out"
+    given = settings(tmp_path, ICA + 'participants = ["01", "sub-02"]\n')
+    assert run(data, out, "--config-file", given) == 0
+    said = json.loads(
+        networks.fitted(out, 2).with_name("atlas-ICA2_space-MNI152NLin2009cAsym_probseg.json").read_text()
+    )
+    assert said["FittedOn"] == ["sub-01", "sub-02"]
+    assert len(list(out.rglob("*_boldmap.nii.gz"))) == 3
+    for path in out.rglob("sub-03*_boldmap.nii.gz"):
+        path.unlink()
+    (out / "logs" / "participants" / "sub-03.json").unlink()
+    assert run(data, out, "--config-file", given, "--participant-label", "03") == 0
+    assert len(list(out.rglob("*_boldmap.nii.gz"))) == 3
+
+
+def test_other_participants_are_refused_beside_networks_of_the_first(fmriprep, tmp_path: Path, capsys) -> None:
+    data, out = fmriprep(3, n_volumes=120), tmp_path / "out"
+    given = settings(tmp_path, ICA)
+    assert run(data, out, "--config-file", given, "--participant-label", "01", "02") == 0
+    assert run(data, out, "--config-file", given) == 73
+    assert "fitted on 2 participants, other than the 3" in capsys.readouterr().err
+    assert run(data, out, "--config-file", given, "--overwrite") == 0
+    assert len(list(out.rglob("*_boldmap.nii.gz"))) == 3
+
+
+def test_an_unknown_participant_to_fit_on_is_named(fmriprep, tmp_path: Path, capsys) -> None:
+    given = settings(tmp_path, ICA + 'participants = ["sub-04"]\n')
+    assert run(fmriprep(3, n_volumes=120), tmp_path / "out", "--config-file", given) == 18
+    assert "networks.participants: 'sub-04' is not in this run" in capsys.readouterr().err
+
+
+def test_networks_that_cannot_be_fitted_are_said_and_other_features_go_on(fmriprep, tmp_path: Path, capsys) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    given = settings(tmp_path, ICA.replace('"connectivity"', '"alff"').replace("= 2", "= 50"))
+    assert run(data, out, "--config-file", given) == 1
+    assert "40 volumes for 50 networks" in capsys.readouterr().err
+    assert list(out.rglob("*_stat-alff_boldmap.nii.gz"))
+    assert "no networks to look for" in (out / "logs" / "problems.tsv").read_text()
+
+
+def test_networks_without_a_template_are_refused_at_once(fmriprep, tmp_path: Path, capsys) -> None:
+    given = settings(tmp_path, '[features]\nnames = ["dual_regression"]\n')
+    assert run(fmriprep(1), tmp_path / "out", "--config-file", given) == 64
+    assert "features.dual_regression.template" in capsys.readouterr().err
+
+
+def test_connectomes_follow_the_networks_of_a_template(fmriprep, tmp_path: Path) -> None:
+    template = write_image(tmp_path / "nets.nii.gz", np.random.default_rng(0).random((*SHAPE, 3)).astype(np.float32))
+    text = f'[features]\nnames = ["connectivity", "dual_regression"]\ndual_regression.template = "{template}"\n'
+    out = tmp_path / "out"
+    assert run(fmriprep(1), out, "--config-file", settings(tmp_path, text)) == 0
+    assert [query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")] == ["Nets"]

@@ -9,7 +9,7 @@ from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
 
 TAKES = ("relmat",)
-FOLLOWS = ("timeseries",)
+FOLLOWS = ("timeseries", "dual_regression")
 MEASURES = {
     "correlation": ("pearsoncorrelation", "Pearson correlation"),
     "partial": ("partialcorrelation", "partial correlation, Ledoit-Wolf shrunk"),

@@ -11,7 +11,7 @@ from bids_dl import query
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
 
-FOLLOWS = ("timeseries",)
+FOLLOWS = ("timeseries", "dual_regression")
 BY_DEFAULT = False
 LIMIT = np.float32(1 - 1e-6)
 """Largest correlation that Fisher's transform is given: what float32 can still tell from 1 after 30 sums."""
