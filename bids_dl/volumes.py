@@ -48,16 +48,16 @@ def brain_of(scan: Scan, volume: Array, affine: Array) -> Any:
     Raises
     ------
     DataError
-        If the mask lies on another grid, be it by one voxel, or there is no brain in it.
+        If the mask is damaged or lies on another grid, be it by one voxel, or there is no brain in it.
     """
     if scan.mask is None:
         brain = np.nan_to_num(volume) != 0
     else:
-        mask = nib.load(scan.mask)
-        brain = np.asanyarray(mask.dataobj).reshape(mask.shape[:3]) > 0
+        mask, place = load(scan.mask, f"{scan.name}: its mask {scan.mask.name}")
+        brain = mask > 0
         if brain.shape != volume.shape:
             raise DataError(f"{scan.name} has the grid {volume.shape} but its mask {brain.shape}; give them one grid.")
-        apart = np.abs(mask.affine - affine).max()
+        apart = np.abs(place - affine).max()
         if apart > 0.1:
             raise DataError(f"{scan.name} and its mask lie {apart:.1f} mm apart; give them one grid.")
     if brain.sum() < 100 or not np.isfinite(volume[brain]).all():

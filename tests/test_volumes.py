@@ -43,3 +43,11 @@ def test_four_dimensions_are_refused(tmp_path: Path) -> None:
     path = write_image(tmp_path / "sub-1_T1w.nii.gz", np.ones((4, 4, 4, 3)))
     with pytest.raises(DataError, match="sub-1_T1w has 4 dimensions"):
         volumes.load(path, "sub-1_T1w")
+
+
+def test_damaged_mask_is_named(tmp_path: Path) -> None:
+    one = scan(tmp_path, np.random.default_rng(0).normal(size=(9, 11, 9)))
+    assert one.mask is not None
+    one.mask.write_bytes(one.mask.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"sub-1.*: its mask mask.nii.gz ends early or is damaged"):
+        volumes.quantity(one)

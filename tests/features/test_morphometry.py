@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import write_image
 
+from bids_dl import config as configuration
+from bids_dl import participant
 from bids_dl.errors import DataError
 from bids_dl.features.morphometry import extract
 from bids_dl.records import Scan
@@ -186,3 +188,21 @@ def test_t1w_without_modulated_grey_matter_and_a_damaged_map_are_named(tmp_path:
         extract(scan)
     with pytest.raises(DataError, match=r"sub-1_space-MNI_desc-preproc_T1w has no modulated .* --raw-only"):
         extract(Scan(scan.path, scan.entities, tmp_path))
+
+
+def asked(root: Path, scans: list[Scan], *names: str) -> tuple[list[str], list[str]]:
+    """Extract as the participant level does: the sources that were used, and the reasons for the others."""
+    given = {"bids_dir": str(root), "output_dir": str(root / "out"), "analysis_level": "participant"}
+    record = participant.process(configuration.from_mapping({**given, "features": {"names": names}}), "sub-1", scans)
+    return [Path(f["source"]).name for f in record["features"]], [p["reason"] for p in record["problems"]]
+
+
+def test_t1w_that_lacks_the_map_is_passed_over_beside_freesurfer_and_named_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset_description.json").write_text('{"DatasetLinks": {}}')
+    tables, t1w = stats(tmp_path), modulated(tmp_path, np.ones((4, 4, 4), np.float32))
+    bare = Scan(t1w.path, t1w.entities, tmp_path)
+    assert asked(tmp_path, [tables, bare], "morphometry") == (["stats"], [])
+    sources, reasons = asked(tmp_path, [bare], "morphometry")
+    assert (sources, "no modulated grey matter" in reasons[0]) == ([], True)
+    assert set(asked(tmp_path, [tables, t1w], "morphometry")[0]) == {"stats", t1w.path.name}
