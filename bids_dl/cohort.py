@@ -24,19 +24,21 @@ TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition",
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
 MAX_CLASSES = 12
 CONFOUNDS = "confounds"
-SEQUENCES = ("timeseries", "dynamic_connectivity", "events", "slices")
-"""Features that unfold in time or in slices: no model of the group level takes them yet."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant."""
+    """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant.
+
+    ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``edge`` or ``column``.
+    """
 
     name: str
     feature: str
     entities: Mapping[str, str]
     files: Mapping[str, Sequence[str]]
     n_files: int = 0
+    kind: str = "column"
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,17 @@ def _records(config: Config) -> dict[str, dict[str, Any]]:
 def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
     """Sort every file into the feature and the entities that it shares with the other participants'."""
     wanted = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    _refuse_sequences(config.features.names)
+    _refuse_untaken(config.features.names, records)
     files: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, list[str]]] = {}
+    kinds: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
     for participant_id, record in records.items():
         for entry in record["features"]:
             names = query.entities(Path(entry["path"]))
-            if entry["feature"] not in wanted or entry["feature"] in SEQUENCES or not _selected(config, names):
+            if entry["feature"] not in wanted or not (kind := _kind(entry)) or not _selected(config, names):
                 continue
-            shared = tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
-            files.setdefault((entry["feature"], shared), {}).setdefault(participant_id, []).append(entry["path"])
+            key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
+            files.setdefault(key, {}).setdefault(participant_id, []).append(entry["path"])
+            kinds[key] = kind
     named = _short_names(list(files))
     return [
         Variant(
@@ -127,25 +131,40 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             dict(key[1]),
             {i: _first_session(paths) for i, paths in mine.items()},
             sum(map(len, mine.values())),
+            kinds[key],
         )
         for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
     ]
 
 
 def _is_default(name: str) -> bool:
-    """Tell whether a feature is modelled without being named: those that a model takes and that restate no target."""
-    return name not in {"phenotype", *SEQUENCES} and zoo.constant("features", name, "BY_DEFAULT") is not False
+    """Tell whether a feature is modelled without being named: ``phenotype`` may restate the target."""
+    return name != "phenotype" and zoo.constant("features", name, "BY_DEFAULT") is not False
 
 
-def _refuse_sequences(names: Sequence[str]) -> None:
-    """Pass over features that unfold in time or in slices, for which there is no model yet; refuse where no other is named."""
-    named = [name for name in names if name in SEQUENCES]
-    if named and len(named) == len(names):
+def _kind(entry: Mapping[str, Any]) -> str:
+    """Say what a feature looks like to a model, from its file's name and shape; empty for what no model takes yet.
+
+    Those are features that unfold in time, in windows, or in slices.
+    """
+    name, n_dims = Path(entry["path"]).name, len(entry.get("shape", ()))
+    if name.endswith(".nii.gz"):
+        return "volume" if n_dims in {0, 3} else ""
+    if "_relmat." in name:
+        return "edge"
+    return "column" if n_dims < 2 else ""
+
+
+def _refuse_untaken(names: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Pass over features that no model takes yet; refuse where no other is named."""
+    entries = [entry for record in records.values() for entry in record["features"] if entry["feature"] in names]
+    untaken = sorted({entry["feature"] for entry in entries if not _kind(entry)})
+    if untaken and set(untaken) == set(names):
         raise DataError(
-            f"no model takes the feature '{named[0]}' yet; name others at the group level, e.g. connectivity."
+            f"no model takes the feature '{untaken[0]}' yet; name others at the group level, e.g. connectivity."
         )
-    if named:
-        LOG.info("no model takes %s yet: passed over.", ", ".join(named))
+    if untaken:
+        LOG.info("no model takes %s yet: passed over.", ", ".join(untaken))
 
 
 def _selected(config: Config, names: Mapping[str, str]) -> bool:

@@ -397,8 +397,40 @@ def test_an_array_of_genotypes_becomes_columns(tmp_path):
     np.testing.assert_array_equal(cohort.features["morphometry"].values[:, 2], [1, 2, 0])
 
 
-def test_features_that_unfold_in_time_are_refused_alone_and_passed_over_beside_others(folders):
-    with pytest.raises(DataError, match="no model takes the feature 'timeseries' yet"):
-        cohorts.plan(folders.config(features={"names": ["timeseries"]}))
-    made = cohorts.plan(folders.config(features={"names": ["timeseries", "connectivity"]}))
+def noted(folders, feature, path, shape):
+    for number in (1, 2, 3):
+        path_of_one = f"sub-0{number}/func/sub-0{number}_{path}"
+        folders.note(f"sub-0{number}", {"feature": feature, "path": path_of_one, "shape": shape})
+
+
+UNTAKEN = [
+    ("timeseries", "atlas-four_timeseries.tsv", [100, 4]),
+    ("dynamic_connectivity", "atlas-four_edges.tsv", [20, 6]),
+    ("slices", "desc-axial_T1w.npy", [20, 60, 72]),
+    ("network_maps", "stat-z_boldmap.nii.gz", [40, 40, 40, 7]),
+]
+
+
+@pytest.mark.parametrize(("feature", "path", "shape"), UNTAKEN)
+def test_feature_that_unfolds_is_refused_alone_and_passed_over_beside_others(folders, feature, path, shape):
+    noted(folders, feature, path, shape)
+    with pytest.raises(DataError, match=f"no model takes the feature '{feature}' yet"):
+        cohorts.plan(folders.config(features={"names": [feature]}))
+    made = cohorts.plan(folders.config(features={"names": [feature, "connectivity"]}))
     assert [v.feature for v in made.variants] == ["connectivity"]
+    assert [v.feature for v in cohorts.plan(folders.config()).variants] == ["connectivity"]
+
+
+def test_kind_of_a_feature_is_what_it_looks_like_to_a_model(folders):
+    noted(folders, "fa", "space-MNI_param-fa_dwimap.nii.gz", [46, 54, 46])
+    noted(folders, "structural_connectivity", "atlas-four_stat-streamlinecount_relmat.tsv", [4, 4])
+    noted(folders, "snp", "snp.npy", [3_000_000])
+    kinds = {v.name: v.kind for v in cohorts.plan(folders.config()).variants}
+    assert kinds == {"connectivity": "edge", "fa": "volume", "snp": "column", "structural_connectivity": "edge"}
+
+
+def test_feature_that_is_extracted_only_when_named_is_modelled_only_when_named(folders):
+    noted(folders, "regional", "atlas-four_regions.tsv", [4])
+    assert "regional" not in [v.name for v in cohorts.plan(folders.config()).variants]
+    made = cohorts.plan(folders.config(features={"names": ["regional"]}))
+    assert [v.name for v in made.variants] == ["regional"]
