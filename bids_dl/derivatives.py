@@ -28,9 +28,8 @@ LARGEST_TABLE = 2_000_000
 BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
-    "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_volumes.*", "*_timeseries.*", "*_relmat.*",
-    "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
-)  # fmt: skip
+    "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_dwimap.*", "*_dwi.bval", "*_dwi.bvec", "*_snp.*", "genetics", "*_morphometry.*", "*_volumes.*", "*_timeseries.*", "*_relmat.*",
+    "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",)  # fmt: skip
 
 
 def name(entities: Mapping[str, str], suffix: str, extension: str) -> str:

@@ -18,9 +18,9 @@ MAX_LEVELS = 12
 def extract(scan: Scan, *, columns: Sequence[str] = ()) -> Feature:
     """Read a participant's row of a table: numbers as they are, words as one column a level.
 
-    The JSON beside the table says which columns hold categories (``Levels``), also where they are written as numbers,
-    and in which order: of two levels, the first is the one that has no column. A list that lacks a value of the table
-    is passed over; without one, levels are sorted.
+    Where the JSON beside the table lists the ``Levels`` of a column of words, each has its column, whether or not
+    anybody has it, so that columns are the same at every site. Levels are sorted; of two, the first has no column.
+    Numbers stay numbers.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ def extract(scan: Scan, *, columns: Sequence[str] = ()) -> Feature:
     Raises
     ------
     DataError
-        If the participant has no row, a column does not exist, or the JSON is none.
+        If the participant has no row, a column does not exist or holds a word that is not among its Levels, or the JSON
+        is none.
     """
     labels, values, people = encoded(scan.path, tuple(columns))
     if scan.participant_id not in people:
@@ -60,27 +61,29 @@ def encoded(file: Path, columns: tuple[str, ...]) -> tuple[tuple[str, ...], Arra
     if missing:
         raise DataError(f"{file.name} has no column '{missing[0]}'; it has {', '.join(table.columns[:12])}.")
     said = described(file)
-    parts = [
-        part for c in chosen for part in _column(c, table[c], said.get(c, {}).get("Levels", ()), asked=bool(columns))
-    ]
+    listed = {c: {str(level) for level in said.get(c, {}).get("Levels", ())} - {"n/a"} for c in chosen}
+    parts = [part for c in chosen for part in _column(file.name, c, table[c], listed[c], asked=bool(columns))]
     labels = tuple(label for label, _ in parts)
     values = np.column_stack([v for _, v in parts]) if parts else np.zeros((len(table), 0))
     return labels, values, {p: n for n, p in enumerate(table.index)}
 
 
-def _column(name: str, cells: Any, listed: Any, *, asked: bool) -> list[tuple[str, Array]]:
-    """Encode one column; text with too many levels is refused if it was asked for, else left out."""
+def _column(table: str, name: str, cells: Any, listed: set[str], *, asked: bool) -> list[tuple[str, Array]]:
+    """Encode one column; text with too many levels that are not listed is refused if it was asked for, else left out."""
     import pandas as pd
 
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
     known = cells.notna().to_numpy()
-    found = sorted(cells.dropna().unique())
-    levels = [level for level in map(str, listed) if level != "n/a"]
-    is_listed = bool(found) and set(found) <= set(levels) and len(levels) <= MAX_LEVELS
-    if known.any() and np.isfinite(numbers[known]).all() and not is_listed:
+    if known.any() and np.isfinite(numbers[known]).all():
         return [(name, numbers)]
-    levels = levels if is_listed else found
-    if len(levels) > MAX_LEVELS:
+    found = set(cells.dropna())
+    if listed and found - listed:
+        raise DataError(
+            f"{table}: column '{name}' holds '{min(found - listed)}', which is not among its Levels "
+            f"({', '.join(sorted(listed))}); mend the cell, or add it to the JSON beside the table."
+        )
+    levels = sorted(listed or found)
+    if len(levels) > MAX_LEVELS and not listed:
         if asked:
             raise DataError(
                 f"column '{name}' holds text with {len(levels)} different values; at most {MAX_LEVELS} can be encoded."

@@ -50,27 +50,38 @@ def with_json(scan: Scan, **said: Any) -> Scan:
     return scan
 
 
-def test_levels_of_the_json_give_the_order_and_those_that_nobody_has(scan: Scan) -> None:
+def test_each_listed_level_has_its_column_also_one_that_nobody_has(scan: Scan) -> None:
     levels = {"R": "right", "L": "left", "B": "both", "N": "neither", "n/a": "unknown"}
     found = extract(
         with_json(scan, sex={"Levels": {"M": "male", "F": "female"}}, hand={"Levels": levels}), columns=("sex", "hand")
     )
-    assert found.labels == ("sex=F", "hand=R", "hand=L", "hand=B", "hand=N")
-    np.testing.assert_array_equal(found.values, [1, 0, 1, 0, 0])
+    assert found.labels == ("sex=M", "hand=B", "hand=L", "hand=N", "hand=R")
+    np.testing.assert_array_equal(found.values, [0, 0, 1, 0, 0])
 
 
-def test_numbers_that_the_json_calls_levels_are_categories(tmp_path: Path) -> None:
-    file = tmp_path / "scanners.tsv"
-    file.write_text("participant_id\tscanner\nsub-1\t7\nsub-2\t3\n")
-    scan = with_json(Scan(file, {"sub": "1"}, tmp_path), scanner={"Levels": {"3": "old", "5": "new", "7": "newest"}})
-    found = extract(scan)
-    assert found.labels == ("scanner=3", "scanner=5", "scanner=7")
-    np.testing.assert_array_equal(found.values, [0, 0, 1])
+def test_columns_do_not_depend_on_who_is_there_or_on_the_order_of_levels(tmp_path: Path) -> None:
+    for number, (sex, levels) in enumerate([("M", ["M", "F"]), ("F", ["F", "M"]), ("n/a", ["M", "F"])]):
+        file = tmp_path / str(number) / "participants.tsv"
+        file.parent.mkdir()
+        file.write_text(f"participant_id\tsex\nsub-1\t{sex}\n")
+        scan = with_json(Scan(file, {"sub": "1"}, tmp_path), sex={"Levels": dict.fromkeys(levels, "")})
+        assert extract(scan).labels == ("sex=M",)
 
 
-def test_list_of_levels_that_lacks_a_value_is_passed_over(scan: Scan) -> None:
-    found = extract(with_json(scan, sex={"Levels": {"male": "M", "female": "F"}}, age={"Levels": {"999": "unknown"}}))
-    assert found.labels[:2] == ("age", "sex=M")
+def test_many_levels_are_encoded_where_they_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "t.tsv"
+    file.write_text("participant_id\tsite\n" + "".join(f"sub-{k}\tsite{k}\n" for k in range(20)))
+    scan = with_json(Scan(file, {"sub": "1"}, tmp_path), site={"Levels": {f"site{k}": "" for k in range(20)}})
+    assert len(extract(scan, columns=("site",)).labels) == 20
+
+
+def test_numbers_stay_numbers_whatever_is_said_of_some(scan: Scan) -> None:
+    assert extract(with_json(scan, age={"Levels": {"999": "unknown"}}), columns=("age",)).labels == ("age",)
+
+
+def test_word_that_is_not_among_the_levels_is_named(scan: Scan) -> None:
+    with pytest.raises(DataError, match=r"participants\.tsv: column 'hand' holds 'B', .* \(L, R\); mend"):
+        extract(with_json(scan, hand={"Levels": {"R": "right", "L": "left"}}), columns=("hand",))
 
 
 def test_units_are_told_of_the_columns_that_have_one(scan: Scan) -> None:
