@@ -421,7 +421,7 @@ def _prepare(config: Config, record: dict[str, Any], scan: Scan, anatomy: Scan |
 
 def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[list[Scan], bool]:
     """Call the preparation; one that makes several scans returns a list, the scan itself first."""
-    if not scan.path.is_file():
+    if not scan.path.exists():
         raise DataError(_not_there(scan))
     place = config.out / "logs" / "preparations" / f"{scan.name}.json"
     options = config.preparations.of(scan.kind)

@@ -30,7 +30,7 @@ QUERIES: dict[str, dict[str, Any]] = {
     "dwi": {"suffix": "dwi", "extension": IMAGE},
     "dwimap": {"suffix": "dwimap", "extension": IMAGE},
     "pet": {"suffix": "pet", "extension": IMAGE},
-    "meg": {"suffix": "meg", "extension": [".fif"]},
+    "meg": {"suffix": "meg", "extension": [".fif", ".sqd", ".con"]},
     "eeg": {"suffix": "eeg", "extension": [".edf", ".bdf", ".vhdr", ".set", ".fif"]},
 }
 """What is looked for with pybids, by kind of scan; the keys are those of ``--bids-filter-file``.
@@ -53,6 +53,7 @@ FEW = 16
 """Up to so many participants are indexed folder by folder."""
 
 PYBIDS_NAMES = {"sub": "subject", "ses": "session"}
+SHORT_NAMES = {"subject": "sub", "session": "ses", "acquisition": "acq", "processing": "proc"}
 
 
 def entities(path: Path) -> dict[str, str]:
@@ -249,7 +250,7 @@ def find(config: Config) -> dict[str, list[Scan]]:
                 for path in _files(index, present, config.select):
                     scan = _scan(path, folder)
                     found[scan.participant_id].append(scan)
-    for scan in [*_freesurfer(config, ids), *_plink(config, ids)]:
+    for scan in [*_freesurfer(config, ids), *_plink(config, ids), *_ctf(config, ids)]:
         found[scan.participant_id].append(scan)
     if config.select.raw_only:
         found = {i: [s for s in scans if not s.prepared] for i, scans in found.items()}
@@ -337,8 +338,9 @@ def _with_companions(scan: Scan) -> Scan:
             "channels": f"{stem.removesuffix(f'_{scan.kind}')}_channels.tsv",
             "signal": f"{stem}.eeg",
             "data": f"{stem}.fdt",
+            "samples": f"{path.name}/{stem}.meg4",
         }
-        related = {role: path.with_name(name) for role, name in ends.items()}
+        related = {role: path.parent / name for role, name in ends.items()}
     if scan.kind == "bold":
         related = {"events": path.with_name(f"{table}_events.tsv")}
     return replace(
@@ -365,6 +367,20 @@ def _freesurfer(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
                 names = entities(folder) | {"suffix": "stats", "datatype": "anat"}
                 if (folder / "stats").is_dir() and (not sessions or names.get("ses", "") in sessions):
                     yield Scan(folder / "stats", names, root, why="FreeSurfer's statistics")
+
+
+def _ctf(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
+    """Find CTF's recordings, which are folders: pybids lists files alone."""
+    sessions = {s.removeprefix("ses-") for s in config.select.session_label}
+    tasks = {t.removeprefix("task-") for t in config.select.task_id}
+    asked = {SHORT_NAMES.get(k, k): v for k, v in _filter(config.select.bids_filter, "meg").items()}
+    for participant_id in ids:
+        folder = config.bids / participant_id
+        for path in sorted([*folder.glob("meg/*_meg.ds"), *folder.glob("ses-*/meg/*_meg.ds")]):
+            names = entities(path)
+            chosen = all(names.get(k) in map(str, v if isinstance(v, list) else [v]) for k, v in asked.items())
+            if chosen and (not sessions or names.get("ses") in sessions) and (not tasks or names.get("task") in tasks):
+                yield _scan(path, config.bids)
 
 
 def _plink(config: Config, ids: Sequence[str]) -> Iterator[Scan]:

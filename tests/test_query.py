@@ -311,3 +311,56 @@ def test_gradients_belong_to_a_raw_diffusion_scan(tmp_path: Path) -> None:
         (folder / f"sub-1_dwi.{end}").write_bytes(b"")
     (scan,) = query.find(settings(root))["sub-1"]
     assert (scan.kind, scan.prepared, set(scan.related)) == ("dwi", False, {"bval", "bvec"})
+
+
+def recordings(root: Path, *files: str) -> Path:
+    write_description(root)
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_recordings_are_found_with_what_belongs_to_them(tmp_path: Path) -> None:
+    stem = "sub-1/eeg/sub-1_task-rest"
+    root = recordings(tmp_path / "d", f"{stem}_eeg.vhdr", f"{stem}_eeg.eeg", f"{stem}_eeg.vmrk", f"{stem}_channels.tsv")
+    (scan,) = query.find(settings(root))["sub-1"]
+    assert (scan.kind, scan.prepared, set(scan.related)) == ("eeg", False, {"signal", "channels"})
+
+
+def test_what_is_no_recording_of_a_participant_is_passed_over(tmp_path: Path) -> None:
+    ends = ("task-rest_split-01", "task-rest_split-02", "acq-crosstalk", "task-noise")
+    root = recordings(tmp_path / "d", *(f"sub-1/meg/sub-1_{end}_meg.fif" for end in ends))
+    (scan,) = query.find(settings(root))["sub-1"]
+    assert scan.path.name == "sub-1_task-rest_split-01_meg.fif"
+    assert scan.why == "raw scan"
+
+
+@pytest.mark.parametrize(
+    "select", [{}, {"task_id": ["rest"]}, {"session_label": ["2"]}, {"bids_filter": {"meg": {"session": "2"}}}]
+)
+def test_recordings_that_are_folders_are_found_and_chosen_as_others_are(tmp_path: Path, select: dict[str, Any]) -> None:
+    stems = [
+        f"sub-1/ses-{s}/meg/sub-1_ses-{s}_task-{t}_meg.ds/sub-1_ses-{s}_task-{t}_meg.meg4" for s, t in ("1a", "2b")
+    ]
+    stems.append("sub-1/ses-2/meg/sub-1_ses-2_task-rest_meg.ds/sub-1_ses-2_task-rest_meg.meg4")
+    found = query.find(settings(recordings(tmp_path / "d", *stems), **select))["sub-1"]
+    kept = [
+        s for s in stems if ("task_id" not in select or "rest" in s) and (set(select) < {"task_id"} or "ses-2" in s)
+    ]
+    assert {s.path.name for s in found} == {Path(s).parent.name for s in kept}
+    assert all(s.related["samples"].is_file() for s in found)
+
+
+def test_an_eeg_inside_the_scanner_stays_apart_from_its_bold(tmp_path: Path) -> None:
+    root = recordings(
+        tmp_path / "d", "sub-1/func/sub-1_task-rest_bold.nii.gz", "sub-1/eeg/sub-1_task-rest_eeg.edf",
+        "sub-2/func/sub-2_task-rest_bold.nii.gz", "sub-2/eeg/sub-2_task-rest_eeg.edf",
+    )  # fmt: skip
+    write_derivative(root / "derivatives" / "bids_dl")
+    table = root / "derivatives" / "bids_dl" / "sub-1" / "eeg" / "sub-1_task-rest_atlas-eegAlpha"
+    for end in ("stat-mean", "desc-envelope"):
+        write_series(Path(f"{table}_{end}_timeseries.tsv"), np.ones((4, 6)))
+    found = names(root)
+    assert found["sub-1"] == ["sub-1_task-rest_atlas-eegAlpha_stat-mean_timeseries.tsv", "sub-1_task-rest_bold.nii.gz"]
+    assert found["sub-2"] == ["sub-2_task-rest_bold.nii.gz", "sub-2_task-rest_eeg.edf"]
