@@ -22,14 +22,16 @@ ENTITY_ORDER = (
     "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "atlas", "seg", "scale",
     "res", "den", "from", "to", "mode", "model", "param", "stat", "label", "desc",
 )  # fmt: skip
-LARGEST_TABLE = 2_000_000
-"""Numbers that a TSV may hold; longer features become .npy files."""
+LARGEST_TABLE, WIDEST_TABLE = 2_000_000, 10_000
+"""Numbers, and columns, that a TSV may hold; larger features become .npy files."""
 
 BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
-    "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_dwimap.*", "*_dwi.bval", "*_dwi.bvec", "*_snp.*", "genetics", "*_morphometry.*", "*_volumes.*", "*_timeseries.*", "*_relmat.*",
-    "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",)  # fmt: skip
+    "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_dwimap.*",
+    "*_dwi.bval", "*_dwi.bvec", "*_snp.*", "genetics", "*_morphometry.*", "*_volumes.*", "*_timeseries.*",
+    "*_relmat.*", "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
+)  # fmt: skip
 
 
 def name(entities: Mapping[str, str], suffix: str, extension: str) -> str:
@@ -189,7 +191,8 @@ def folder_of(out: Path, scan: Scan) -> Path:
 
 def _is_long(feature: Feature) -> bool:
     """Tell whether a feature is no table, or too large to be read as text: it is written as a NumPy array."""
-    return feature.values.ndim > 2 or feature.values.size > LARGEST_TABLE
+    wide = feature.values.shape[-1] > WIDEST_TABLE
+    return feature.values.ndim > 2 or wide or feature.values.size > LARGEST_TABLE
 
 
 def write_feature(out: Path, scan: Scan, feature: Feature) -> Path:
@@ -217,8 +220,10 @@ def bids_uri(out: Path, scan: Scan) -> str:
         if scan.dataset != out
         else {}
     )
-    name = next((key for key, link in links.items() if link == scan.dataset.as_uri()), "")
-    return f"bids:{name}:{scan.path.relative_to(scan.dataset)}"
+    name = next((key for key, link in links.items() if link == scan.dataset.as_uri()), None)
+    if name is None and scan.dataset != out:
+        return scan.path.as_uri()  # a file that was named by its path and belongs to no dataset
+    return f"bids:{name or ''}:{scan.path.relative_to(scan.dataset)}"
 
 
 def sidecar_path(path: Path) -> Path:

@@ -424,6 +424,8 @@ def best(scans: list[Scan]) -> list[Scan]:
         acquisition = [e.get(k, "") for k in ("ses", "task", "acq", "rec", "dir", "run", "model", "param")]
         if kind in {"t1w", "t2w", "flair"}:
             acquisition = [e.get("ses", ""), e.get("run", "")]
+        if scan.kind == "plink":
+            acquisition += [scan.path.name]
         if scan.kind in {"relmat", "timeseries"}:
             acquisition += [e.get(k, "") for k in ("atlas", "stat", "desc", "datatype")]
         groups.setdefault((kind, *acquisition), []).append(scan)
