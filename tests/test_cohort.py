@@ -434,3 +434,15 @@ def test_feature_that_is_extracted_only_when_named_is_modelled_only_when_named(f
     assert "regional" not in [v.name for v in cohorts.plan(folders.config()).variants]
     made = cohorts.plan(folders.config(features={"names": ["regional"]}))
     assert [v.name for v in made.variants] == ["regional"]
+
+
+def test_wide_row_is_read_as_the_general_reader_reads_it(tmp_path):
+    from bids_dl import derivatives, query
+
+    values = np.random.default_rng(0).normal(size=50)
+    values[[0, 7, 49]] = np.nan
+    path = derivatives.write_matrix(tmp_path / "x.tsv", values[None], [f"column {k}" for k in range(50)])
+    labels, expected = query.read_matrix(path)
+    found, names, affine = cohorts.read(path)
+    np.testing.assert_array_equal(found, expected[0])
+    assert (names, affine) == (labels, None)
