@@ -17,13 +17,19 @@ from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Array, Scan
 
 MIN_SECONDS = 10.0
+EDGE_SECONDS = 1.0
+"""Left out at either end, where the filters see what is not there."""
+
 MIN_SENSORS = 2
 """Good sensors without which there is neither an average of the others nor a pair to relate."""
 
 SAMPLES_PER_CYCLE = 2.2
 """Samples a second that a band needs for each Hz of its upper edge: the filter has to fall off below one half."""
 
-AT_ONCE = 32
+ENOUGH_PER_CYCLE = 6
+"""Samples a second beyond which a faster recording is thinned out, for each Hz of the highest band."""
+
+AT_ONCE = 16
 """Sensors filtered at once: their filtered copies stay small."""
 
 UNITS = {"eeg": ("µV", 1e6), "mag": ("fT", 1e15), "grad": ("fT/cm", 1e13)}
@@ -31,8 +37,8 @@ UNITS = {"eeg": ("µV", 1e6), "mag": ("fT", 1e15), "grad": ("fT/cm", 1e13)}
 
 FILTER = "zero-phase FIR (Hamming window) and Hilbert transform, averaged in windows"
 DESCRIPTION = (
-    "Minimal preparation by bids_dl: sensors marked bad, flat or not finite are n/a, windows inside bad segments are "
-    "left out; no removal of eye, muscle or heart artefacts, no source reconstruction."
+    "Minimal preparation by bids_dl: sensors marked bad, flat or not finite are n/a, windows inside bad segments "
+    "and within a second of either end are left out; no removal of eye, muscle or heart artefacts, no source reconstruction."
 )
 
 
@@ -49,7 +55,8 @@ class Band:
 class Recording:
     """What the sensors of one type measured, (sensor, sample), in the unit of ``UNITS``.
 
-    ``good`` (sensor,) tells which can be used, ``flagged`` (sample,) which samples lie in a segment marked bad.
+    ``good`` (sensor,) tells which can be used, ``flagged`` (sample,) which samples lie in a segment marked bad,
+    ``thinned`` how many samples of the file became one.
     """
 
     signal: Array
@@ -59,6 +66,7 @@ class Recording:
     sampling_hz: float
     sensors: str
     reference: str = "as recorded"
+    thinned: int = 1
 
 
 def bands_of(named: Sequence[str], option: str) -> list[Band]:
@@ -108,17 +116,23 @@ def _opened(scan: Scan) -> Any:
         raise DataError(f"{scan.name} needs MNE-BIDS to be read ({problem}); pip install 'bids_dl[meeg]'.") from problem
     known = scan.path.suffix in ALLOWED_DATATYPE_EXTENSIONS.get(scan.entities["datatype"], ())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sidecars that lack are no concern of the signal
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             if known:
-                return mne_bids.read_raw_bids(mne_bids.get_bids_path_from_fname(scan.path), verbose="critical")
-            return mne.io.read_raw(scan.path, verbose="critical")
+                raw = mne_bids.read_raw_bids(mne_bids.get_bids_path_from_fname(scan.path), verbose="warning")
+            else:
+                raw = mne.io.read_raw(scan.path, verbose="warning")
+        if any("does not match the file size" in str(one.message) for one in said):
+            raise EOFError("it is shorter or longer than its header says")
     except Exception as problem:  # every format of every maker raises its own kinds
         raise _damaged(scan, problem) from problem
+    return raw
 
 
 def _damaged(scan: Scan, problem: Exception) -> DataError:
-    said = " ".join(str(problem).split())[:300] or type(problem).__name__
+    """Say in one sentence what MNE says in several, the later ones to programmers."""
+    said = re.split(r"\.(?=\s|[A-Z]|$)", " ".join(str(problem).split()))[0] or type(problem).__name__
+    said = f"a sidecar lacks {said}" if isinstance(problem, KeyError) else said
     return DataError(f"{scan.name} cannot be read ({said}); mend the file or its sidecars, or copy it again.")
 
 
@@ -129,7 +143,8 @@ def _taken(scan: Scan, raw: Any, sensors: str) -> Recording:
     if not picks:
         there = ", ".join(sorted(set(types)))
         raise DataError(f"{scan.name} has no channel of the type {sensors}, only {there}; look at its channels.tsv.")
-    signal = raw.get_data(picks=picks, verbose="critical") * UNITS[sensors][1]
+    signal = raw.get_data(picks=picks, verbose="critical")
+    signal *= UNITS[sensors][1]
     names = [raw.ch_names[n] for n in picks]
     with np.errstate(invalid="ignore"):
         alive = np.isfinite(signal).all(axis=1) & (np.ptp(signal, axis=1) > 0)
@@ -164,6 +179,24 @@ def _checked(scan: Scan, taken: Recording) -> Recording:
     return taken
 
 
+def thinned(taken: Recording, bands: Sequence[Band]) -> Recording:
+    """Keep every n-th sample of a low-passed signal, where there are many more than the bands need.
+
+    The highest band stays below a third of the new Nyquist frequency, where the low-pass filter is flat.
+    """
+    from scipy.signal import resample_poly
+
+    n = int(taken.sampling_hz // (ENOUGH_PER_CYCLE * max(b.high for b in bands)))
+    if n < 2:
+        return taken
+    n_left = -(-taken.signal.shape[1] // n)
+    signal = np.full((len(taken.labels), n_left), np.nan)
+    for sensor in np.flatnonzero(taken.good):
+        signal[sensor] = resample_poly(taken.signal[sensor], 1, n, padtype="line")
+    flagged = np.logical_or.reduceat(taken.flagged, np.arange(n_left) * n)
+    return replace(taken, signal=signal, flagged=flagged, sampling_hz=taken.sampling_hz / n, thinned=n)
+
+
 def average_referenced(taken: Recording) -> Recording:
     """Subtract the mean of the good sensors from each, at every sample."""
     signal = taken.signal - taken.signal[taken.good].mean(axis=0)
@@ -187,7 +220,7 @@ def envelope(taken: Recording, band: Band, envelope_hz: float) -> Array:
     -------
     Array
         (window, sensor), in the unit of the signal; NaN for sensors that are not good. Windows that overlap a segment
-        marked bad are left out.
+        marked bad, or the second at either end, are left out.
     """
     length = taken.sampling_hz / envelope_hz
     bounds = np.round(np.arange(int(taken.signal.shape[1] / length) + 1) * length).astype(int)
@@ -196,7 +229,9 @@ def envelope(taken: Recording, band: Band, envelope_hz: float) -> Array:
     for sensors in np.array_split(good, -(-len(good) // AT_ONCE)):
         strength = _strength(taken.signal[sensors], band, taken.sampling_hz)[:, : bounds[-1]]
         amplitude[:, sensors] = (np.add.reduceat(strength, bounds[:-1], axis=1) / np.diff(bounds)).T
-    kept = ~np.logical_or.reduceat(taken.flagged[: bounds[-1]], bounds[:-1])
+    at = np.arange(taken.signal.shape[1])
+    outer = np.minimum(at, at[::-1]) < round(EDGE_SECONDS * taken.sampling_hz)
+    kept = ~np.logical_or.reduceat((taken.flagged | outer)[: bounds[-1]], bounds[:-1])
     return np.asarray(amplitude[kept])
 
 
@@ -243,7 +278,7 @@ def _write_band(scan: Scan, out: Path, taken: Recording, band: Band, envelope_hz
         "Sources": [derivatives.bids_uri(out, scan)], "Description": DESCRIPTION,
         "RepetitionTime": 1 / envelope_hz, "SamplingFrequency": envelope_hz, "Units": UNITS[taken.sensors][0],
         "Band": {"Name": band.name, "Low": band.low, "High": band.high, "Units": "Hz"}, "Filter": FILTER,
-        "Reference": taken.reference, "RecordingSamplingFrequency": taken.sampling_hz,
+        "Reference": taken.reference, "RecordingSamplingFrequency": taken.sampling_hz * taken.thinned,
         "BadChannels": [n for n, is_good in zip(taken.labels, taken.good, strict=True) if not is_good],
         "NumberOfWindowsLeftOut": n_left_out,
     })  # fmt: skip

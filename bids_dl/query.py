@@ -378,7 +378,7 @@ def _ctf(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
         folder = config.bids / participant_id
         for path in sorted([*folder.glob("meg/*_meg.ds"), *folder.glob("ses-*/meg/*_meg.ds")]):
             names = entities(path)
-            chosen = all(names.get(k) in map(str, v if isinstance(v, list) else [v]) for k, v in asked.items())
+            chosen = all(names.get(k, "") in {str(x) for x in np.atleast_1d(v)} for k, v in asked.items())
             if chosen and (not sessions or names.get("ses") in sessions) and (not tasks or names.get("task") in tasks):
                 yield _scan(path, config.bids)
 

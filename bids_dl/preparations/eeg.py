@@ -55,5 +55,6 @@ def prepare(
     wanted = oscillations.bands_of(bands, "preparations.eeg.bands")
     taken = oscillations.read(scan, "eeg")
     oscillations.refuse_slow(scan, taken, wanted)
-    referenced = oscillations.average_referenced(taken) if average_reference else taken
-    return oscillations.write(scan, out, referenced, wanted, envelope_hz)
+    taken = oscillations.thinned(taken, wanted)
+    taken = oscillations.average_referenced(taken) if average_reference else taken
+    return oscillations.write(scan, out, taken, wanted, envelope_hz)

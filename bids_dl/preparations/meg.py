@@ -59,4 +59,4 @@ def prepare(
     wanted = oscillations.bands_of(bands, "preparations.meg.bands")
     taken = oscillations.read(scan, sensors)
     oscillations.refuse_slow(scan, taken, wanted)
-    return oscillations.write(scan, out, taken, wanted, envelope_hz)
+    return oscillations.write(scan, out, oscillations.thinned(taken, wanted), wanted, envelope_hz)

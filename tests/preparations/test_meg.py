@@ -46,7 +46,7 @@ def test_each_kind_of_sensor_has_its_own_columns_and_unit(tmp_path: Path, sensor
     labels, alpha = query.read_matrix(made[2].path)
     assert made[2].entities["atlas"] == "megAlpha"
     assert labels == tuple(n for n, t in zip(NAMES, TYPES, strict=True) if t == sensors)
-    np.testing.assert_allclose(alpha[4:-4, 0], 100, rtol=0.05)
+    np.testing.assert_allclose(alpha[:, 0], 100, rtol=0.05)
     assert np.abs(alpha[:, 1]).max() < 5
     assert query.read_json(made[2].path.with_suffix(".json"))["Units"] == unit
 
@@ -55,7 +55,7 @@ def test_gaps_of_an_acquisition_are_left_out(tmp_path: Path) -> None:
     raw = recording()
     raw.set_annotations(mne.Annotations([5], [4], ["BAD_ACQ_SKIP"]))
     made = meg.prepare(write(tmp_path, raw), None, tmp_path / "out", bands=["alpha 8-13"])
-    assert query.read_matrix(made[0].path)[1].shape == (32, 2)
+    assert query.read_matrix(made[0].path)[1].shape == (28, 2)
 
 
 def test_a_fif_file_among_the_eegs_is_read_with_the_bad_channels_it_names(tmp_path: Path) -> None:
