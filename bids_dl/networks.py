@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +20,10 @@ from bids_dl.records import Array, Scan
 
 COLLINEAR = 1e-4
 """Smallest eigenvalue of the maps' correlations: two maps alone have it where they correlate by 0.9999."""
+
+
+N_STARTS = 10
+"""Starts of the ICA, of which the sparsest result is kept."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +273,8 @@ def fit(
     Returns
     -------
     Path
-        Maps (x, y, z, network): standard deviation 1 in the brain, peak positive, not thresholded.
+        Maps (x, y, z, network): mean 0 and standard deviation 1 in the brain, the longer tail positive, not thresholded.
+        Starts of the ICA that did not converge are counted in the JSON: all of them say that the data are too few.
 
     Raises
     ------
@@ -279,22 +285,53 @@ def fit(
     ----------
     .. [1] Varoquaux et al. (2010), NeuroImage 51(1). doi:10.1016/j.neuroimage.2010.02.010
     """
-    from nilearn.decomposition import CanICA
-
     scans = [scan for mine in bolds.values() for scan in mine]
     space = _common_space(scans)
     shape, affine = _grid(scans, n_components)
     mask = brain(shape, affine)
+    components, n_unsettled = _canonical_ica(scans, mask, affine, n_components, smoothing_mm, random_seed)
+    maps = np.zeros((*shape, n_components), np.float32)
+    maps[mask] = oriented(components).T
+    said = {"NumberOfComponents": n_components, "SmoothingFWHM": smoothing_mm, "RandomSeed": random_seed}
+    said |= {"NumberOfStarts": N_STARTS, "NumberOfStartsNotConverged": n_unsettled}
+    return _write(out, maps, affine, space, said | _sources(bolds))
+
+
+def _canonical_ica(
+    scans: Sequence[Scan],
+    mask: NDArray[np.bool_],
+    affine: Array,
+    n_components: int,
+    smoothing_mm: float,
+    random_seed: int,
+) -> tuple[Array, int]:
+    """Run nilearn's CanICA, one image in memory at a time: components (network, voxel), and starts that did not converge.
+
+    One thread: where the ICA does not converge, rounding that differs with the number of threads would change the maps.
+    """
+    from nilearn.decomposition import CanICA
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     ica = CanICA(
         n_components=n_components, smoothing_fwhm=smoothing_mm or None, mask=nib.Nifti1Image(mask.astype(np.uint8), affine),
-        threshold=None, standardize="zscore_sample", random_state=random_seed, memory_level=0, n_jobs=1,
+        threshold=None, standardize="zscore_sample", n_init=N_STARTS, random_state=random_seed, memory_level=0, n_jobs=1,
     )  # fmt: skip
-    ica.fit([str(scan.path) for scan in scans])
-    components = np.asarray(ica.components_)  # (network, voxel)
-    maps = np.zeros((*shape, n_components), np.float32)
-    maps[mask] = (components / components.std(axis=1, keepdims=True)).T
-    said = {"NumberOfComponents": n_components, "SmoothingFWHM": smoothing_mm, "RandomSeed": random_seed}
-    return _write(out, maps, affine, space, said | _sources(bolds))
+    with threadpool_limits(1), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ConvergenceWarning)
+        ica.fit([str(scan.path) for scan in scans])
+    return np.asarray(ica.components_, np.float64), sum(issubclass(w.category, ConvergenceWarning) for w in said)
+
+
+def oriented(components: Array) -> Array:
+    """Scale components (network, voxel) to mean 0 and standard deviation 1, with the longer tail positive.
+
+    An ICA leaves the sign open; the skewness settles it by the whole map, not by one voxel.
+    """
+    standard = components - components.mean(axis=1, keepdims=True)
+    standard /= standard.std(axis=1, keepdims=True)
+    skewness = (standard**3).mean(axis=1, keepdims=True)
+    return np.asarray(np.where(skewness < 0, -standard, standard))
 
 
 def _common_space(scans: Sequence[Scan]) -> str:
@@ -334,7 +371,7 @@ def _write(out: Path, maps: NDArray[np.float32], affine: Array, space: str, said
     table = pd.DataFrame({"index": range(1, n_networks + 1), "name": names})
     derivatives.write_table(_folder(out) / f"{stem}.tsv", table)
     derivatives.write_json(_folder(out) / f"{stem}.json", {
-        "Description": "Networks by canonical group ICA; standard deviation 1 in the brain, not thresholded.", **said,
+        "Description": "Networks by canonical group ICA; mean 0 and standard deviation 1 in the brain, not thresholded.", **said,
         "Software": f"nilearn {metadata.version('nilearn')} (CanICA), bids_dl {metadata.version('bids_dl')}",
         "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.02.010"],
     })  # fmt: skip
