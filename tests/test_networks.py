@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import AFFINE, write_image
 
-from bids_dl import cli, networks, query
-from bids_dl.errors import DataError, MissingInputError
+from bids_dl import cli, config, networks, query
+from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.records import Scan
 
 SHAPE = (9, 11, 9)
@@ -216,3 +216,13 @@ def test_connectomes_follow_the_networks_of_a_template(fmriprep, tmp_path: Path)
     out = tmp_path / "out"
     assert run(fmriprep(1), out, "--config-file", settings(tmp_path, text)) == 0
     assert [query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")] == ["Nets"]
+
+
+def test_one_network_is_refused_and_a_template_is_kept_by_its_full_path(tmp_path: Path, monkeypatch) -> None:
+    given = {"bids_dir": "data", "output_dir": "out", "analysis_level": "participant"}
+    with pytest.raises(UsageError, match="networks.n_components"):
+        config.from_mapping({**given, "networks": {"n_components": 1}})
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "nets.nii", np.ones((2, 2, 2, 2)))
+    asked = config.from_mapping({**given, "features": {"network_maps": {"template": "nets.nii"}}})
+    assert config.absolute(asked).features.of("network_maps")["template"] == str(tmp_path / "nets.nii")
