@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def write_feature(out: Path, scan: Scan, feature: Feature) -> Path:
         write_matrix(path, np.atleast_2d(feature.values), feature.labels)
     write_json(sidecar_path(path), described)
     if feature.coverage is not None:
-        covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
+        covered = path.with_name(re.sub(r"(_stat-[^_]+)?(_desc-[^_]+)?_timeseries", "_stat-coverage_bold", path.name))
         write_matrix(covered, feature.coverage[None], feature.labels)
     return path
 
@@ -221,8 +222,8 @@ def bids_uri(out: Path, scan: Scan) -> str:
         else {}
     )
     name = next((key for key, link in links.items() if link == scan.dataset.as_uri()), None)
-    if name is None and scan.dataset != out:
-        return scan.path.as_uri()  # a file that was named by its path and belongs to no dataset
+    if name is None and links:
+        return scan.path.as_uri()  # what lies outside of the datasets: a file that was named, FreeSurfer's folder
     return f"bids:{name or ''}:{scan.path.relative_to(scan.dataset)}"
 
 

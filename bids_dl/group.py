@@ -127,10 +127,7 @@ def _feature_names(plan: cohorts.Plan) -> list[str]:
 
 def _kind(plan: cohorts.Plan, feature: str) -> str:
     """Say what a feature looks like to a model: a volume, edges, or columns."""
-    if feature in plan.tables:
-        return "column"
-    variant = next(v for v in plan.variants if v.name == feature)
-    return {"t1w": "volume", "connectivity": "edge"}.get(variant.feature, "column")
+    return next((v.kind for v in plan.variants if v.name == feature), "column")
 
 
 def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) -> list[Model]:
@@ -313,10 +310,6 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
     if chosen.site and config.splits.kind == "kfold":
         notes.append(
             f'Participants of one {chosen.site} are on both sides of the splits; splits.kind = "leave-site-out" tells how a model travels.'
-        )
-    if any(v.entities.get("desc") == "centred" for v in plan.variants):
-        notes.append(
-            "T1w scans were raw: they are centred on the template, not registered. Preprocess them (e.g. fMRIPrep) for finer models."
         )
     return notes
 

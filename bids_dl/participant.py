@@ -272,6 +272,7 @@ def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
 
 def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
     files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds, *s.related.values()) if f]
+    files = [one for f in files for one in (sorted(f.iterdir()) if f.is_dir() else [f])]  # FreeSurfer's tables, CTF
     return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files if f.is_file()])
 
 

@@ -71,7 +71,7 @@ STATES: Mapping[str, tuple[str, ...]] = {
 ORDERS = {"control": "ABC", "patient": "ACB"}
 DWELL_VOLUMES = (3, 5)
 # Correlation between two sets in controls, and what patients add to it at effect 1.
-COUPLING = {"gain": (-0.1, 0.9), "loss": (0.8, -0.9)}
+COUPLING = {"gain": (-0.1, 0.45), "loss": (0.8, -0.45)}
 # Loadings of a region's signal: on its network, on its planted set, on a state's presence, on itself.
 NETWORK_LOADING, SET_LOADING, STATE_LOADING, OWN_LOADING = 0.35, 1.6, 0.7, 0.7
 ATROPHY_SIZE = 0.3  # part of the way from grey matter to CSF, in an average patient at effect 1

@@ -293,7 +293,7 @@ def test_bundle_refuses_everybody_it_was_trained_on(out, bids, tmp_path):
 
 def plan(**columns):
     """A plan of three participants with connectomes."""
-    variant = cohorts.Variant("connectivity", "connectivity", {}, {"sub-01": ("x",)})
+    variant = cohorts.Variant("connectivity", "connectivity", {}, {"sub-01": ("x",)}, kind="edge")
     return cohorts.Plan(("sub-01", "sub-02", "sub-03"), (variant,), columns)
 
 
