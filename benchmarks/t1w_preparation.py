@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def row_of(out: Path, noted: Path) -> dict[str, float]:
-    scan = json.loads(noted.read_text())["scan"]
+    scan = json.loads(noted.read_text())["scans"][0]
     mask = np.asarray(nib.load(scan["mask"]).dataobj) > 0
     template = registration.template(2).mask.values > 0
     record = json.loads((out / "logs" / "participants" / f"sub-{scan['entities']['sub']}.json").read_text())
