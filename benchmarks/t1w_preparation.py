@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from bids_dl import registration
+from bids_dl.quality import dice
 
 
 def main() -> None:
@@ -58,10 +59,6 @@ def row_of(out: Path, noted: Path) -> dict[str, float]:
         "dice_template": dice(mask, template),
         **volumes,
     }
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
 def compare(table: pd.DataFrame, out: Path, segmentations: Path) -> None:

@@ -154,6 +154,13 @@ def write_image(path: Path, values: NDArray[Any], affine: Array, repetition_time
     return path
 
 
+def keep(file: str, path: Path) -> Path:
+    """Copy a file that another program wrote into the output."""
+    with atomic(path) as temporary:
+        shutil.copyfile(file, temporary)
+    return path
+
+
 def write_description(out: Path, sources: Mapping[str, Path]) -> None:
     """Write dataset_description.json, README and .bidsignore of the output."""
     own = out / "dataset_description.json"

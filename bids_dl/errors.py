@@ -59,3 +59,8 @@ class DiskError(BidsDLError):
     """Writing failed, most often because the disk is full."""
 
     exit_code = 74
+
+
+def damaged(name: str, problem: object) -> DataError:
+    """Phrase that a file could not be read to its end."""
+    return DataError(f"{name} ends early or is damaged ({problem}); copy it again from its source.")

@@ -67,17 +67,19 @@ def run(config: Config, modes: frozenset[str]) -> int:
     done = engine.run(config, "participant", tasks, unit="batch")
     outputs.finish_validation(config, validation)
     _say_networks(config)
-    records = [read_record(config.out, i) for i in scans]
+    everybody = _all_records(config.out)
+    records = {i: everybody.get(i) for i in scans}
     if bundles:
-        outputs.write_predictions(config, list(_all_records(config.out).values()))
-    for participant_id in outputs.write_quality(config.out, _all_records(config.out)):
+        outputs.write_predictions(config, list(everybody.values()))
+    for participant_id in outputs.write_quality(config.out, everybody):
         _report(config, participant_id)
     outputs.write_methods(config, "participant")
-    _list(config, dict(zip(scans, records, strict=True)))
+    _list(records)
+    outputs.write_problems(config.out, dict(sorted({**everybody, **records}.items())))
     full = [said for said in done.values() if said]
     if full:
         raise DiskError(f"{full[0]}; free space and run again: what is finished is kept.")
-    return _conclude(records)
+    return _conclude(list(records.values()))
 
 
 def _check_atlas(config: Config) -> None:
@@ -445,7 +447,7 @@ def _not_there(scan: Scan) -> str:
     )
 
 
-def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> Path | None:
+def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> None:
     """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
     try:
         if not scan.path.exists():
@@ -454,12 +456,11 @@ def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> P
         path = derivatives.write_feature(config.out, scan, feature)
     except BidsDLError as problem:
         record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})
-        return None
+        return
     except Exception as problem:  # one participant's surprise must not stop the others
         _note_crash(config, record, scan, name, problem)
-        return None
+        return
     record["features"].append(_noted(config, record, name, scan, feature, path))
-    return path
 
 
 def _note_crash(config: Config, record: dict[str, Any], scan: Scan, name: str, problem: Exception) -> None:
@@ -516,12 +517,6 @@ def record_path(out: Path, participant_id: str) -> Path:
     return out / "logs" / "participants" / f"{participant_id}.json"
 
 
-def read_record(out: Path, participant_id: str) -> dict[str, Any] | None:
-    """Read what was found for a participant; None if the run did not reach it."""
-    path = record_path(out, participant_id)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def _all_records(out: Path) -> dict[str, dict[str, Any]]:
     """Read what was found for everybody, in this run or in one before: participants may come one by one."""
     paths = sorted((out / "logs" / "participants").glob("sub-*.json"))
@@ -536,7 +531,7 @@ def _conclude(records: Sequence[dict[str, Any] | None]) -> int:
     return 1 if any(record is None or record["problems"] for record in records) else 0
 
 
-def _list(config: Config, records: Mapping[str, dict[str, Any] | None]) -> None:
+def _list(records: Mapping[str, dict[str, Any] | None]) -> None:
     """Say how it went: the counts, then every participant with a problem."""
     failed = {i: r for i, r in records.items() if r is None or r["problems"]}
     counts: dict[str, int] = {}
@@ -556,5 +551,4 @@ def _list(config: Config, records: Mapping[str, dict[str, Any] | None]) -> None:
         )
         LOG.warning("%s: %s", participant_id, " ".join(reasons))
     if len(failed) > 20:
-        LOG.warning("… and %d more; all are in %s.", len(failed) - 20, config.out / "logs" / "problems.tsv")
-    outputs.write_problems(config.out, dict(sorted({**_all_records(config.out), **records}.items())))
+        LOG.warning("… and %d more; all are in logs/problems.tsv.", len(failed) - 20)

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_dl import query
 from bids_dl.config import Quality
-from bids_dl.errors import DISK_FULL, DataError
+from bids_dl.errors import DISK_FULL, DataError, damaged
 from bids_dl.records import Array, Scan
 
 Mask = NDArray[np.bool_]
@@ -101,9 +101,7 @@ def _volume(path: Path) -> tuple[Array, Array]:
         image = nib.load(path)
         return np.nan_to_num(np.squeeze(np.asarray(image.dataobj, np.float32))), np.asarray(image.affine)
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(
-            f"{path.name} ends early or is damaged ({problem}); copy it again from its source."
-        ) from problem
+        raise damaged(path.name, problem) from problem
 
 
 @lru_cache(maxsize=1)
@@ -195,7 +193,7 @@ def _motion(scan: Scan) -> dict[str, float]:
     """Summarise the framewise displacement of the confounds table."""
     if scan.confounds is None:
         return {}
-    displaced = framewise_displacement(scan.confounds)
+    displaced = query.framewise_displacement(scan.confounds)
     known = displaced[np.isfinite(displaced)]
     if not len(known):
         return {}
@@ -203,16 +201,6 @@ def _motion(scan: Scan) -> dict[str, float]:
         "mean_fd_mm": float(known.mean()), "max_fd_mm": float(known.max()),
         "moved_share": float((displaced > MOVED_MM).mean()),
     }  # fmt: skip
-
-
-def framewise_displacement(confounds: Path) -> Array:
-    """Read the framewise displacement of each volume, in mm: (time,), NaN for the first; empty if it was not measured."""
-    import pandas as pd
-
-    table = pd.read_csv(
-        confounds, sep="\t", usecols=lambda c: c == "framewise_displacement", na_values=["n/a"], encoding="utf-8-sig"
-    )
-    return table.to_numpy(float).ravel() if table.shape[1] else np.empty(0)
 
 
 def _volumes(scan: Scan, inside: Mask, only: NDArray[np.bool_] | None = None) -> Iterator[Array]:
@@ -231,9 +219,7 @@ def _volumes(scan: Scan, inside: Mask, only: NDArray[np.bool_] | None = None) ->
     except DataError:
         raise
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(
-            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
-        ) from problem
+        raise damaged(scan.name, problem) from problem
 
 
 def _temporal(volumes: Iterator[Array]) -> dict[str, float]:

@@ -558,17 +558,21 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def displacement(confounds: Path) -> float:
-    """Average the framewise displacement of a confounds table, in mm; NaN where the column is missing."""
+def framewise_displacement(confounds: Path) -> Array:
+    """Read the framewise displacement of each volume, in mm: (time,), NaN for the first; empty if it was not measured."""
     import pandas as pd
 
-    with confounds.open(encoding="utf-8-sig") as lines:
-        if "framewise_displacement" not in lines.readline().rstrip("\n\r").split("\t"):
-            return float("nan")
-    column = pd.read_csv(
-        confounds, sep="\t", usecols=["framewise_displacement"], na_values=["n/a"], encoding="utf-8-sig"
+    table = pd.read_csv(
+        confounds, sep="\t", usecols=lambda c: c == "framewise_displacement", na_values=["n/a"], encoding="utf-8-sig"
     )
-    return float(column.iloc[:, 0].mean())
+    return table.to_numpy(float).ravel() if table.shape[1] else np.empty(0)
+
+
+def displacement(confounds: Path) -> float:
+    """Average the framewise displacement of a confounds table, in mm; NaN where it was not measured."""
+    displaced = framewise_displacement(confounds)
+    known = displaced[~np.isnan(displaced)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def read_json(path: Path) -> dict[str, Any]:

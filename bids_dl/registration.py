@@ -11,9 +11,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from bids_dl import derivatives, query
-from bids_dl.errors import DataError
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
 
 SPACE = "MNI152NLin2009aSym"
@@ -78,7 +79,7 @@ def load(scan: Scan) -> Volume:
     try:
         values = np.asarray(nib.as_closest_canonical(image).dataobj, np.float32)
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise damaged(scan, problem) from problem
+        raise damaged(scan.name, problem) from problem
     values = np.nan_to_num(values.reshape(values.shape[:3]))
     if not np.ptp(values):
         raise DataError(f"{scan.name} holds the same value in every voxel; look at the image.")
@@ -96,7 +97,7 @@ def open_image(scan: Scan) -> Any:
     try:
         image = nib.load(scan.path)
     except Exception as problem:  # nibabel raises many kinds for a damaged header
-        raise damaged(scan, problem) from problem
+        raise damaged(scan.name, problem) from problem
     (qform, q_code), (sform, s_code) = (get(coded=True) for get in (image.get_qform, image.get_sform))
     if q_code and s_code:
         corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*np.array(image.shape[:3]) - 1, 1]
@@ -109,20 +110,17 @@ def open_image(scan: Scan) -> Any:
     return image
 
 
-def damaged(scan: Scan, problem: Exception) -> DataError:
-    """Phrase that a file could not be read to its end."""
-    return DataError(f"{scan.name} ends early or is damaged ({problem}); copy it again from its source.")
-
-
 def read(path: Path) -> Volume:
     """Read a volume that a preparation wrote."""
     image = nib.load(path)
     return Volume(np.asarray(image.dataobj, np.float32), np.asarray(image.affine))
 
 
-def read_transforms(path: Path) -> list[str]:
-    """Read which files bring a participant's T1w into standard space."""
-    return [str(path.with_name(name)) for name in query.read_json(path)["Transforms"]]
+def read_transforms(path: Path) -> tuple[tuple[Path, ...], tuple[bool, ...]]:
+    """Read a list of transforms, whose files lie relative to it, and which of them ANTs inverts."""
+    content = query.read_json(path)
+    files = tuple(path.parent / name for name in content["Transforms"])
+    return files, tuple(content.get("Invert") or [False] * len(files))
 
 
 @lru_cache(maxsize=2)
@@ -145,6 +143,12 @@ def template(resolution_mm: int) -> Template:
     parts = {"brain": values["brain"] * mask, "mask": mask.astype(np.float32), "gm": gm, "wm": wm}
     parts["csf"] = np.clip(mask - gm - wm, 0, 1)
     return Template(**{name: Volume(part, affine) for name, part in parts.items()})
+
+
+def largest_part(inside: Any) -> Any:
+    """Keep the largest connected part of a mask."""
+    parts, n_parts = ndimage.label(inside)
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if n_parts > 1 else inside
 
 
 def grid_around(mask: Volume, spacing_mm: float, margin_mm: float = 6.0) -> Volume:
@@ -171,7 +175,7 @@ def to_ants(volume: Volume) -> Any:
 def resample(
     volume: Volume,
     grid: Volume,
-    transforms: Sequence[str] = (),
+    transforms: Sequence[str | Path] = (),
     *,
     inverted: Sequence[bool] = (),
     nearest: bool = False,
@@ -180,7 +184,7 @@ def resample(
     import ants
 
     moved = ants.apply_transforms(
-        to_ants(grid), to_ants(volume), list(transforms), interpolator="nearestNeighbor" if nearest else "linear",
+        to_ants(grid), to_ants(volume), [str(t) for t in transforms], interpolator="nearestNeighbor" if nearest else "linear",
         whichtoinvert=list(inverted) or None,
     )  # fmt: skip
     return grid.like(moved.numpy())
@@ -236,7 +240,7 @@ def to_standard(
     if anatomy is None or "native" not in anatomy.related:
         return list(deform(moving, template.brain, folder).forward)
     to_anatomy = rigid(moving, read(anatomy.related["raw" if head else "native"]), folder)
-    return [*read_transforms(anatomy.related["to_standard"]), *to_anatomy.forward]
+    return [*map(str, read_transforms(anatomy.related["to_standard"])[0]), *to_anatomy.forward]
 
 
 def volume_change(transforms: Transforms, grid: Volume) -> Volume:

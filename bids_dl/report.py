@@ -197,7 +197,7 @@ def _displacement(confounds: Path | None, n_volumes: int) -> Json | None:
     """Draw the framewise displacement of the run, where its table is there and as long as the series."""
     if confounds is None or not confounds.is_file():
         return None
-    displaced = quality.framewise_displacement(confounds)
+    displaced = query.framewise_displacement(confounds)
     if len(displaced) != n_volumes or n_volumes < 2:
         return None
     return pictures.draw_displacement(displaced, quality.MOVED_MM)

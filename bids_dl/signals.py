@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dl import query, zoo
-from bids_dl.errors import DataError
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
 
 MIN_VOLUMES = 10
@@ -116,9 +116,7 @@ def read(image: Any) -> tuple[NDArray[Any], float, float]:
         else:
             data = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else np.asanyarray(proxy)
     except (EOFError, OSError, ValueError) as problem:
-        raise DataError(
-            f"{named(image)} ends early or is damaged ({problem}); copy it again from its source."
-        ) from problem
+        raise damaged(named(image), problem) from problem
     return data, float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
 
 

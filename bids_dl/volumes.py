@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_dl.errors import DataError
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Feature, Scan
 
 CORNER_MM, EXTENT_MM = (-90.0, -126.0, -72.0), (180.0, 216.0, 180.0)
@@ -36,7 +36,7 @@ def load(path: Path, name: str) -> tuple[Array, Array]:
         image = nib.load(path)
         volume = np.squeeze(np.asarray(image.dataobj, np.float32))
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(f"{name} ends early or is damaged ({problem}); copy it again from its source.") from problem
+        raise damaged(name, problem) from problem
     if volume.ndim != 3:
         raise DataError(f"{name} has {volume.ndim} dimensions; one volume (3) is expected.")
     return volume, np.asarray(image.affine)

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_dl import query, regions
+from bids_dl import regions
 from bids_dl import registration as reg
 from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
@@ -96,10 +96,9 @@ def _in_diffusion_space(scan: Scan, atlas: regions.Atlas, grid: reg.Volume) -> A
     """Bring the atlas onto the grid of the diffusion image, (x, y, z); 0 is outside, n the n-th region."""
     standard = nib.load(scan.related["fa"])
     labels = regions.on_grid(atlas, standard.shape, standard.affine)
-    way = query.read_json(scan.related["from_standard"])
-    files = [str(scan.related["from_standard"].parent / name) for name in way["Transforms"]]
+    files, inverted = reg.read_transforms(scan.related["from_standard"])
     there = reg.Volume(labels.astype(np.float32), np.asarray(standard.affine))
-    return np.rint(reg.resample(there, grid, files, inverted=way["Invert"], nearest=True).values).astype(int)
+    return np.rint(reg.resample(there, grid, files, inverted=inverted, nearest=True).values).astype(int)
 
 
 def _places(fa: reg.Volume, min_fa: float, n_seeds: int, seed: int) -> Array:

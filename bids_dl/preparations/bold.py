@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bids_dl import derivatives, motion, signals
 from bids_dl import registration as reg
-from bids_dl.errors import DataError
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
 from bids_dl.registration import Volume
 
@@ -95,7 +95,7 @@ def _load(scan: Scan) -> tuple[Array, Array, float]:
     try:
         volumes = np.asarray(turned.dataobj)
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise reg.damaged(scan, problem) from problem
+        raise damaged(scan.name, problem) from problem
     if not np.ptp(volumes[..., len(volumes.T) // 2]):
         raise DataError(f"{scan.name} holds the same value in every voxel; look at the image.")
     return volumes, np.asarray(turned.affine), period

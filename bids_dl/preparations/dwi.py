@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,14 @@ import numpy as np
 from scipy import ndimage
 
 from bids_dl import derivatives, query
-from bids_dl.errors import DataError
+from bids_dl import registration as reg
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
+from bids_dl.registration import Volume
 
 GIVES = ("dwi", "dwimap")
 """Kinds of scan that come out."""
 
-SPACE = "MNI152NLin2009aSym"
 B0 = 50.0
 """Weightings up to this (s/mm²) count as none: some scanners write 5 or 40 for 0."""
 
@@ -35,8 +33,6 @@ FAINT_B = 2000.0
 BRAIN_ML = (300.0, 2600.0)
 STILL_MM = 0.05
 """A volume that lies closer than this to the first is not interpolated."""
-
-SEED = 1
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,7 @@ def load(scan: Scan) -> Diffusion:
         turned = nib.as_closest_canonical(image)
         volumes = np.nan_to_num(np.asarray(turned.dataobj, np.float32))
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise DataError(
-            f"{scan.name} ends early or is damaged ({problem}); copy it again from its source."
-        ) from problem
+        raise damaged(scan.name, problem) from problem
     if volumes.ndim != 4:
         raise DataError(f"{scan.name} has {volumes.ndim} dimensions; a series of volumes (4) is expected.")
     if not np.ptp(volumes):
@@ -226,7 +220,7 @@ def _brain_of(scan: Scan, data: Diffusion) -> Any:
         _, inside = median_otsu(data.b0, median_radius=max(1, round(4 / edge_mm)), numpass=1)
     if inside.shape != data.b0.shape:
         raise DataError(f"{scan.name} has the grid {data.b0.shape} but its mask {inside.shape}; give them one grid.")
-    inside = ndimage.binary_fill_holes(_largest(inside))
+    inside = ndimage.binary_fill_holes(reg.largest_part(inside))
     size = float(inside.sum() * voxel_ml)
     if not BRAIN_ML[0] <= size <= BRAIN_ML[1]:
         raise DataError(
@@ -234,12 +228,6 @@ def _brain_of(scan: Scan, data: Diffusion) -> Any:
             "look at the image: does it cover a whole brain?"
         )
     return inside
-
-
-def _largest(inside: Any) -> Any:
-    """Keep the largest connected part."""
-    parts, n_parts = ndimage.label(inside)
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if n_parts > 1 else inside
 
 
 def without_noise(data: Diffusion, mask: Any) -> Diffusion:
@@ -294,7 +282,7 @@ def _rigid(moving: Array, fixed: Array, affine: Array) -> Array:
     """Find where each point of one volume lies in another of the same person, as a matrix (mm, RAS)."""
     import ants
 
-    images = _to_ants(fixed, affine), _to_ants(moving, affine)
+    images = reg.to_ants(Volume(fixed, affine)), reg.to_ants(Volume(moving, affine))
     with tempfile.TemporaryDirectory() as folder:
         transform = ants.read_transform(_register(*images, f"{folder}/", steps_mm=(10, 5), iterations=(40, 20)))
         rotation, shift = np.reshape(transform.parameters[:9], (3, 3)), np.array(transform.parameters[9:])
@@ -314,7 +302,7 @@ def _register(fixed: Any, moving: Any, prefix: str, *, steps_mm: tuple[int, ...]
     n_voxels = np.prod(fixed.shape) / factors[-1] ** 3
     found = ants.registration(
         fixed, moving, "Rigid", outprefix=prefix, aff_metric="mattes", aff_iterations=iterations,
-        aff_shrink_factors=factors, aff_smoothing_sigmas=tuple(f / 2 if f > 1 else 0 for f in factors), random_seed=SEED,
+        aff_shrink_factors=factors, aff_smoothing_sigmas=tuple(f / 2 if f > 1 else 0 for f in factors), random_seed=reg.SEED,
         aff_random_sampling_rate=float(min(1.0, 10_000 / n_voxels)),
     )  # fmt: skip
     return str(found["fwdtransforms"][0])
@@ -354,66 +342,37 @@ def tensor_maps(data: Diffusion, mask: Any) -> dict[str, Array]:
     return {"fa": fa.astype(np.float32), "md": md.astype(np.float32), "evec": fastest.astype(np.float32)}
 
 
-def _to_ants(values: Array, affine: Array) -> Any:
-    """Hand a volume to ANTs, whose world is left, posterior, superior."""
-    import ants
-
-    turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(turned[:3, :3], axis=0)
-    return ants.from_numpy(
-        np.asarray(values, np.float32), origin=tuple(turned[:3, 3]), spacing=tuple(spacing),
-        direction=turned[:3, :3] / spacing,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=2)
-def _template(resolution_mm: int) -> tuple[Array, Array, Array]:
-    """Load the template's brain, its white matter and its affine."""
-    from nilearn import datasets
-
-    brain = datasets.load_mni152_template(resolution=resolution_mm)
-    white = datasets.load_mni152_wm_template(resolution=resolution_mm)
-    inside = np.asarray(datasets.load_mni152_brain_mask(resolution=resolution_mm).dataobj) > 0
-    return np.asarray(brain.dataobj) * inside, np.asarray(white.dataobj) * inside, np.asarray(brain.affine)
-
-
 def _to_standard(data: Diffusion, mask: Any, fa: Array, anatomy: Scan | None, written: _Written, folder: str) -> Way:
     """Go through the T1w where there is one, else straight from the anisotropy to the template."""
     if anatomy is None or not {"native", "to_standard", "from_standard"} <= set(anatomy.related):
         return _straight(data, mask, fa, written, folder)
-    native = nib.load(anatomy.related["native"])
-    images = _to_ants(np.asarray(native.dataobj), native.affine), _to_ants(data.b0 * mask, data.affine)
+    native, b0 = reg.read(anatomy.related["native"]), Volume(data.b0 * mask, data.affine)
+    images = reg.to_ants(native), reg.to_ants(b0)
     found = _register(*images, f"{folder}/", steps_mm=(12, 8, 4), iterations=(200, 100, 50))
     own = written.keep(found, "T1w", "rigid")
-    ahead, _ = read_transforms(anatomy.related["to_standard"])
-    back, inverted = read_transforms(anatomy.related["from_standard"])
+    ahead, _ = reg.read_transforms(anatomy.related["to_standard"])
+    back, inverted = reg.read_transforms(anatomy.related["from_standard"])
     return Way((*ahead, own), (own, *back), (True, *inverted), "through the T1w")
-
-
-def read_transforms(path: Path) -> tuple[tuple[Path, ...], tuple[bool, ...]]:
-    """Read a list of transforms, whose files lie relative to it, and which of them ANTs inverts."""
-    content = query.read_json(path)
-    files = tuple(path.parent / name for name in content["Transforms"])
-    return files, tuple(content.get("Invert") or [False] * len(files))
 
 
 def _straight(data: Diffusion, mask: Any, fa: Array, written: _Written, folder: str) -> Way:
     """Bring the brain onto the template by its outline and white matter (affine), then the white matter (SyN)."""
     import ants
 
-    brain, white, affine = _template(written.resolution)
-    outlines = [_to_ants(np.asarray(m, np.float32), a) for m, a in ((brain > 0, affine), (mask, data.affine))]
-    whites = [_to_ants(v, a) for v, a in ((white, affine), (fa, data.affine))]
+    template = reg.template(written.resolution)
+    brain = template.brain.like((template.brain.values > 0).astype(np.float32))
+    outlines = [reg.to_ants(v) for v in (brain, Volume(mask, data.affine))]
+    whites = [reg.to_ants(v) for v in (template.wm, Volume(fa, data.affine))]
     rough = ants.registration(
-        *outlines, "Affine", outprefix=f"{folder}/outline", aff_metric="meansquares", random_seed=SEED
+        *outlines, "Affine", outprefix=f"{folder}/outline", aff_metric="meansquares", random_seed=reg.SEED
     )
     found = ants.registration(
         *whites, "SyN", outprefix=f"{folder}/white", initial_transform=rough["fwdtransforms"][0], aff_metric="mattes",
-        reg_iterations=(40, 20, 0), random_seed=SEED,
+        reg_iterations=(40, 20, 0), random_seed=reg.SEED,
     )  # fmt: skip
-    named = {name: written.keep(f, SPACE, name) for f in found["fwdtransforms"] for name in [_is_called(f)]}
+    named = {name: written.keep(f, reg.SPACE, name) for f in found["fwdtransforms"] for name in [_is_called(f)]}
     inverse = next(f for f in found["invtransforms"] if f.endswith(".nii.gz"))
-    named["inversewarp"] = written.keep(inverse, SPACE, "inversewarp")
+    named["inversewarp"] = written.keep(inverse, reg.SPACE, "inversewarp")
     return Way(
         (named["warp"], named["affine"]), (named["affine"], named["inversewarp"]), (True, False), "without a T1w"
     )
@@ -474,23 +433,21 @@ class _Written:
         """Copy a transform into the output."""
         entities = {"from": "dwi", "to": to, "mode": "image", "desc": kind}
         path = self.path("xfm", ".mat" if file.endswith(".mat") else ".nii.gz", **entities)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with derivatives.atomic(path) as temporary:
-            shutil.copyfile(file, temporary)
-        return path
+        return derivatives.keep(file, path)
 
     def standard(
         self, native: dict[str, Path], affine: Array, mask: Any, maps: dict[str, Array], through: Way
     ) -> list[Scan]:
         """Write the maps in standard space, and describe all as scans."""
-        _, _, grid = _template(self.resolution)
-        inside = _moved(mask.astype(np.float32), affine, self.resolution, through.forward) > 0.5
-        held = self.image(self.path("mask", ".nii.gz", space=SPACE, desc="brain"), inside.astype(np.uint8), grid)
+        standard = reg.template(self.resolution).mask
+        grid, files = standard.affine, through.forward
+        inside = reg.resample(Volume(mask, affine), standard, files).values > 0.5
+        held = self.image(self.path("mask", ".nii.gz", space=reg.SPACE, desc="brain"), inside.astype(np.uint8), grid)
         why = f"prepared here from the dwi, {through.said}"
         scans, related = [], {**native, "from_standard": self._list(through)}
         for name in ("fa", "md"):
-            moved = _moved(maps[name], affine, self.resolution, through.forward) * inside
-            path = self.path("dwimap", ".nii.gz", space=SPACE, model="tensor", param=name)
+            moved = reg.resample(Volume(maps[name], affine), standard, files).values * inside
+            path = self.path("dwimap", ".nii.gz", space=reg.SPACE, model="tensor", param=name)
             related[name] = self.image(
                 path, moved, grid, Resolution=f"{self.resolution} mm isotropic", **_meaning(name)
             )
@@ -503,7 +460,7 @@ class _Written:
         ]
 
     def _list(self, through: Way) -> Path:
-        path = self.path("xfm", ".json", **{"from": SPACE, "to": "dwi", "mode": "image"})
+        path = self.path("xfm", ".json", **{"from": reg.SPACE, "to": "dwi", "mode": "image"})
         files = [os.path.relpath(file, path.parent) for file in through.backward]
         return derivatives.write_json(path, {"Transforms": files, "Invert": through.inverted})
 
@@ -516,14 +473,3 @@ def _meaning(name: str) -> dict[str, str]:
     }
     units = {"Units": "mm^2/s"} if name == "md" else {}
     return {"Description": f"{meant[name]} of a tensor fitted by weighted least squares", **units}
-
-
-def _moved(values: Array, affine: Array, resolution_mm: int, transforms: Sequence[Path]) -> Array:
-    """Bring a volume onto the template's grid."""
-    import ants
-
-    brain, _, grid = _template(resolution_mm)
-    moved = ants.apply_transforms(
-        _to_ants(brain, grid), _to_ants(values, affine), [str(t) for t in transforms], interpolator="linear"
-    )
-    return np.asarray(moved.numpy(), np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from bids_dl import derivatives, query, regions
 from bids_dl import registration as reg
-from bids_dl.errors import DataError
+from bids_dl.errors import DataError, damaged
 from bids_dl.records import Scan
 from bids_dl.registration import Volume
 
@@ -77,7 +77,7 @@ def _mean_frame(scan: Scan, frames_s: Sequence[float]) -> Volume:
         turned = nib.as_closest_canonical(image)
         values = np.nan_to_num(np.asarray(turned.dataobj, np.float32))
     except Exception as problem:  # nibabel, zlib and gzip raise many kinds for a damaged file
-        raise reg.damaged(scan, problem) from problem
+        raise damaged(scan.name, problem) from problem
     if values.ndim == 4:
         values = values[..., _chosen(scan, values.shape[3], frames_s)].mean(axis=3)
     if values.ndim != 3 or not np.ptp(values):

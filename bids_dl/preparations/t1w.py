@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +77,7 @@ def _brain_mask(scan: Scan, head: Volume) -> tuple[Volume, bool]:
     """Find the brain; an image that holds nothing else keeps all that it holds."""
     stripped = _is_stripped(head)
     inside = head.values > 0 if stripped else _extract(head)
-    inside = ndimage.binary_fill_holes(_largest(inside))
+    inside = ndimage.binary_fill_holes(reg.largest_part(inside))
     size = float(inside.sum() * head.voxel_ml)
     if not BRAIN_ML[0] <= size <= BRAIN_ML[1]:
         raise DataError(
@@ -92,15 +91,11 @@ def _is_stripped(head: Volume) -> bool:
     """Tell whether most of the image is empty, and what is not has the size of a brain in one piece."""
     filled = head.values > 0
     size = float(filled.sum() * head.voxel_ml)
-    return filled.mean() < 0.5 and BRAIN_ML[0] <= size <= BRAIN_ML[1] and _largest(filled).sum() > 0.98 * filled.sum()
-
-
-def _largest(inside: Any) -> Any:
-    """Keep the largest connected part."""
-    parts, n_parts = ndimage.label(inside)
-    if n_parts < 2:
-        return inside
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return (
+        filled.mean() < 0.5
+        and BRAIN_ML[0] <= size <= BRAIN_ML[1]
+        and reg.largest_part(filled).sum() > 0.98 * filled.sum()
+    )
 
 
 def _extract(head: Volume) -> Any:
@@ -202,9 +197,8 @@ class _Written:
         for number, name in enumerate(dict.fromkeys([*transforms.forward, *transforms.backward])):
             kind = "affine" if name.endswith(".mat") else "warp" if number == 0 else "inversewarp"
             entities = {"from": "T1w", "to": reg.SPACE, "mode": "image", "desc": kind}
-            kept[name] = self.path("xfm", "".join(Path(name).suffixes[-2:]).replace(".mat", ".mat"), **entities)
-            with derivatives.atomic(kept[name]) as temporary:
-                shutil.copyfile(name, temporary)
+            kept[name] = self.path("xfm", "".join(Path(name).suffixes[-2:]), **entities)
+            derivatives.keep(name, kept[name])
         lists = {"to_standard": transforms.forward, "from_standard": transforms.backward}
         return {
             role: derivatives.write_json(

@@ -14,7 +14,7 @@ from conftest import write_description
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dl import cli, derivatives, participant, query, simulate
+from bids_dl import cli, derivatives, participant, query, registration, simulate
 from bids_dl.errors import DataError
 from bids_dl.preparations import dwi
 from bids_dl.records import Scan
@@ -194,10 +194,11 @@ def test_an_image_in_standard_space_comes_back_to_where_it_was(done: list[Scan])
     import ants
 
     related = done[0].related
-    files, inverted = dwi.read_transforms(related["from_standard"])
+    files, inverted = registration.read_transforms(related["from_standard"])
     there, here = nib.load(done[1].path), nib.load(related["fa_native"])
     back = ants.apply_transforms(
-        dwi._to_ants(values(related["fa_native"]), here.affine), dwi._to_ants(values(done[1].path), there.affine),
+        registration.to_ants(registration.Volume(values(related["fa_native"]), here.affine)),
+        registration.to_ants(registration.Volume(values(done[1].path), there.affine)),
         [str(f) for f in files], whichtoinvert=list(inverted),
     ).numpy()  # fmt: skip
     inside = values(related["mask_native"]) > 0
@@ -304,7 +305,7 @@ def test_the_way_through_the_t1w_is_taken_where_there_is_one(raw: Callable[..., 
     white = np.argwhere(values(found[1].path) > 0.55) @ image.affine[:3, :3].T + image.affine[:3, 3]
     planted_at = (np.argwhere(bar) @ AFFINE[:3, :3].T + AFFINE[:3, 3]).mean(axis=0)
     assert np.allclose(white.mean(axis=0), planted_at, atol=4)
-    transforms, inverted = dwi.read_transforms(found[0].related["from_standard"])
+    transforms, inverted = registration.read_transforms(found[0].related["from_standard"])
     assert [t.is_file() for t in transforms] == [True, True] and inverted == (True, True)
     assert "through the T1w" in found[0].why
 

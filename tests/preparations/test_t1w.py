@@ -50,7 +50,7 @@ def test_tissues_are_probabilities_of_the_brain(anatomy: Scan, planted: Any) -> 
 
 
 def test_transforms_lead_there_and_back(anatomy: Scan, planted: Any) -> None:
-    forward = registration.read_transforms(anatomy.related["to_standard"])
+    forward, _ = registration.read_transforms(anatomy.related["to_standard"])
     noted = json.loads(anatomy.related["from_standard"].read_text())
     back = [str(anatomy.related["from_standard"].with_name(n)) for n in noted["Transforms"]]
     native = registration.read(anatomy.related["native"])
