@@ -63,19 +63,28 @@ def summarise(
     for fitted, split in models:
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
-        for name, values in found.values.items():
-            summaries.setdefault(name, Summary.empty(cohort.features[name].shape)).add(values, found.outputs)
+        for name, given in found.values.items():
+            values = given.sum(axis=1) if cohort.features[name].is_sequence else given
+            summaries.setdefault(name, Summary.empty(values.shape[1:])).add(values, found.outputs)
     return summaries, additive
 
 
 def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
-    """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns."""
+    """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
+
+    Those of a sequence are summed over its steps: regions for series, edges for windows.
+    """
     if len(block.shape) == 3 and block.affine is not None:
         written = [derivatives.write_image(stem.with_name(f"{stem.name}_statmap.nii.gz"), summary.share, block.affine)]
         return [*written, _write_volume_regions(summary, block, stem, atlas, additive=additive)]
     if block.dims == ("edge",):
         return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem)]
-    return [_write(stem, "columns", {"column": list(block.labels)}, [summary.share, summary.mean_abs, summary.signed])]
+    values = [summary.share, summary.mean_abs, summary.signed]
+    if block.dims == ("window", "edge"):
+        first, second = zip(*(label.partition("~")[::2] for label in block.labels), strict=True)
+        return [_write(stem, "edges", {"region_a": list(first), "region_b": list(second)}, values)]
+    kind = "region" if block.is_sequence else "column"
+    return [_write(stem, f"{kind}s", {kind: list(block.labels)}, values)]
 
 
 def _write(stem: Path, kind: str, names: Mapping[str, Any], values: Sequence[Array]) -> Path:
@@ -160,6 +169,7 @@ def _write_one(
         "SkullStripped": True,
         "Resolution": "that of the feature",
     }
+    values = values.sum(axis=0) if block.is_sequence else values
     if len(block.shape) == 3 and described.get("affine") is not None:
         path = derivatives.write_image(
             folder / derivatives.name(names, "statmap", ".nii.gz"), values, np.asarray(described["affine"])

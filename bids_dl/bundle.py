@@ -157,8 +157,12 @@ def identity(*parts: str) -> str:
 
 
 def fingerprint(values: Array) -> str:
-    """Hash a feature's values, to four decimals: the same scan is recognised under another name."""
-    known = np.nan_to_num(np.asarray(values, np.float64).ravel())
+    """Hash a feature's values, to four decimals: the same scan is recognised under another name.
+
+    Steps that only pad a sequence, those without any value, do not count.
+    """
+    held = values[np.isfinite(values).any(axis=1)] if values.ndim == 2 else values
+    known = np.nan_to_num(np.asarray(held, np.float64).ravel())
     return hashlib.sha256((np.round(known, 4) + 0.0).astype(np.float32).tobytes()).hexdigest()[:24]
 
 

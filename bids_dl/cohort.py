@@ -24,13 +24,17 @@ TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition",
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
 MAX_CLASSES = 12
 CONFOUNDS = "confounds"
+SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
+STEPS = ("time", "window")
 
 
 @dataclass(frozen=True)
 class Variant:
     """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant.
 
-    ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``edge`` or ``column``.
+    ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``edge``, ``column``,
+    ``sequence`` (regional series) or ``windows`` (a connectome a window). ``n_steps`` is the length of the longest
+    sequence, all runs together.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Variant:
     files: Mapping[str, Sequence[str]]
     n_files: int = 0
     kind: str = "column"
+    n_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,30 +116,50 @@ def _records(config: Config) -> dict[str, dict[str, Any]]:
 
 def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
     """Sort every file into the feature and the entities that it shares with the other participants'."""
-    wanted = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    _refuse_untaken(config.features.names, records)
+    wanted, taken = _wanted(config), kinds_taken(config)
+    _refuse_untaken(config.features.names, taken, records)
     files: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, list[str]]] = {}
     kinds: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
+    lengths: dict[str, int] = {}
     for participant_id, record in records.items():
         for entry in record["features"]:
-            names = query.entities(Path(entry["path"]))
-            if entry["feature"] not in wanted or not (kind := _kind(entry)) or not _selected(config, names):
+            names, kind = query.entities(Path(entry["path"])), _kind(entry)
+            if entry["feature"] not in wanted or kind not in taken or not _selected(config, names):
                 continue
             key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
             files.setdefault(key, {}).setdefault(participant_id, []).append(entry["path"])
             kinds[key] = kind
+            lengths[entry["path"]] = entry["shape"][0] if kind in SEQUENCES else 0
     named = _short_names(list(files))
     return [
-        Variant(
-            named[key],
-            key[0],
-            dict(key[1]),
-            {i: _first_session(paths) for i, paths in mine.items()},
-            sum(map(len, mine.values())),
-            kinds[key],
-        )
+        _variant(named[key], key, {i: _first_session(paths) for i, paths in mine.items()}, kinds[key], lengths)
         for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
     ]
+
+
+def _variant(
+    name: str, key: tuple[str, tuple[tuple[str, str], ...]], files: Mapping[str, Sequence[str]], kind: str,
+    lengths: Mapping[str, int],
+) -> Variant:  # fmt: skip
+    n_steps = max(sum(lengths[path] for path in paths) for paths in files.values())
+    return Variant(name, key[0], dict(key[1]), files, sum(map(len, files.values())), kind, n_steps)
+
+
+def _wanted(config: Config) -> tuple[str, ...]:
+    """Name the features to model; beside sequences stand connectomes, for the linear baseline."""
+    named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
+    return (*named, "connectivity") if {"timeseries", "dynamic_connectivity"} & set(config.features.names) else named
+
+
+def kinds_taken(config: Config) -> set[str]:
+    """Name the kinds of feature that the models of this run take."""
+    suited = (zoo.constant("models", name, "SUITS") or () for name in ("linear", *models_named(config)))
+    return {kind for kinds in suited for kind in kinds}
+
+
+def models_named(config: Config) -> tuple[str, ...]:
+    """Name the models to train: as the user says, else those that suit a first look."""
+    return config.models.names or tuple(n for n in zoo.names("models") if zoo.constant("models", n, "BY_DEFAULT"))
 
 
 def _is_default(name: str) -> bool:
@@ -143,11 +168,12 @@ def _is_default(name: str) -> bool:
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
-    """Say what a feature looks like to a model, from its file's name and shape; empty for what no model takes yet.
-
-    Those are features that unfold in time, in windows, or in slices.
-    """
+    """Say what a feature looks like to a model, from its file's name and shape; empty for what no model takes."""
     name, n_dims = Path(entry["path"]).name, len(entry.get("shape", ()))
+    if n_dims == 2 and entry["feature"] in {"timeseries", "dual_regression"} and name.endswith("_timeseries.tsv"):
+        return "sequence"
+    if entry["feature"] == "dynamic_connectivity":
+        return "windows"
     if name.endswith(".nii.gz"):
         return "volume" if n_dims in {0, 3} else ""
     if "_relmat." in name:
@@ -155,16 +181,17 @@ def _kind(entry: Mapping[str, Any]) -> str:
     return "column" if n_dims < 2 else ""
 
 
-def _refuse_untaken(names: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Pass over features that no model takes yet; refuse where no other is named."""
+def _refuse_untaken(names: Sequence[str], taken: set[str], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Pass over features that no model of this run takes; refuse where no other is named."""
     entries = [entry for record in records.values() for entry in record["features"] if entry["feature"] in names]
-    untaken = sorted({entry["feature"] for entry in entries if not _kind(entry)})
+    kinds = {entry["feature"]: _kind(entry) for entry in entries}
+    untaken = sorted(feature for feature, kind in kinds.items() if kind not in taken)
     if untaken and set(untaken) == set(names):
-        raise DataError(
-            f"no model takes the feature '{untaken[0]}' yet; name others at the group level, e.g. connectivity."
-        )
+        able = [m for m in zoo.names("models") if kinds[untaken[0]] in (zoo.constant("models", m, "SUITS") or ())]
+        advice = f"name one that does with --models: {', '.join(able)}" if able else "name others, e.g. connectivity"
+        raise DataError(f"no model of this run takes the feature '{untaken[0]}'; {advice}.")
     if untaken:
-        LOG.info("no model takes %s yet: passed over.", ", ".join(untaken))
+        LOG.info("no model of this run takes %s: passed over.", ", ".join(untaken))
 
 
 def _selected(config: Config, names: Mapping[str, str]) -> bool:
@@ -243,14 +270,15 @@ def _open_memmap(path: Path, **options: Any) -> Any:
 
 def _describe(variant: Variant) -> dict[str, Any]:
     """Look at a few participants' files to learn the shape and the names that most have."""
+    sequence = variant.kind in SEQUENCES
     seen: list[tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]] = []
     directed = False
     for path in [paths[0] for paths in list(variant.files.values())[:15]]:
         values, labels, affine = read(Path(path))
-        square = values.ndim == 2 and values.shape[0] == values.shape[1] > 1
+        square = not sequence and values.ndim == 2 and values.shape[0] == values.shape[1] > 1
         directed |= square and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
         grid = () if affine is None else tuple(np.round(affine, 3).ravel().tolist())
-        seen.append((values.shape, labels, grid))
+        seen.append(((0, *values.shape[1:]) if sequence else values.shape, labels, grid))
     shape, labels, grid = Counter(seen).most_common(1)[0][0]
     common = {
         "labels": list(labels),
@@ -258,6 +286,8 @@ def _describe(variant: Variant) -> dict[str, Any]:
         "entities": dict(variant.entities),
         "file_shape": list(shape),
     }
+    if variant.kind in SEQUENCES:
+        return common | {"shape": [variant.n_steps, shape[1]], "dims": list(SEQUENCES[variant.kind])}
     if len(shape) == 1:
         return common | {"shape": list(shape), "dims": ["column"]}
     if len(shape) == 2:
@@ -309,7 +339,8 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
             participant_id = made["participant_ids"][row]
             try:
                 if participant_id in variant["files"]:
-                    values[row] = mean_of(variant["files"][participant_id], described[variant["name"]])
+                    found = joined(variant["files"][participant_id], described[variant["name"]])
+                    values[(row, slice(len(found))) if described[variant["name"]]["dims"][0] in STEPS else row] = found
             except DataError as problem:
                 refused.append({"participant_id": participant_id, "feature": variant["name"], "reason": str(problem)})
         values.flush()
@@ -317,19 +348,39 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
     return refused
 
 
-def mean_of(files: Sequence[str], described: Mapping[str, Any]) -> Array:
-    """Average a participant's runs of one feature, in the shape that the cohort stores.
+def joined(files: Sequence[str], described: Mapping[str, Any]) -> Array:
+    """Join a participant's runs of one feature in the shape that the cohort stores: their mean, sequences end to end.
 
     Raises
     ------
     DataError
         If a file has other regions or another grid than the feature of the other participants.
     """
+    if described["dims"][0] in STEPS:
+        return np.concatenate([steps_of(Path(f), described) for f in files])
     parts = [row_of(Path(f), described) for f in files]
     if len(parts) == 1:
         return parts[0]
     known = np.isfinite(parts).sum(axis=0)
     return np.where(known > 0, np.nansum(parts, axis=0) / np.maximum(known, 1), np.nan)
+
+
+def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
+    """Read one run of a sequence, (step, value), without the steps that hold nothing.
+
+    Each region's series is standardised within the run: its mean and scale are the scanner's, not the brain's.
+    """
+    values, labels, _ = read(file)
+    if values.ndim != 2 or list(labels) != list(described["labels"]):
+        shape = {**described, "file_shape": [len(values), len(described["labels"])]}
+        raise DataError(f"{file.name}: {_difference(values, labels, shape)}; extract it with the same atlas.")
+    kept = values[np.isfinite(values).any(axis=1)]
+    if described["dims"][0] == "window" or not len(kept):
+        return kept
+    n = np.isfinite(kept).sum(axis=0).clip(1)
+    centred = kept - np.nansum(kept, axis=0) / n
+    deviation = np.sqrt(np.nansum(centred**2, axis=0) / n)
+    return np.asarray(centred / np.where(deviation > 0, deviation, np.inf), np.float32)
 
 
 def row_of(file: Path, described: Mapping[str, Any]) -> Array:

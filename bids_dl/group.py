@@ -139,7 +139,7 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
         If a model that was named suits none of the features.
     """
     features = _feature_names(plan)
-    wanted = config.models.names or tuple(n for n in zoo.names("models"))
+    wanted = cohorts.models_named(config)
     models = [
         Model(n, n, (cohorts.CONFOUNDS,), "baseline")
         for n in ("dummy", "confounds_only")
@@ -148,7 +148,7 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
     for name in dict.fromkeys(("linear", *wanted)):
         if name in ("dummy", "confounds_only"):
             continue
-        suits = zoo.constant("models", name, "SUITS") or ("volume", "edge", "column")
+        suits = zoo.constant("models", name, "SUITS") or ()
         mine = [f for f in features if _kind(plan, f) in suits]
         if not mine and name in config.models.names:
             raise UsageError(

@@ -18,7 +18,8 @@ TINY = 1e-6
 class Normalization:
     """Mean and scale of each value over the training rows, and its slope on the confounds where they are removed.
 
-    ``mean`` and ``scale`` have one participant's shape; ``slopes`` is (confound, value), ``confound_mean`` (confound,).
+    ``mean`` and ``scale`` have one participant's shape, of a sequence one step's; ``slopes`` is (confound, value),
+    ``confound_mean`` (confound,).
     """
 
     mean: Array
@@ -29,7 +30,8 @@ class Normalization:
     def apply(self, values: Array, confounds: Array | None = None, columns: slice = slice(None)) -> Array:
         """Normalise rows, (participant, …) or, with ``columns``, a range of the flattened values.
 
-        A missing value becomes 0, the training mean; an absent participant (all missing) stays NaN.
+        A missing value becomes 0, the training mean; an absent participant, or step of a sequence, (all missing) stays
+        NaN.
         """
         ranged = columns != slice(None)
         mean = self.mean.reshape(-1)[columns] if ranged else self.mean
@@ -41,7 +43,7 @@ class Normalization:
         centred /= scale
         if ranged:
             return np.nan_to_num(centred, copy=False)
-        flat = centred.reshape(len(centred), -1)
+        flat = centred.reshape(-1, self.mean.size) if self.mean.size else centred.reshape(len(centred), 0)
         absent = np.isnan(flat).all(axis=1) if flat.shape[1] else np.zeros(len(flat), bool)
         np.nan_to_num(flat, copy=False)
         flat[absent] = np.nan
@@ -56,7 +58,12 @@ def chunks(rows: NDArray[np.intp], row_bytes: int) -> Iterator[NDArray[np.intp]]
 
 
 def fit(
-    values: Array, rows: NDArray[np.intp], confounds: Array | None = None, *, one_scale: bool = False
+    values: Array,
+    rows: NDArray[np.intp],
+    confounds: Array | None = None,
+    *,
+    one_scale: bool = False,
+    steps: bool = False,
 ) -> Normalization:
     """Learn means and standard deviations from some rows, reading a few at a time.
 
@@ -70,17 +77,19 @@ def fit(
         (participant, confound): their linear part is removed before scaling.
     one_scale
         Divide all values by one number, so that those which vary more between people keep more weight.
+    steps
+        The second axis is time or windows: learn one mean and scale a value over all steps. Confounds are not removed.
 
     Returns
     -------
     Normalization
         Values that do not vary over the training rows get an infinite scale, so that they become 0.
     """
-    shape = values.shape[1:]
-    shift = np.nan_to_num(np.asarray(values[rows[0]], np.float64))
+    shape = values.shape[2:] if steps else values.shape[1:]
+    shift = np.nan_to_num(np.asarray(values[rows[0]], np.float64).reshape(-1, *shape)[0])
     n, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for part in chunks(rows, int(np.prod(shape)) * 8):
-        centred = np.asarray(values[part], np.float64) - shift
+    for part in chunks(rows, int(np.prod(values.shape[1:])) * 8):
+        centred = np.asarray(values[part], np.float64).reshape(-1, *shape) - shift
         known = np.isfinite(centred)
         centred[~known] = 0
         n += known.sum(axis=0)
@@ -88,7 +97,7 @@ def fit(
         squares += np.einsum("i...,i...->...", centred, centred)
     mean = total / np.maximum(n, 1)
     variance = np.maximum(squares / np.maximum(n, 1) - mean**2, 0)
-    slopes, confound_mean, explained = _regress(values, rows, confounds, shift + mean)
+    slopes, confound_mean, explained = _regress(values, rows, None if steps else confounds, shift + mean)
     deviation = np.sqrt(np.maximum(variance - explained, 0))
     scale = _scale(deviation, shift + mean, n)
     if one_scale and np.isfinite(scale).any():

@@ -96,8 +96,7 @@ def _block_of_one(
     participant_id: str,
     record: Mapping[str, Any],
 ) -> Block:
-    shape = fitted.normalization[name].mean.shape
-    values = np.full((1, *shape), np.nan, np.float32)
+    values = np.full((1, *described.get("shape", fitted.normalization[name].mean.shape)), np.nan, np.float32)
     if described["feature"] == "phenotype":
         table = config.bids / described["table"]
         if table.is_file():
@@ -110,7 +109,7 @@ def _block_of_one(
     files = [config.out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
     files = [f for f in files if _fits(query.entities(f), described["entities"])]
     if files:
-        values[0] = cohorts.mean_of([str(f) for f in files], described)
+        values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
     return Block(values, tuple(described["dims"]), tuple(described["labels"]))
 
 

@@ -30,8 +30,9 @@ class Scan:
 
     ``prepared`` says that it lies in standard space, ready for a feature. ``related`` holds files that belong to it by
     their role: ``bval`` and ``bvec`` of diffusion, ``events`` of BOLD, ``gm``, ``wm``, ``csf`` (probabilities) and
-    ``modulated`` (grey matter times the Jacobian) of a prepared T1w, ``to_standard`` (a transform). ``why`` is a phrase
-    for the report: why this source was chosen.
+    ``modulated`` (grey matter times the Jacobian) of a prepared T1w, ``to_standard`` (a transform), ``head`` and
+    ``composite`` (fMRIPrep's native T1w, and its transform to standard space). ``why`` is a phrase for the report: why
+    this source was chosen.
     """
 
     path: Path
@@ -92,9 +93,14 @@ class Block:
         return tuple(self.values.shape[1:])
 
     @property
+    def is_sequence(self) -> bool:
+        """Whether the first axis is time or windows: steps of NaN pad those who have fewer."""
+        return self.dims[:1] in {("time",), ("window",)}
+
+    @property
     def has_one_scale(self) -> bool:
         """Whether the values have one unit and, but for real differences, one sampling variance: correlations do."""
-        return self.dims == ("edge",) and "correlation" in self.entities.get("stat", "").lower()
+        return self.dims[-1:] == ("edge",) and "correlation" in self.entities.get("stat", "").lower()
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     n_members: int = 1
+    clip_norm: float = 0.0
     class_weights: bool = True
     remove_confounds: bool = False
     seed: int = 0
@@ -156,7 +157,12 @@ def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Setti
     pool = np.sort(np.concatenate([split.train, split.validation]))
     confounds = cohort.features["confounds"].values if settings.remove_confounds else None
     blocks = {name: cohort.features[name] for name in inputs}
-    return Prepared({n: norm.fit(b.values, pool, confounds, one_scale=b.has_one_scale) for n, b in blocks.items()})
+    return Prepared(
+        {
+            n: norm.fit(b.values, pool, confounds, one_scale=b.has_one_scale, steps=b.is_sequence)
+            for n, b in blocks.items()
+        }
+    )
 
 
 def train(
@@ -188,11 +194,15 @@ def train(
     Raises
     ------
     DataError
-        If too few training participants have the features.
+        If too few training participants have the features, or the loss stops being a number.
     """
     split = present(cohort, split, inputs)
     prepared = prepared or prepare(cohort, split, inputs, settings)
-    return _fitted(cohort, split, inputs, prepared, settings, lambda data: _fit(definition, data, split, settings))
+    try:
+        return _fitted(cohort, split, inputs, prepared, settings, lambda data: _fit(definition, data, split, settings))
+    except FloatingPointError as problem:
+        name = str(definition["_target_"]).split(".")[-2]
+        raise DataError(f"{name} on {', '.join(inputs)}, split {split.name}: {problem}") from problem
 
 
 def _fitted(
@@ -347,6 +357,8 @@ def _fit(
     probe = _without_weights(definition, is_class=data.is_class)
     if not isinstance(probe, nn.Module):
         return _fit_estimator(definition, data, split, settings, small=small)
+    if hasattr(probe, "solve"):
+        return _solve(definition, data, split, settings)
     parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
     once = [_Once(definition, data, settings, number, *rows) for number, rows in enumerate(parts)]
     if small and hasattr(probe, "first"):
@@ -358,6 +370,20 @@ def _fit(
         return members[0], dict(definition), history
     built = {"_target_": "bids_dl.training.Ensemble", "members": [dict(definition)] * len(members)}
     return Ensemble(members), built, history
+
+
+def _solve(
+    definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
+    """Let a module that needs no gradients solve for what it learns; it gets inner folds to choose its options by."""
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=5, seed=settings.seed)
+    folds = [(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts]
+    module: Any = instantiate(definition, classify=data.is_class)
+    with torch.no_grad():
+        chosen = module.solve(data.rows(pool), data.y[pool], folds)
+    row = {"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan")}
+    return module, dict(definition), [{**row, "penalty": float(chosen)}]
 
 
 def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[nn.Module], list[dict[str, float]]]:
@@ -519,7 +545,10 @@ class _Once:
 
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
-        return self.on_module(instantiate(self.definition, classify=self.data.is_class))
+        module = instantiate(self.definition, classify=self.data.is_class)
+        if hasattr(module, "adopt"):
+            module.adopt(*(self.data.normalization[name] for name in self.data.inputs))
+        return self.on_module(module)
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
@@ -534,11 +563,11 @@ class _Once:
         return module, self._loop(module, getter(0, self.train), getter(1, self.validation))
 
     def _loop(
-        self, module: nn.Module, training: Callable[..., Any], validation: Callable[..., Any]
+        self, module: Any, training: Callable[..., Any], validation: Callable[..., Any]
     ) -> list[dict[str, float]]:
-        loss = getattr(module, "loss", None) or _loss(
-            self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights
-        )
+        loss = _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
+        if hasattr(module, "begin"):
+            module.begin(training, len(self.train))
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
         history = loop.run(training, self._labels(self.train), validation, self._labels(self.validation))
@@ -589,6 +618,9 @@ class _Loop:
         self.bare = module
         self.module, self.optimizer = self.fabric.setup(module, optimizer)
         self.settings, self.loss, self.checkpoint = settings, loss, checkpoint
+        self.has_own_loss = hasattr(module, "loss")
+        if self.has_own_loss:
+            self.module.mark_forward_method("loss")
         self.generator = np.random.default_rng(seed)
         self.best, self.best_state, self.waited = float("inf"), copy.deepcopy(module.state_dict()), 0
         self.history: list[dict[str, float]] = []
@@ -626,13 +658,27 @@ class _Loop:
         self.module.train()
         total = 0.0
         size = min(self.settings.batch_size, max(SMALLEST_BATCH, len(y) // STEPS_AN_EPOCH))
-        for at in _batches(self.generator.permutation(len(y)), size):
-            loss = self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])
+        for at in _batches(self.generator.permutation(len(y)), size, smallest=2):
+            loss = self._training_loss(self._move(rows(at)), self._move((y[at],))[0])
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
+            if self.settings.clip_norm > 0:
+                self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip_norm)
             self.optimizer.step()
             total += float(loss.detach()) * len(at)
+        if not np.isfinite(total):
+            raise FloatingPointError(
+                f"the loss became {total} in epoch {len(self.history)}; look for extreme values in the feature, or lower "
+                f"training.learning_rate (now {self.settings.learning_rate:g})."
+            )
         return total / len(y)
+
+    def _training_loss(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """Let a model with an objective of its own add to, or replace, the loss of its output."""
+        if self.has_own_loss:
+            found: Tensor = self.module.loss(inputs, y, self.loss)
+            return found
+        return self.loss(self.module(*inputs), y)
 
     def evaluate(self, rows: Callable[..., Any], y: Tensor) -> float:
         """Return the mean loss over held-out rows."""
@@ -680,9 +726,13 @@ class _Loop:
         LOG.info("resumed after %d epochs.", len(self.history))
 
 
-def _batches(order: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterator[NDArray[np.intp]]:
+    """Cut rows into batches; a last one below the smallest joins the one before, as one row has no batch statistics."""
+    starts = list(range(0, len(order), size))
+    if len(starts) > 1 and len(order) - starts[-1] < smallest:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        yield order[start:stop]
 
 
 def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, ...]:

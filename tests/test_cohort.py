@@ -414,11 +414,68 @@ UNTAKEN = [
 @pytest.mark.parametrize(("feature", "path", "shape"), UNTAKEN)
 def test_feature_that_unfolds_is_refused_alone_and_passed_over_beside_others(folders, feature, path, shape):
     noted(folders, feature, path, shape)
-    with pytest.raises(DataError, match=f"no model takes the feature '{feature}' yet"):
+    with pytest.raises(DataError, match=f"no model of this run takes the feature '{feature}'"):
         cohorts.plan(folders.config(features={"names": [feature]}))
     made = cohorts.plan(folders.config(features={"names": [feature, "connectivity"]}))
     assert [v.feature for v in made.variants] == ["connectivity"]
     assert [v.feature for v in cohorts.plan(folders.config()).variants] == ["connectivity"]
+
+
+def course(folders, participant_id, values, *, run="", labels=LABELS):
+    folder = folders.out / participant_id / "func"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{participant_id}_task-rest_{run}atlas-four_timeseries.tsv"
+    pd.DataFrame(values, columns=labels).to_csv(path, sep="\t", index=False, na_rep="n/a")
+    entry = {"feature": "timeseries", "path": str(path.relative_to(folders.out)), "shape": list(values.shape)}
+    folders.note(participant_id, entry)
+
+
+def laid_out(folders):
+    made = cohorts.plan(folders.config(features={"names": ["timeseries"]}, models={"names": ["mean_mlp"]}))
+    cohorts.write(made, folders.out / "cohort")
+    refused = cohorts.fill(str(folders.out / "cohort"), 0, 8)
+    target = Target("group", np.array([0.0, 1, 0]), ("hc", "mdd"))
+    return cohorts.load(folders.out / "cohort", target, ()), refused
+
+
+def test_sequences_are_standardised_by_run_joined_and_padded_to_the_longest(folders):
+    generator = np.random.default_rng(0)
+    one, two, three = (generator.normal(5, 3, (n, 4)) for n in (6, 5, 9))
+    course(folders, "sub-01", one, run="run-1_")
+    course(folders, "sub-01", two, run="run-2_")
+    course(folders, "sub-02", three)
+    loaded, refused = laid_out(folders)
+    values = loaded.features["timeseries"].values
+    assert not refused
+    assert values.shape == (3, 11, 4)
+    standard = [(v - v.mean(axis=0)) / v.std(axis=0) for v in (one, two, three)]
+    np.testing.assert_allclose(values[0], np.concatenate(standard[:2]), atol=1e-5)
+    np.testing.assert_allclose(values[1, :9], standard[2], atol=1e-5)
+    assert np.isnan(values[1, 9:]).all()
+    assert np.isnan(values[2]).all()
+    assert "connectivity" in loaded.features
+
+
+def test_censored_time_points_leave_a_sequence_and_lost_regions_stay_missing(folders):
+    values = np.random.default_rng(1).normal(size=(8, 4))
+    values[[2, 3]] = np.nan
+    values[:, 1] = np.nan
+    course(folders, "sub-01", values)
+    loaded, _ = laid_out(folders)
+    found = loaded.features["timeseries"].values[0]
+    assert np.isfinite(found[:6, [0, 2, 3]]).all()
+    assert np.isnan(found[:, 1]).all()
+    assert np.isnan(found[6:]).all()
+
+
+def test_sequence_of_other_regions_is_refused_by_name(folders):
+    generator = np.random.default_rng(2)
+    course(folders, "sub-01", generator.normal(size=(8, 4)))
+    course(folders, "sub-02", generator.normal(size=(8, 4)))
+    course(folders, "sub-03", generator.normal(size=(8, 4)), labels=("A", "B", "C", "E"))
+    _, refused = laid_out(folders)
+    assert refused[0]["participant_id"] == "sub-03"
+    assert "region 'E' stands where the others have 'D'" in refused[0]["reason"]
 
 
 def test_kind_of_a_feature_is_what_it_looks_like_to_a_model(folders):

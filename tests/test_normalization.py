@@ -163,3 +163,18 @@ def test_values_handed_over_are_not_changed(values):
     before = values.copy()
     normalization.fit(values, TRAIN).apply(values)
     np.testing.assert_array_equal(values, before)
+
+
+def test_sequence_is_scaled_by_its_steps_and_padding_stays_missing():
+    generator = np.random.default_rng(3)
+    values = generator.normal(4, 2, (5, 7, 3)).astype(np.float32)
+    values[0, 5:] = np.nan
+    values[1, :, 2] = np.nan
+    learned = normalization.fit(values, np.arange(4), steps=True)
+    np.testing.assert_allclose(learned.mean, np.nanmean(values[:4].reshape(-1, 3), axis=0), rtol=1e-5)
+    np.testing.assert_allclose(learned.scale, np.nanstd(values[:4].reshape(-1, 3), axis=0), rtol=1e-5)
+    applied = learned.apply(values[:2])
+    assert np.isnan(applied[0, 5:]).all()
+    assert (applied[1, :, 2] == 0).all()
+    longer = np.concatenate([values[4], values[4]])[None]
+    np.testing.assert_allclose(learned.apply(longer)[0, 7:], learned.apply(values[4:5])[0])

@@ -415,3 +415,32 @@ def test_present_rows_have_any_of_the_inputs():
     split = Split(np.arange(0, 20), np.arange(20, 30), np.arange(30, 40), "one")
     assert training.present(data, split, ["edges", "volume"]).train.tolist() == [0, *range(2, 20)]
     assert training.present(data, split, ["edges"]).train.tolist() == list(range(2, 20))
+
+
+def test_loss_that_stops_being_a_number_names_model_feature_split_and_epoch():
+    data = cohort()
+    split = split_of(data)
+    with pytest.raises(DataError, match=rf"mlp on edges, split {split.name}: the loss became (nan|inf) in epoch \d"):
+        train("mlp", "edges", data, split, learning_rate=1e30, n_epochs=20)
+
+
+def test_last_row_alone_joins_the_batch_before():
+    sizes = [len(b) for b in training._batches(np.arange(9), 4, smallest=2)]
+    assert sizes == [4, 5]
+    assert [len(b) for b in training._batches(np.arange(1), 4, smallest=2)] == [1]
+
+
+def test_model_with_an_objective_of_its_own_is_trained_by_it(monkeypatch):
+    from bids_dl.models.mlp import MLP
+
+    seen = []
+
+    def loss(self, inputs, y, criterion):
+        seen.append(len(y))
+        return criterion(self(*inputs), y)
+
+    data = cohort()
+    plain = train("mlp", "columns", data, split_of(data))
+    monkeypatch.setattr(MLP, "loss", loss, raising=False)
+    assert same(train("mlp", "columns", data, split_of(data)), plain)
+    assert seen

@@ -20,7 +20,7 @@ def explain(
     """Replace one region after another by its training mean and note the change of the output [1]_.
 
     A region of a volume is an atlas region; a region of a connectome is all edges that touch it; of a table,
-    each column stands for itself.
+    each column stands for itself; of a sequence, each region's whole course does.
 
     Parameters
     ----------
@@ -105,4 +105,7 @@ def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
     if block.dims == ("edge",):
         first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
         return [np.flatnonzero((first == r) | (second == r)) for r in range(len(block.labels))]
+    if block.is_sequence:
+        n_steps, n_values = block.shape
+        return [np.arange(n_steps) * n_values + value for value in range(n_values)]
     return [np.array([n]) for n in range(int(np.prod(block.shape)))]

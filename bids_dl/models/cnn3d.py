@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bids_dl.errors import UsageError
 
 SUITS = ("volume",)
+BY_DEFAULT = True
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 10,

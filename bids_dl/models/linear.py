@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+SUITS = ("volume", "edge", "column")
+BY_DEFAULT = True
+
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, weakest: float = 1e4, strongest: float = 1e-3,

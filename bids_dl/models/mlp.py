@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 SUITS = ("edge", "column")
+BY_DEFAULT = True
 SCHEDULE = {
     "n_epochs": 80,
     "patience": 10,

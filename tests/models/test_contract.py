@@ -13,7 +13,8 @@ from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
 
-SHAPES = {"volume": (16, 16, 16), "edge": (45,), "column": (6,)}
+SHAPES = {"volume": (16, 16, 16), "edge": (45,), "column": (6,), "sequence": (12, 6), "windows": (7, 15)}
+DIMS = {"volume": (), "sequence": ("time", "roi"), "windows": ("window", "edge")}
 MODELS = zoo.names("models")
 TARGETS = {
     "two classes": ("control", "patient"),
@@ -36,11 +37,19 @@ def built(name, n_outputs=1):
 NETWORKS = [name for name in MODELS if isinstance(built(name), nn.Module)]
 
 
+def values(kind, n, generator):
+    """Make inputs; sequences have their own lengths, padded with NaN."""
+    made = generator.normal(size=(n, *SHAPES[kind])).astype(np.float32)
+    for row in range(1, n) if kind in {"sequence", "windows"} else ():
+        made[row, generator.integers(4, SHAPES[kind][0] + 1) :] = np.nan
+    return made
+
+
 def cohort(kind, levels, n=24):
     generator = np.random.default_rng(0)
     y = generator.permutation(np.arange(n) % len(levels)) if levels else generator.normal(50, 10, n)
     features = {
-        "input": Block(generator.normal(size=(n, *SHAPES[kind])).astype(np.float32), (kind,)),
+        "input": Block(values(kind, n, generator), DIMS.get(kind, (kind,))),
         "confounds": Block(generator.normal(size=(n, 2)).astype(np.float32), ("column",), ("age", "site=b")),
     }
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(n)]})

@@ -1,0 +1,137 @@
+"""Layers that several models share: masked sequences, connectomes as matrices, weights whose number data decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def masked(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell the steps of sequences from padding.
+
+    Parameters
+    ----------
+    x
+        (participant, step, value); a step of NaN only is none.
+
+    Returns
+    -------
+    values, mask
+        The values with 0 for what is missing, and (participant, step): True where there is a step.
+    """
+    mask = ~torch.isnan(x).all(dim=2)
+    return torch.nan_to_num(x), mask
+
+
+def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
+    """Average (participant, step, unit) over the steps that there are, to (participant, unit); 0 where there is none."""
+    weight = mask.to(h.dtype).unsqueeze(2)
+    return (h * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+class AttentionPool(nn.Module):
+    """Weigh the steps by a learned score and average them [1]_; ``weights`` is (participant, step).
+
+    References
+    ----------
+    .. [1] Bahdanau, Cho and Bengio (2015), ICLR. arXiv:1409.0473
+    """
+
+    def __init__(self, n_units: int, n_scores: int = 32) -> None:
+        super().__init__()
+        self.project = nn.Linear(n_units, n_scores)
+        self.score = nn.Linear(n_scores, 1, bias=False)
+
+    def weights(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Share 1 out over the steps that there are."""
+        scores = self.score(torch.tanh(self.project(h)))[..., 0]  # (participant, step)
+        scores = scores.masked_fill(~mask, -1e9)  # finite: a participant without steps stays a number
+        return torch.softmax(scores, dim=1) * mask
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Return (participant, unit)."""
+        return torch.einsum("ps,psu->pu", self.weights(h, mask), h)  # (participant, unit)
+
+
+def positions(n_steps: int, n_units: int) -> Tensor:
+    """Encode positions by sines and cosines of falling frequency [1]_, (step, unit).
+
+    References
+    ----------
+    .. [1] Vaswani et al. (2017), NeurIPS. arXiv:1706.03762
+    """
+    step = torch.arange(n_steps, dtype=torch.float32)[:, None]
+    pace = torch.exp(torch.arange(0, n_units, 2, dtype=torch.float32) * (-math.log(10_000.0) / n_units))
+    encoded = torch.zeros(n_steps, n_units)
+    encoded[:, 0::2] = torch.sin(step * pace)
+    encoded[:, 1::2] = torch.cos(step * pace)[:, : n_units // 2]
+    return encoded
+
+
+def n_regions(n_edges: int) -> tuple[int, bool]:
+    """Find how many regions a connectome has, and whether it is directed, from its number of edges.
+
+    Undirected, n (n - 1) / 2 edges; else n (n - 1). A number that fits both is undirected, which is far more common.
+    """
+    n = (1 + math.isqrt(1 + 8 * n_edges)) // 2
+    if n * (n - 1) // 2 == n_edges:
+        return n, False
+    n = (1 + math.isqrt(1 + 4 * n_edges)) // 2
+    if n * (n - 1) == n_edges:
+        return n, True
+    raise ValueError(f"{n_edges} values are no connectome's edges.")
+
+
+class Connectome(nn.Module):
+    """Lay a connectome's edges out as matrices, both as the model sees them and as they were measured.
+
+    ``learn`` keeps what the training rows taught the normalisation, so that ``measured`` can undo it.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    row: Tensor
+    column: Tensor
+
+    def __init__(self, n_edges: int) -> None:
+        super().__init__()
+        self.n, self.directed = n_regions(n_edges)
+        if self.directed:
+            row, column = torch.nonzero(~torch.eye(self.n, dtype=torch.bool, device="cpu"), as_tuple=True)
+        else:
+            row, column = torch.triu_indices(self.n, self.n, 1, device="cpu")
+        self.register_buffer("row", row)
+        self.register_buffer("column", column)
+        self.register_buffer("mean", torch.zeros(n_edges))
+        self.register_buffer("scale", torch.ones(n_edges))
+
+    def learn(self, normalization: Any) -> None:
+        """Take over the mean and the scale of the edges; an edge that never varied has its mean."""
+        scale = torch.as_tensor(normalization.scale)
+        self.mean = torch.as_tensor(normalization.mean).clone()
+        self.scale = torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))
+
+    def forward(self, edges: Tensor) -> Tensor:
+        """Return (participant, region, region): deviations from the training mean, diagonal 0."""
+        edges = torch.nan_to_num(edges)
+        matrix = edges.new_zeros(len(edges), self.n, self.n)
+        matrix[:, self.row, self.column] = edges
+        return matrix if self.directed else matrix + matrix.transpose(1, 2)  # (participant, region, region)
+
+    def measured(self, edges: Tensor) -> Tensor:
+        """Return (participant, region, region) in the feature's own unit, diagonal 0."""
+        return self(torch.nan_to_num(edges) * self.scale + self.mean)  # type: ignore[no-any-return]
+
+
+class Grown(nn.Module):
+    """A module whose buffers take the size that the data gave them, also when they are loaded."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **options: Any) -> None:
+        for name in self._buffers:
+            if prefix + name in state_dict:
+                self._buffers[name] = torch.empty_like(state_dict[prefix + name])
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
