@@ -263,6 +263,20 @@ def _with_networks(config: Config, scan: Scan) -> Scan:
     return replace(scan, related={**scan.related, "networks": path}) if path and scan.kind == "bold" else scan
 
 
+def _with_modulated(config: Config, record: dict[str, Any], scan: Scan) -> Scan:
+    """Modulate the grey matter of another program's T1w where a feature needs that; a failure is noted."""
+    needed = {need.rpartition(":")[2] for name in _wanted(config) for need in _says(name, "NEEDS")}
+    if scan.kind != "t1w" or not {"gm", "composite"} <= set(scan.related) or "modulated" not in needed:
+        return scan
+    from bids_dl import registration
+
+    try:
+        return registration.modulate(scan, config.out)
+    except BidsDLError as problem:
+        record["problems"].append({"scan": scan.name, "feature": "modulated grey matter", "reason": str(problem)})
+    return scan
+
+
 def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
     """Put a few participants into one task; each who has a raw scan to prepare, which takes a minute, alone."""
     able = set(zoo.names("preparations"))
@@ -319,7 +333,7 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": [], "preparations": []}
     wanted = _wanted(config)
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
-    ready = [_with_networks(config, s) for s in ready]
+    ready = [_with_modulated(config, record, _with_networks(config, s)) for s in ready]
     for name in wanted:
         taken = [s for s in ready if _takes(name, s) and _fits(config, name, s)]
         for scan in [s for s in taken if _has_needed(config, name, s, taken)]:

@@ -331,6 +331,10 @@ def _with_companions(scan: Scan) -> Scan:
     related = {}
     if scan.kind == "t1w" and scan.prepared:
         related = {r: path.with_name(path.name.replace("desc-preproc_T1w", end)) for r, end in ROLES.items()}
+        own = re.sub(r"(_space-[^_]+|_res-[^_]+)", "", path.name).split("_desc-")[0]
+        to_space = f"{own}_from-T1w_to-{names.get('space')}_mode-image_xfm.h5"
+        related |= {"composite": path.with_name(to_space)}
+        related |= {"head": path.with_name(f"{own}_desc-preproc_T1w.nii.gz")} if "space" in names else {}
     if scan.kind == "dwi":
         related = {end: path.with_name(f"{stem}.{end}") for end in ("bval", "bvec")}
     if scan.kind in SENSORS:

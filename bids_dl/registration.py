@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_dl import derivatives, query
+from bids_dl import derivatives, query, volumes
 from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
 
@@ -214,23 +215,19 @@ def _register(moving: Volume, fixed: Volume, folder: Path, **how: Any) -> Transf
     return Transforms(tuple(found["fwdtransforms"]), tuple(backward))
 
 
-def to_standard(
-    moving: Volume, anatomy: Scan | None, template: Template, folder: Path, *, head: bool = False
-) -> list[str]:
+def to_standard(moving: Volume, anatomy: Scan | None, template: Template, folder: Path) -> list[str]:
     """Find what brings an image of a person into standard space: through the T1w where there is one, else directly.
 
     Parameters
     ----------
     moving
-        The image, without its skull unless ``head``.
+        The image, without its skull.
     anatomy
         The prepared T1w; None, or one that another program prepared, leaves the direct way.
     template
         Where to.
     folder
         Where the transforms are written.
-    head
-        Whether the image still has its skull: it is then brought onto the whole T1w.
 
     Returns
     -------
@@ -239,7 +236,7 @@ def to_standard(
     """
     if anatomy is None or "native" not in anatomy.related:
         return list(deform(moving, template.brain, folder).forward)
-    to_anatomy = rigid(moving, read(anatomy.related["raw" if head else "native"]), folder)
+    to_anatomy = rigid(moving, read(anatomy.related["native"]), folder)
     return [*map(str, read_transforms(anatomy.related["to_standard"])[0]), *to_anatomy.forward]
 
 
@@ -260,6 +257,60 @@ def volume_change(transforms: Transforms, grid: Volume) -> Volume:
     return grid.like(local * abs(np.linalg.det(matrix)))
 
 
+def whole_change(transform: Path, grid: Volume) -> Volume:
+    """Tell the same of one file that holds a whole transform, affine and warp: ITK's composite, as fMRIPrep leaves it."""
+    import ants
+
+    on = to_ants(grid)
+    with tempfile.TemporaryDirectory() as folder, _readable(transform):
+        field = ants.apply_transforms(on, on, [str(transform)], compose=f"{folder}/")
+        return grid.like(np.abs(ants.create_jacobian_determinant_image(on, field).numpy()))
+
+
+@contextmanager
+def _readable(transform: Path) -> Iterator[None]:
+    """Say which transform it was that ANTs could not read."""
+    try:
+        yield
+    except RuntimeError as problem:  # ANTs says no more than that it failed
+        raise damaged(transform.name, problem) from problem
+
+
+def modulate(scan: Scan, out: Path) -> Scan:
+    """Modulate another program's grey matter by its own transform, and write it.
+
+    Parameters
+    ----------
+    scan
+        A prepared T1w with the roles ``gm`` (probability in standard space) and ``composite`` (ITK's, from the
+        participant's T1w to that space).
+    out
+        The output folder.
+
+    Returns
+    -------
+    Scan
+        The same with the role ``modulated``: volume of grey matter by volume of template, on the grid of ``gm``.
+
+    Raises
+    ------
+    DataError
+        If the map or the transform is damaged.
+    """
+    values, affine = volumes.load(scan.related["gm"], f"{scan.name}: its grey matter")
+    change = whole_change(scan.related["composite"], Volume(values, affine))
+    own = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype"}}
+    named = derivatives.name({**own, "label": "GM", "desc": "modulated"}, "probseg", ".nii.gz")
+    path = derivatives.folder_of(out, scan) / "anat" / named
+    sources = [derivatives.bids_uri(out, replace(scan, path=scan.related[role])) for role in ("gm", "composite")]
+    spacing = " x ".join(f"{step:.2g}" for step in np.linalg.norm(affine[:3, :3], axis=0))
+    derivatives.write_image(path, np.nan_to_num(values) * change.values, affine)
+    derivatives.write_json(
+        derivatives.sidecar_path(path), {"Sources": sources, "SkullStripped": True, "Resolution": f"{spacing} mm"}
+    )
+    return replace(scan, related={**scan.related, "modulated": path})
+
+
 def correct_bias(volume: Volume, mask: Volume) -> Volume:
     """Remove the slow unevenness of the intensities inside a mask (N4) [1]_.
 
@@ -277,25 +328,55 @@ def correct_bias(volume: Volume, mask: Volume) -> Volume:
 
 
 def follow_anatomy(scan: Scan, anatomy: Scan | None, out: Path, resolution_mm: int) -> Scan:
-    """Align another image of a head to the T1w, and take it along into standard space.
+    """Align another image of a head to the T1w, and take it along into the T1w's standard space.
 
     Raises
     ------
     DataError
-        If the image is damaged or empty, or there is no T1w that was prepared here.
+        If the image is damaged or empty, or there is no T1w that it can follow: one prepared here, or another
+        program's with its head in native space, its mask, and its transform to standard space.
     """
-    if anatomy is None or "native" not in anatomy.related:
-        raise DataError(f"{scan.name} needs a raw T1w of the same participant, to which it is aligned; there is none.")
-    head, on = load(scan), template(resolution_mm)
+    way = _way_of(scan, anatomy, resolution_mm)
+    head = load(scan)
     with tempfile.TemporaryDirectory() as folder:
-        standard = resample(head, on.mask, to_standard(head, anatomy, on, Path(folder), head=True))
-    return write_brain(scan, out, standard, on.mask, resolution_mm)
+        aligned = rigid(head, way.head, Path(folder)).forward
+        with _readable(way.transforms[0]):
+            standard = resample(head, way.mask, [*way.transforms, *aligned])
+    return write_brain(scan, out, standard, way.mask, resolution_mm, space=way.space)
 
 
-def write_brain(scan: Scan, out: Path, standard: Volume, mask: Volume, resolution_mm: int) -> Scan:
+@dataclass(frozen=True)
+class _Way:
+    """The T1w's head as scanned, and what brings it into standard space, onto the grid of the brain's mask there."""
+
+    head: Volume
+    transforms: tuple[Path, ...]
+    mask: Volume
+    space: str
+
+
+def _way_of(scan: Scan, anatomy: Scan | None, resolution_mm: int) -> _Way:
+    related = anatomy.related if anatomy else {}
+    if anatomy and "native" in related:
+        return _Way(
+            read(related["raw"]), read_transforms(related["to_standard"])[0], template(resolution_mm).mask, SPACE
+        )
+    if anatomy and anatomy.mask and {"head", "composite"} <= set(related):
+        head, mask = (Volume(*volumes.load(path, path.name)) for path in (related["head"], anatomy.mask))
+        inside = resample(mask, grid_around(mask, resolution_mm), nearest=True)
+        return _Way(head, (related["composite"],), inside, anatomy.entities["space"])
+    raise DataError(
+        f"{scan.name} needs a T1w of the same participant, to which it is aligned: a raw one, or fMRIPrep's with its "
+        "desc-preproc_T1w and its from-T1w_to-…_xfm.h5; there is none."
+    )
+
+
+def write_brain(
+    scan: Scan, out: Path, standard: Volume, mask: Volume, resolution_mm: int, *, space: str = SPACE
+) -> Scan:
     """Write an image of a brain in standard space with its mask, and describe it as a scan that is ready."""
     own = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype"}}
-    named = {**own, "space": SPACE, "res": str(resolution_mm)}
+    named = {**own, "space": space, "res": str(resolution_mm)}
     folder, suffix = derivatives.folder_of(out, scan) / "anat", scan.entities["suffix"]
     inside = (mask.values > 0) & (standard.values != 0)
     path = folder / derivatives.name({**named, "desc": "preproc"}, suffix, ".nii.gz")

@@ -60,6 +60,46 @@ def test_a_damaged_file_is_listed_and_the_rest_goes_on(fmriprep, tmp_path: Path)
     assert "ends early" in (out / "sub-02.html").read_text()
 
 
+def with_grey_matter(data: Path, *, transform: bool) -> None:
+    """Give fMRIPrep's T1w its grey matter and, where asked, a composite transform that doubles every length."""
+    ants = pytest.importorskip("ants")
+    for path in data.rglob("sub-*_desc-preproc_T1w.nii.gz"):
+        write_image(Path(str(path).replace("desc-preproc_T1w", "label-GM_probseg")), np.ones((9, 11, 9), np.float32))
+        if transform:
+            affine = ants.new_ants_transform(precision="float", dimension=3, transform_type="AffineTransform")
+            affine.set_parameters(np.append(2 * np.eye(3).ravel(), [0.0, 0.0, 0.0]))
+            affine.set_fixed_parameters([0.0, 0.0, 0.0])
+            name = f"{path.name.split('_')[0]}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5"
+            ants.write_transform(ants.compose_ants_transforms([affine]), str(path.with_name(name)))
+
+
+def test_grey_matter_of_fmriprep_is_modulated_and_measured(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    with_grey_matter(data, transform=True)
+    assert run(data, out, "--features", "grey_matter", "morphometry") == 0
+    name = "sub-01_space-MNI152NLin2009cAsym_label-GM_desc-modulated_probseg.nii.gz"
+    modulated = np.asarray(nib.load(out / "sub-01" / "anat" / name).dataobj)
+    assert modulated[2:-2, 2:-2, 2:-2] == pytest.approx(8, rel=1e-3)
+    assert len(list(out.rglob("*_morphometry.tsv"))) == len(list(out.rglob("*_res-4_label-GM*.nii.gz"))) == 1
+
+
+def test_grey_matter_of_fmriprep_without_its_transform_is_passed_over_with_the_reason(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    with_grey_matter(data, transform=False)
+    assert run(data, out, "--features", "grey_matter", "t1w") == 1
+    assert "from-T1w_to-…_xfm.h5, which must both lie beside it" in problems(out)["sub-01"]
+    assert not list(out.rglob("*modulated*"))
+
+
+def test_damaged_transform_of_fmriprep_is_listed_and_the_rest_goes_on(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    with_grey_matter(data, transform=True)
+    next(data.rglob("*_xfm.h5")).write_bytes(b"")
+    assert run(data, out, "--features", "grey_matter", "t1w") == 1
+    assert "xfm.h5 ends early" in (out / "logs" / "problems.tsv").read_text()
+    assert list(out.rglob("*_desc-brain_T1w.nii.gz"))
+
+
 def test_series_that_do_not_vary_are_listed(xcpd, tmp_path: Path) -> None:
     data, out = xcpd(3), tmp_path / "out"
     write_series(next(data.rglob("sub-03*.tsv")), np.full((30, 6), np.nan))

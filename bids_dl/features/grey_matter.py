@@ -38,7 +38,8 @@ def extract(scan: Scan, *, resolution_mm: float = 4.0) -> Feature:
     """
     if "modulated" not in scan.related:
         raise DataError(
-            f"{scan.name} has no modulated grey matter, which the preparation of a raw T1w writes; use --raw-only."
+            f"{scan.name} has no modulated grey matter: it is made of fMRIPrep's label-GM_probseg.nii.gz and "
+            "from-T1w_to-…_xfm.h5, which must both lie beside it, whole; copy them, or prepare the raw T1w with --raw-only."
         )
     values, affine = volumes.load(scan.related["modulated"], scan.name)
     return volumes.feature(

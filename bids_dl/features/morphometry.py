@@ -154,7 +154,8 @@ def _measure(line: str) -> tuple[str, tuple[float, str]]:
 def _from_modulated(scan: Scan, atlas: str) -> Feature:
     if "modulated" not in scan.related:
         raise DataError(
-            f"{scan.name} has no modulated grey matter, which the preparation of a raw T1w writes; use --raw-only, or "
+            f"{scan.name} has no modulated grey matter: it is made of fMRIPrep's label-GM_probseg.nii.gz and "
+            "from-T1w_to-…_xfm.h5, which must both lie beside it, whole; copy them, prepare the raw T1w with --raw-only, or "
             "give FreeSurfer's output as a derivative."
         )
     chosen = regions.load_atlas(atlas)

@@ -16,11 +16,11 @@ def prepare(scan: Scan, anatomy: Scan | None, out: Path, *, resolution_mm: int =
     scan
         A raw FLAIR.
     anatomy
-        The prepared T1w of the participant.
+        The prepared T1w of the participant: prepared here, or by fMRIPrep with its native T1w and its transform.
     out
         The output folder.
     resolution_mm
-        Edge of a voxel in standard space.
+        Edge of a voxel in standard space, which is the T1w's.
 
     Returns
     -------
@@ -30,6 +30,6 @@ def prepare(scan: Scan, anatomy: Scan | None, out: Path, *, resolution_mm: int =
     Raises
     ------
     DataError
-        If the image is damaged or empty, or bids_dl has prepared no T1w of the participant.
+        If the image is damaged or empty, or there is no T1w of the participant that it can follow.
     """
     return reg.follow_anatomy(scan, anatomy, out, resolution_mm)

@@ -22,11 +22,18 @@ class Planted:
     template: registration.Template
     size: float = 0.9
 
-    def place(self, values: np.ndarray, shift_mm: tuple[float, float, float] = (0, 0, 0)) -> nib.Nifti1Image:
-        """Shrink, turn and shift a map, onto a grid whose first axis points to the left."""
+    @property
+    def matrix(self) -> np.ndarray:
+        """Where a point of the template (mm) lies in the scan."""
         turned = np.eye(4)
         turned[:3, :3] = self.size * np.array([[0.995, -0.1, 0], [0.1, 0.995, 0], [0, 0, 1]])
-        turned[:3, 3] = np.array([5, -8, 12]) + shift_mm
+        turned[:3, 3] = (5, -8, 12)
+        return turned
+
+    def place(self, values: np.ndarray, shift_mm: tuple[float, float, float] = (0, 0, 0)) -> nib.Nifti1Image:
+        """Shrink, turn and shift a map, onto a grid whose first axis points to the left."""
+        turned = self.matrix
+        turned[:3, 3] += shift_mm
         affine = np.diag([-4.0, 4.0, 4.0, 1.0])
         affine[:3, 3] = (104, -140, -100)
         back = np.linalg.inv(self.template.brain.affine) @ np.linalg.inv(turned) @ affine
@@ -48,6 +55,25 @@ class Planted:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, path)
         return Scan(path, query.entities(path), root, prepared=False)
+
+    def fmriprep(self, root: Path) -> Scan:
+        """Lay out what fMRIPrep leaves of the head: itself, its copy in standard space with a mask, and ITK's composite."""
+        import ants
+
+        lps = np.diag([-1, -1, 1, 1]) @ self.matrix @ np.diag([-1, -1, 1, 1])
+        affine = ants.new_ants_transform(precision="float", dimension=3, transform_type="AffineTransform")
+        affine.set_parameters(np.append(lps[:3, :3].ravel(), lps[:3, 3]))
+        affine.set_fixed_parameters([0.0, 0.0, 0.0])
+        own, standard = root / "sub-01" / "anat" / "sub-01", "space-MNI152NLin2009cAsym"
+        related = {"head": Path(f"{own}_desc-preproc_T1w.nii.gz"),
+                   "composite": Path(f"{own}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5")}  # fmt: skip
+        own.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(self.head(), related["head"])
+        ants.write_transform(ants.compose_ants_transforms([affine]), str(related["composite"]))
+        path, mask = Path(f"{own}_{standard}_desc-preproc_T1w.nii.gz"), Path(f"{own}_{standard}_desc-brain_mask.nii.gz")
+        for place, volume in ((path, self.template.brain), (mask, self.template.mask)):
+            nib.save(nib.Nifti1Image(volume.values, volume.affine), place)
+        return Scan(path, query.entities(path), root, mask=mask, related=related)
 
 
 @pytest.fixture(scope="session")
