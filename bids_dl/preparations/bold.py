@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_dl import derivatives, motion, signals
+from bids_dl import confounds, derivatives, motion, signals
 from bids_dl import registration as reg
 from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
@@ -51,7 +51,8 @@ def prepare(
     -------
     Scan
         The series in standard space, with its mask and a table of confounds: motion (mm, rad), framewise displacement
-        (mm; [1]_), mean signals of white matter, CSF and the brain, their derivatives and squares, and slow cosines.
+        (mm; [1]_), mean signals of white matter, CSF and the brain, their derivatives and squares, DVARS, components of
+        noise in eroded white matter and CSF, and slow cosines.
 
     Raises
     ------
@@ -80,8 +81,9 @@ def prepare(
             for t, matrix in enumerate(matrices)
         ]
     )  # fmt: skip
-    confounds = _confounds(moved, series, _tissues(anatomy, template, inside), period)
-    return _write(scan, out, resolution_mm, series, inside, seen, template, confounds, period, anatomy)
+    table, columns = _confounds(moved, series, _tissues(anatomy, template, inside), period)
+    done = _write(scan, out, resolution_mm, series, inside, seen, template, period, anatomy)
+    return _with_confounds(done, table, columns)
 
 
 def _load(scan: Scan) -> tuple[Array, Array, float]:
@@ -162,8 +164,10 @@ def _tissues(anatomy: Scan | None, template: reg.Template, inside: Any) -> dict[
     return found | {"global_signal": np.ones(int(inside.sum()), bool)}
 
 
-def _confounds(moved: Array, series: Array, tissues: Mapping[str, Any], period: float) -> Any:
-    """Gather the columns that fMRIPrep writes, under its names."""
+def _confounds(
+    moved: Array, series: Array, tissues: Mapping[str, Any], period: float
+) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """Gather the columns that fMRIPrep writes, under its names, with their metadata."""
     import pandas as pd
 
     names = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -174,29 +178,22 @@ def _confounds(moved: Array, series: Array, tissues: Mapping[str, Any], period: 
         change = np.append(np.nan, np.diff(values))
         columns |= {name: values, f"{name}_derivative1": change, f"{name}_power2": values**2,
                     f"{name}_derivative1_power2": change**2}  # fmt: skip
-    columns["framewise_displacement"] = motion.displacement(moved)
-    change = np.diff(series, axis=0)
-    columns["dvars"] = np.append(np.nan, np.sqrt((change**2).mean(axis=1)))
-    return pd.DataFrame(columns | _cosines(len(moved), period))
-
-
-def _cosines(n_volumes: int, period: float, slowest_s: float = 128.0) -> dict[str, Array]:
-    """Return the slow cosines that a high-pass filter removes."""
-    n_waves = int(np.floor(2 * n_volumes * period / slowest_s))
-    at = (np.arange(n_volumes) + 0.5) / n_volumes
-    return {f"cosine{k:02d}": np.sqrt(2 / n_volumes) * np.cos(np.pi * (k + 1) * at) for k in range(n_waves)}
+    columns |= {"framewise_displacement": motion.displacement(moved), **confounds.dvars(series)}
+    slow = confounds.cosines(len(moved), period)
+    noise, described = confounds.components(series, tissues["csf"], tissues["white_matter"], slow)
+    table = pd.DataFrame(columns | noise | slow)
+    return table, {c: described.get(c, {"Method": "bids_dl"}) for c in table}
 
 
 def _write(
     scan: Scan, out: Path, resolution_mm: int, series: Array, inside: Any, seen: Any, template: reg.Template,
-    confounds: Any, period: float, anatomy: Scan | None,
+    period: float, anatomy: Scan | None,
 ) -> Scan:  # fmt: skip
     folder = derivatives.folder_of(out, scan) / "func"
     own = {k: v for k, v in scan.entities.items() if k not in {"suffix", "datatype"}}
     standard = {**own, "space": reg.SPACE, "res": str(resolution_mm)}
     path = folder / derivatives.name({**standard, "desc": "preproc"}, "bold", ".nii.gz")
     held = folder / derivatives.name({**standard, "desc": "brain"}, "mask", ".nii.gz")
-    table = folder / derivatives.name({**own, "desc": "confounds"}, "timeseries", ".tsv")
     described = {"Sources": [derivatives.bids_uri(out, scan)], "SkullStripped": True,
                  "Resolution": f"{resolution_mm} mm isotropic", "RepetitionTime": period, "TaskName": own.get("task", "rest"),
                  "Description": DESCRIPTION}  # fmt: skip
@@ -211,10 +208,17 @@ def _write(
     derivatives.write_image(held, mask, template.mask.affine)
     for image in (path, held):
         derivatives.write_json(derivatives.sidecar_path(image), described)
-    derivatives.write_table(table, confounds)
-    derivatives.write_json(derivatives.sidecar_path(table), {c: {"Method": "bids_dl"} for c in confounds.columns})
     through = "through the T1w" if anatomy is not None and "native" in anatomy.related else "without a T1w"
     return replace(
-        scan, path=path, dataset=out, prepared=True, mask=held, confounds=table, why=f"prepared here from the raw scan, {through}",
+        scan, path=path, dataset=out, prepared=True, mask=held, why=f"prepared here from the raw scan, {through}",
         entities={**scan.entities, "space": reg.SPACE, "res": str(resolution_mm), "desc": "preproc"},
     )  # fmt: skip
+
+
+def _with_confounds(done: Scan, table: Any, described: Mapping[str, Any]) -> Scan:
+    """Write the confounds beside a prepared series, and name them in its scan."""
+    own = {k: v for k, v in done.entities.items() if k not in {"suffix", "datatype", "space", "res"}}
+    path = done.path.with_name(derivatives.name({**own, "desc": "confounds"}, "timeseries", ".tsv"))
+    derivatives.write_table(path, table)
+    derivatives.write_json(derivatives.sidecar_path(path), described)
+    return replace(done, confounds=path)

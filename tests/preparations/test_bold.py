@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from bids_dl import derivatives, motion, query, registration
+from bids_dl import derivatives, motion, query, registration, signals
 from bids_dl.errors import DataError
 from bids_dl.preparations import bold
 from bids_dl.records import Scan
@@ -103,14 +103,53 @@ def test_repetition_time_and_label_go_on(done: Scan) -> None:
     assert "without a T1w" in done.why
 
 
-def test_nilearn_reads_the_confounds(done: Scan) -> None:
-    from nilearn.interfaces.fmriprep import load_confounds
+@pytest.mark.filterwarnings("ignore:All volumes were marked as motion outliers")  # the planted motion is large
+@pytest.mark.parametrize("strategy", ["simple", "scrubbing", "compcor"])
+def test_nilearn_follows_its_strategies_on_the_confounds(done: Scan, strategy: str) -> None:
+    from nilearn.interfaces.fmriprep import load_confounds_strategy
 
-    columns = load_confounds(str(done.path), strategy=("motion", "high_pass", "wm_csf"), motion="full", wm_csf="basic")[
-        0
-    ]
+    columns, _ = load_confounds_strategy(str(done.path), denoise_strategy=strategy)
     assert len(columns) == N_VOLUMES
-    assert {"trans_x_derivative1_power2", "csf", "white_matter"} <= set(columns)
+    assert {"trans_x_derivative1_power2"} <= set(columns)
+    assert any(c.startswith("a_comp_cor_") for c in columns) == (strategy == "compcor")
+
+
+def test_no_strategy_is_refused_for_lack_of_a_column(done: Scan) -> None:
+    header = set(pd.read_csv(done.confounds, sep="\t", nrows=0))
+    assert {c for s in ("simple", "scrubbing", "compcor") for c in signals.NEEDED[s]} <= header
+    described = json.loads(derivatives.sidecar_path(done.confounds).read_text())
+    assert described["a_comp_cor_00"]["Mask"] == "combined"
+    assert set(described) == header
+
+
+def noise_of_a_still_head() -> tuple[np.ndarray, np.ndarray, dict]:
+    """Plant one noise in the template's white matter: the series, the noise (time,), the masks."""
+    template = registration.template(4)
+    inside = template.mask.values > 0
+    generator = np.random.default_rng(3)
+    noise = generator.standard_normal(60)
+    series = 1000 + generator.standard_normal((60, int(inside.sum())))
+    series += 2 * noise[:, None] * (template.wm.values > 0.8)[inside]
+    return series, noise, bold._tissues(None, template, inside)
+
+
+def test_a_noise_planted_in_white_matter_is_found_inside_the_masks_of_the_preparation() -> None:
+    series, noise, tissues = noise_of_a_still_head()
+    table, described = bold._confounds(np.zeros((60, 6)), series, tissues, 0.5)
+    assert abs(np.corrcoef(table["a_comp_cor_00"], noise)[0, 1]) > 0.99
+    assert described["w_comp_cor_00"]["VarianceExplained"] > 0.7
+    assert described["c_comp_cor_00"]["VarianceExplained"] < 0.2
+
+
+def test_scrubbing_removes_the_volume_of_a_jump(tmp_path: Path) -> None:
+    series, _, tissues = noise_of_a_still_head()
+    series[20:] += 20
+    path = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    scan = Scan(path, query.entities(path), tmp_path)
+    scan = bold._with_confounds(scan, *bold._confounds(np.zeros((60, 6)), series, tissues, 2.0))
+    assert scan.confounds.name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    assert np.flatnonzero(~signals.nuisance(scan, 60, confounds="scrubbing").kept).tolist() == [20]
+    assert signals.nuisance(scan, 60, confounds="compcor").columns.shape[1] > 24
 
 
 def test_few_volumes_are_refused(tmp_path: Path) -> None:
