@@ -74,7 +74,8 @@ def plan(config: Config) -> Plan:
         _left_out(i, "the participant level has not been run for this participant") for i in ids if i not in records
     ]
     kept = [i for i in ids if i in records and i in people.index]
-    unfit, unjudged = quality.exclusions(config.quality, {i: records[i] for i in kept})
+    sites = quality.sites_of(config.bids, config.splits.site_column)
+    unfit, unjudged = quality.exclusions(config.quality, {i: records[i] for i in kept}, sites)
     excluded += [_left_out(i, reason) for i, reason in unfit.items()]
     kept = [i for i in kept if i not in unfit]
     variants = _variants(config, {i: records[i] for i in kept})

@@ -14,14 +14,13 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, outputs, query, splits, zoo
+from bids_dl import derivatives, engine, outputs, quality, query, splits, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
 
 LOG = logging.getLogger("bids_dl")
 ROWS_PER_TASK = 32
-SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre", "acquisition_site")
 GROUP_COLUMNS = ("family_id", "family", "familyid")
 SMALL_COHORT = 200
 N_RETRAINED = 99
@@ -103,7 +102,7 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     covariates = tuple(cohorts.choose_covariates(config, plan.columns))
     targets = tuple((cohorts.target_of(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
-    site = _column(plan, config.splits.site_column, SITE_COLUMNS, needed=config.splits.kind == "leave-site-out")
+    site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=config.splits.kind == "leave-site-out")
     groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed=False)
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
     final = {

@@ -143,9 +143,11 @@ def write_problems(out: Path, records: Mapping[str, Mapping[str, Any] | None]) -
     derivatives.write_table(out / "logs" / "problems.tsv", table)
 
 
-def write_quality(out: Path, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def write_quality(
+    out: Path, records: Mapping[str, Mapping[str, Any]], sites: Mapping[str, str] | None = None
+) -> list[str]:
     """Write ``quality.tsv``, a row a measured scan, with its description; returns participants whose flags are new."""
-    table, path = quality.table(records), out / "quality.tsv"
+    table, path = quality.table(records, sites), out / "quality.tsv"
     if table.empty:
         return []
     before = _flags(path)
@@ -154,8 +156,10 @@ def write_quality(out: Path, records: Mapping[str, Mapping[str, Any]]) -> list[s
         "scan": {"Description": "File that was measured"},
         "kind": {"Description": "Kind of scan; outliers are sought among scans of one kind"},
         **{name: {"Description": said, "Units": unit} for name, (said, unit) in quality.MEASURES.items() if name in table},
-        "flags": {"Description": f"Measures whose robust z exceeds {quality.LARGEST_Z} in size; "
-                  f"none are sought below {quality.FLAGGED_FROM} participants"},
+        "flags": {"Description": f"Measures whose robust z exceeds {quality.LARGEST_Z} in size among the scans of that kind at the "
+                  f"participant's site, or of the whole cohort where the site has fewer than {quality.FLAGGED_FROM} participants "
+                  f"(none are sought among fewer), and degrees_of_freedom below {quality.FEWEST_FREE}"},
+        "reason": {"Description": "The flags in words: the value, and what it was compared with"},
     }  # fmt: skip
     derivatives.write_json(path.with_suffix(".json"), described)
     return sorted({participant_id for participant_id, *_ in before ^ _flags(path)} & set(records))

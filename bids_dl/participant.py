@@ -71,7 +71,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
     records = {i: everybody.get(i) for i in scans}
     if bundles:
         outputs.write_predictions(config, list(everybody.values()))
-    for participant_id in outputs.write_quality(config.out, everybody):
+    sites = quality.sites_of(config.bids, config.splits.site_column)
+    for participant_id in outputs.write_quality(config.out, everybody, sites):
         _report(config, participant_id)
     outputs.write_methods(config, "participant")
     _list(records)
@@ -341,7 +342,8 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
         for scan in _followed(config, record, name, scans):
             _extract(config, record, name, scan)
     sources = {entry["source"] for entry in record["features"]}
-    record["quality"] = [quality.noted(s) for s in ready if str(s.path) in sources and s.kind in quality.MEASURED]
+    measured = [s for s in ready if str(s.path) in sources and s.kind in quality.MEASURED]
+    record["quality"] = [quality.noted(s, record["features"]) for s in measured]
     if not record["features"] and not record["problems"]:
         record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
     return record
@@ -507,8 +509,8 @@ def _noted(
         "shape": list(feature.values.shape), "unit": feature.unit, "n_missing": int(np.isnan(feature.values).any(axis=0).sum())
         if feature.affine is None else 0,
     }  # fmt: skip
-    displacement = feature.metadata.get("MeanFramewiseDisplacement")
-    return noted | ({"mean_fd": displacement} if displacement is not None else {})
+    told = {"mean_fd": "MeanFramewiseDisplacement", "degrees_of_freedom": "DegreesOfFreedom"}
+    return noted | {key: feature.metadata[name] for key, name in told.items() if name in feature.metadata}
 
 
 def _predict(

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_dl import query
 from bids_dl.config import Quality
-from bids_dl.errors import DISK_FULL, DataError, damaged
+from bids_dl.errors import DISK_FULL, BidsDLError, DataError, damaged
 from bids_dl.records import Array, Scan
 
 Mask = NDArray[np.bool_]
@@ -31,6 +31,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "max_fd_mm": ("Largest framewise displacement", "mm"),
     "moved_share": ("Share of volumes whose framewise displacement exceeds 0.5 mm", "1"),
     "n_volumes": ("Volumes of the run", "1"),
+    "degrees_of_freedom": ("Independent values that filter, confounds and censoring leave; the fewest over its features", "1"),
     "snr_b0": ("Signal-to-noise ratio over the volumes without diffusion weighting, median over the mask", "1"),
 }  # fmt: skip
 """What is measured: in words, and its unit."""
@@ -39,9 +40,15 @@ MOVED_MM = 0.5
 TISSUE_PROBABILITY, FEWEST_VOXELS = 0.8, 30
 FEWEST_B0, LARGEST_B0 = 3, 50
 FLAGGED_FROM = 10
-"""Participants from which on outliers are flagged."""
+"""Participants from which on outliers are flagged: of a site among its own, else of the whole cohort."""
 
 LARGEST_Z = 3.5
+FEWEST_FREE = 20
+"""Degrees of freedom below which a scan is flagged, whatever the others have: from 20 independent values, two regions that
+have nothing in common correlate by more than 0.44 in one of 20 cases; a connectome of such a run is mostly chance."""
+
+SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre", "acquisition_site")
+"""Columns of participants.tsv that name the site, in lower case; the first one that there is."""
 
 
 def measure(scan: Scan) -> dict[str, float]:
@@ -83,16 +90,21 @@ def measure(scan: Scan) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
-def noted(scan: Scan) -> dict[str, Any]:
-    """Describe a scan and its measures for the record; a failure is a sentence in it, never an exception."""
+def noted(scan: Scan, features: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Describe a scan and its measures for the record; a failure is a sentence in it, never an exception.
+
+    ``features`` are the record's entries: those that come from this scan tell the degrees of freedom left in it.
+    """
     paths = {k: str(p) for k in ("path", "mask", "confounds") if (p := getattr(scan, k)) is not None}
     entry = {"scan": scan.name, "kind": scan.kind, **paths, "related": {k: str(p) for k, p in scan.related.items()}}
+    left = [f["degrees_of_freedom"] for f in features if f["source"] == str(scan.path) and "degrees_of_freedom" in f]
+    free = {"degrees_of_freedom": float(min(left))} if left else {}
     try:
-        return entry | {"measures": measure(scan)}
+        return entry | {"measures": measure(scan) | free}
     except Exception as problem:  # quality is told beside a feature: it must not cost it
         if isinstance(problem, OSError) and problem.errno in DISK_FULL:
             raise
-        return entry | {"measures": {}, "failure": str(problem)}
+        return entry | {"measures": free, "failure": str(problem)}
 
 
 def _volume(path: Path) -> tuple[Array, Array]:
@@ -276,20 +288,37 @@ MEASURED: dict[str, Callable[[Scan, Mask | None], dict[str, float]]] = {
 """How each kind of scan is measured, beside the overlap of its mask."""
 
 
-def table(records: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Lay the measures of many participants out, a row a scan, with a column that flags outliers.
+def sites_of(bids: Path, named: str = "") -> dict[str, str]:
+    """Read the site of each participant from participants.tsv: in the column named, else in one of `SITE_COLUMNS`.
+
+    Nobody has one where there is no such column or no such table; the group level says what is wrong with a table.
+    """
+    try:
+        people = query.participants_table(bids)
+    except BidsDLError:
+        return {}
+    lower = {str(c).lower(): c for c in people.columns}
+    column = named if named in people else next((lower[c] for c in SITE_COLUMNS if c in lower), None)
+    return {} if column is None else {str(i): str(site) for i, site in people[column].dropna().items()}
+
+
+def table(records: Mapping[str, Mapping[str, Any]], sites: Mapping[str, str] | None = None) -> Any:
+    """Lay the measures of many participants out, a row a scan, with columns that flag what is unusual and say why.
 
     Parameters
     ----------
     records
         What the participant level noted, by participant.
+    sites
+        Site of each participant, as far as it is known.
 
     Returns
     -------
     pandas.DataFrame
-        ``participant_id``, ``scan``, ``kind``, the measures in the order of `MEASURES`, ``flags``: names of the measures
-        whose robust z exceeds 3.5 among the scans of that kind, joined by commas; n/a where there is none, or there are
-        fewer than 10 participants.
+        ``participant_id``, ``scan``, ``kind``, the measures in the order of `MEASURES`; ``flags``: names of the measures
+        whose robust z exceeds 3.5 among the scans of that kind at the participant's site, or in the whole cohort where
+        the site has fewer than 10 participants (no outlier is sought among fewer), and ``degrees_of_freedom`` below 20,
+        joined by commas; and ``reason``, the same in words. Both are n/a where there is no flag.
     """
     import pandas as pd
 
@@ -301,12 +330,46 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Any:
     ]
     columns = [name for name in MEASURES if any(name in row for row in rows)]
     made = pd.DataFrame(rows, columns=["participant_id", "scan", "kind", *columns])
-    flags = np.full((len(made), len(columns)), False)
-    for _, group in made.groupby("kind"):
-        if group["participant_id"].nunique() >= FLAGGED_FROM:
-            flags[group.index] = np.abs(robust_z(group[columns].to_numpy(float))) > LARGEST_Z
-    said = [", ".join(name for name, is_far in zip(columns, row, strict=True) if is_far) or None for row in flags]
-    return made.assign(flags=pd.Series(said, dtype=object))
+    said = _said_flags(made, columns, made["participant_id"].map(sites or {}))
+    flags = [", ".join(name for name in columns if name in one) or None for one in said]
+    reasons = ["; ".join(one[name] for name in columns if name in one) or None for one in said]
+    return made.assign(flags=pd.Series(flags, dtype=object), reason=pd.Series(reasons, dtype=object))
+
+
+def _said_flags(made: Any, columns: Sequence[str], sites: Any) -> list[dict[str, str]]:
+    """Say for each row which of its measures are flagged, and why."""
+    said: list[dict[str, str]] = [{} for _ in range(len(made))]
+    for kind, group in made.groupby("kind"):
+        for judged, peers, where in _peers(group, sites[group.index]):
+            z = robust_z(made.loc[peers, columns].to_numpy(float))
+            for at, column in np.argwhere(np.abs(z) > LARGEST_Z):
+                if (row := peers[at]) in judged:
+                    name, among = columns[column], f"{len(peers)} {kind} scans {where}"
+                    said[row][name] = (
+                        f"{_valued(name, made.at[row, name])} (robust z {z[at, column]:+.1f} among {among})"
+                    )
+    if "degrees_of_freedom" in columns:
+        for row in made.index[made["degrees_of_freedom"] < FEWEST_FREE]:
+            value = _valued("degrees_of_freedom", made.at[row, "degrees_of_freedom"])
+            said[row]["degrees_of_freedom"] = f"{value} (fewer than {FEWEST_FREE})"
+    return said
+
+
+def _valued(name: str, value: float) -> str:
+    unit = MEASURES[name][1]
+    return f"{name} {value:.3g}" + ("" if unit == "1" else f" {unit}")
+
+
+def _peers(group: Any, sites: Any) -> Iterator[tuple[Any, Any, str]]:
+    """Yield rows to judge, those to compare them with, and where these are: at a site of enough participants, or anywhere."""
+    n_at = group["participant_id"].groupby(sites).nunique()
+    large = n_at.index[n_at >= FLAGGED_FROM]
+    for site in large:
+        own = group.index[sites == site]
+        yield own, own, f"of site {site}"
+    rest = group.index[~sites.isin(large)]
+    if len(rest) and group["participant_id"].nunique() >= FLAGGED_FROM:
+        yield rest, group.index, "of all sites" if sites.notna().any() else "of the cohort"
 
 
 def robust_z(values: Array) -> Array:
@@ -340,8 +403,10 @@ def robust_z(values: Array) -> Array:
     return z
 
 
-def exclusions(rules: Quality, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Apply the rules of the configuration's section ``quality``: none unless asked for.
+def exclusions(
+    rules: Quality, records: Mapping[str, Mapping[str, Any]], sites: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Apply the rules of the configuration's section ``quality``: none unless asked for; flags are those of `table`.
 
     Returns
     -------
@@ -350,7 +415,7 @@ def exclusions(rules: Quality, records: Mapping[str, Mapping[str, Any]]) -> tupl
     """
     if rules == Quality():
         return {}, ()
-    scans = table(records)
+    scans = table(records, sites)
     reasons: dict[str, list[str]] = {}
     for participant_id, reason in [*_moved(rules, scans), *_misplaced(rules, scans), *_flagged(rules, scans)]:
         reasons.setdefault(participant_id, []).append(reason)
@@ -378,7 +443,7 @@ def _misplaced(rules: Quality, scans: Any) -> Iterator[tuple[str, str]]:
 def _flagged(rules: Quality, scans: Any) -> Iterator[tuple[str, str]]:
     if rules.exclude_flagged:
         for row in scans[scans["flags"].notna()].itertuples():
-            yield row.participant_id, f"{row.scan} is an outlier in {row.flags} (quality.exclude_flagged)"
+            yield row.participant_id, f"{row.scan} is flagged: {row.reason} (quality.exclude_flagged)"
 
 
 def _unjudged(rules: Quality, scans: Any, ids: Sequence[str]) -> Iterator[str]:
@@ -387,4 +452,4 @@ def _unjudged(rules: Quality, scans: Any, ids: Sequence[str]) -> Iterator[str]:
         if limit and (n := len(set(ids) - judged)):
             yield f"{n} of {len(ids)} participants have no {name}; the rule of the section quality did not touch them."
     if rules.exclude_flagged and scans["participant_id"].nunique() < FLAGGED_FROM:
-        yield f"quality.exclude_flagged had no effect: fewer than {FLAGGED_FROM} participants were measured."
+        yield f"quality.exclude_flagged sought no outliers: fewer than {FLAGGED_FROM} participants were measured."

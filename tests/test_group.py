@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import cli, group
+from bids_dl import cli, group, quality
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.bundle import load
@@ -134,9 +134,38 @@ def test_every_model_has_every_metric_with_interval_and_p_values(out, target, le
 
 
 def test_sites_are_scored_by_themselves(out):
-    sites = table(out / "group" / "metrics" / "target-group_sites.tsv")
-    assert set(sites["site"]) == {"north", "south"}
+    found = table(out / "group" / "metrics" / "target-group_subgroups.tsv")
+    sites = found[found["column"] == "site"]
+    assert set(sites["level"]) == {"north", "south"}
     assert (sites["n"] == N // 2).all()
+
+
+def test_thirds_of_age_are_scored_by_themselves(out):
+    found = table(out / "group" / "metrics" / "target-group_subgroups.tsv")
+    thirds = found[(found["column"] == "age") & (found["model"] == "dummy") & (found["metric"] == "accuracy")]
+    assert len(thirds) == 3
+    assert thirds["n"].sum() == N - 1
+
+
+def test_networks_are_compared_with_their_baselines_on_the_same_folds(out):
+    found = table(out / "group" / "metrics" / "target-group_comparisons.tsv")
+    pairs = set(zip(found["model"], found["other"], strict=True))
+    assert ("connectivity_mlp", "connectivity_linear") in pairs
+    assert ("connectivity_linear", "confounds_only") in pairs
+    assert (found["p_holm"] >= found["p_value"]).all()
+    assert (found["dof"] == found["n_folds"] - 1).all()
+
+
+@pytest.mark.parametrize(("target", "levels"), TARGETS.items())
+def test_predictions_come_with_a_set_or_an_interval_and_its_coverage(out, target, levels):
+    said = table(out / "group" / "metrics" / f"target-{target}_calibration.tsv")
+    shown = table(out / "group" / "predictions" / f"target-{target}_model-connectivity_linear_predictions.tsv")
+    coverage = said.set_index(["model", "metric"])["value"]["connectivity_linear", "coverage"]
+    if levels:
+        holds = [str(t) in str(s).split("|") for t, s in zip(shown["y_true"], shown["y_set"], strict=True)]
+    else:
+        holds = shown["y_true"].between(shown["y_low"], shown["y_high"])
+    assert np.mean(holds) == pytest.approx(coverage)
 
 
 def test_participant_without_a_target_is_listed_for_it(out):
@@ -325,4 +354,4 @@ def test_participant_without_a_family_is_tied_to_nobody():
 
 def test_leaving_sites_out_without_a_column_of_sites_is_refused():
     with pytest.raises(DataError, match="leave-site-out needs a column of sites; participants.tsv has age"):
-        group._column(plan(age=["1", "2", "3"]), "", group.SITE_COLUMNS, needed=True)
+        group._column(plan(age=["1", "2", "3"]), "", quality.SITE_COLUMNS, needed=True)

@@ -200,6 +200,63 @@ def test_one_short_run_among_equal_ones_is_flagged():
     assert table["flags"].tolist() == [None] * 19 + ["n_volumes"]
 
 
+def test_outliers_are_sought_within_a_site_of_ten():
+    low, high = np.linspace(0.1, 0.2, 10), np.linspace(2.0, 2.1, 30)
+    given = records([*low, 1.0, *high])
+    sites = dict(zip(given, ["quiet"] * 11 + ["loud"] * 30, strict=True))
+    table = quality.table(given, sites)
+    assert table.index[table["flags"].notna()].tolist() == [10]  # a usual value of the cohort, a far one of its site
+    assert table["reason"][10].startswith("mean_fd_mm 1 mm (robust z +")
+    assert table["reason"][10].endswith("among 11 bold scans of site quiet)")
+    assert set(range(11)) == set(quality.table(given).index[quality.table(given)["flags"].notna()])
+
+
+def test_participants_of_a_small_site_are_compared_with_everybody():
+    given = records([*np.linspace(0.1, 0.2, 12), 0.15, 3.0])
+    sites = dict(zip(given, ["large"] * 12 + ["small"] * 2, strict=True))
+    table = quality.table(given, sites)
+    assert table.index[table["flags"].notna()].tolist() == [13]
+    assert table["reason"][13].endswith("among 14 bold scans of all sites)")
+    assert quality.table(given)["reason"][13].endswith("among 14 bold scans of the cohort)")
+
+
+def test_a_site_of_nine_is_no_cohort_of_its_own():
+    given = records([*np.linspace(0.1, 0.2, 8), 3.0])
+    assert quality.table(given, dict.fromkeys(given, "only"))["flags"].isna().all()
+
+
+def test_sites_are_read_from_their_usual_column_or_the_one_named(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tSite\tcoil\nsub-1\tA\t8\nsub-2\tn/a\t32\n")
+    assert quality.sites_of(tmp_path) == {"sub-1": "A"}
+    assert quality.sites_of(tmp_path, "coil") == {"sub-1": "8", "sub-2": "32"}
+    assert quality.sites_of(tmp_path / "absent") == {}
+
+
+def test_few_degrees_of_freedom_are_flagged_whatever_the_others_have():
+    table = quality.table(records([12.0, 12.0, 20.0], "degrees_of_freedom"))
+    assert table["flags"].tolist() == ["degrees_of_freedom", "degrees_of_freedom", None]
+    assert table["reason"][0] == "degrees_of_freedom 12 (fewer than 20)"
+
+
+def test_two_unrelated_series_of_so_few_values_correlate_as_the_limit_says():
+    generator = np.random.default_rng(0)
+    one, other = generator.standard_normal((2, 4000, quality.FEWEST_FREE))
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(one, other, strict=True)]
+    assert np.mean(np.abs(r) > 0.44) == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_fewest_degrees_of_freedom_of_a_scans_features_are_its_measure(tmp_path):
+    scan = make_scan(tmp_path, "bold", np.random.default_rng(0).normal(100, 1, (*SHAPE, 12)), np.ones(SHAPE))
+    features = [
+        {"source": str(scan.path), "degrees_of_freedom": 31.5},
+        {"source": str(scan.path), "degrees_of_freedom": 28},
+        {"source": str(scan.path)},
+        {"source": "another", "degrees_of_freedom": 3},
+    ]
+    assert quality.noted(scan, features)["measures"]["degrees_of_freedom"] == 28
+    assert "degrees_of_freedom" not in quality.noted(scan)["measures"]
+
+
 def test_kinds_of_scans_are_compared_with_their_own():
     mixed = records([*np.linspace(0.9, 0.95, 12)], "mask_dice")
     for i, record in enumerate(mixed.values()):
@@ -217,6 +274,8 @@ def test_each_rule_names_its_participant_and_its_reason():
         reasons, notes = quality.exclusions(rules, given)
         assert list(reasons) == ["sub-11"]
         assert notes == ()
+    assert "x_bold is flagged: mean_fd_mm 3 mm (robust z" in reasons["sub-11"]
+    assert reasons["sub-11"].endswith("of the cohort) (quality.exclude_flagged)")
     low = records([0.9, 0.4], "mask_dice")
     reasons, _ = quality.exclusions(Quality(min_mask_dice=0.8), low)
     assert "0.40" in reasons["sub-01"]
@@ -239,6 +298,7 @@ def test_the_participant_level_writes_a_table_and_the_group_level_leaves_out_by_
     table = pd.read_csv(out / "quality.tsv", sep="\t")
     assert table["participant_id"].tolist() == ["sub-01", "sub-01", "sub-02", "sub-02"]
     assert table["mean_fd_mm"].dropna().tolist() == pytest.approx([0.25, 0.25])
+    assert table["degrees_of_freedom"].notna().tolist() == table["mean_fd_mm"].notna().tolist()
     strict = config.from_mapping({**given, "quality": {"max_mean_fd_mm": 0.1}})
     with pytest.raises(
         NothingSelectedError, match=r"mean framewise displacement 0.25 mm \(quality.max_mean_fd_mm = 0.1\)"
