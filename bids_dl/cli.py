@@ -117,8 +117,8 @@ def _method_choice(parser: Parser) -> None:
     names = {"nargs": "+", "metavar": "NAME"}
     for folder in configuration.ZOOS[1:]:  # which preparations run follows from the features
         _add(group, f"--{folder}", dest=f"{folder}.names", help=f"from: {', '.join(zoo.names(folder))}", **names)
-    _add(group, "--atlas", dest="features.timeseries.atlas", metavar="NAME|PATH",
-         help="atlas of regions: a name, a NIfTI file or a BIDS atlas folder")  # fmt: skip
+    _add(group, "--atlas", dest="features.timeseries.atlas", nargs="+", metavar="NAME|PATH",
+         help="atlases of regions, each a name, a NIfTI file or a BIDS atlas folder")  # fmt: skip
     _add(group, "--target", dest="targets.names", nargs="+", metavar="COLUMN", help="what to predict")
     _add(group, "--covariates", dest="targets.covariates", nargs="+", metavar="COLUMN", help="the confounds")
     _add(group, "--bundle", dest="bundles", nargs="+", metavar="PATH", help="apply trained models (participant level)")
@@ -221,6 +221,8 @@ def parse(arguments: Sequence[str]) -> tuple[configuration.Config, set[str]]:
     file = flat.pop("config_file", None)
     if "select.derivatives" in flat:
         flat["select.derivatives"] = _pairs(flat["select.derivatives"])
+    if len(atlases := flat.get("features.timeseries.atlas", ())) == 1:
+        flat["features.timeseries.atlas"] = atlases[0]
     given = configuration.merge(configuration.read_toml(file) if file else {}, _nested(flat))
     config = configuration.absolute(configuration.from_mapping(given))
     if config.analysis_level not in LEVELS:
@@ -273,6 +275,7 @@ def quiet_environment(config: configuration.Config) -> None:
     home.mkdir(parents=True, exist_ok=True)
     for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NILEARN_DATA", "NUMBA_CACHE_DIR", "XDG_CONFIG_HOME"):
         os.environ[name] = str(home / name.lower())
+    os.environ.setdefault("TEMPLATEFLOW_HOME", str(Path("~/.cache/templateflow").expanduser()))
     if not os.access(Path("~").expanduser(), os.W_OK):
         os.environ["HOME"] = str(home)
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1", TEMPLATEFLOW_AUTOUPDATE="0")

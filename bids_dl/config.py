@@ -15,8 +15,8 @@ from bids_dl import zoo
 from bids_dl.errors import MissingInputError, UsageError
 
 ZOOS = ("preparations", "features", "models", "fusions", "explainers")
-OPTION_PATHS = (("timeseries", "atlas"), ("dual_regression", "template"), ("network_maps", "template"))
-"""Options of features that may be the path of a file."""
+OPTION_PATHS = ("atlas", "template", "file")
+"""Options of methods that may be the path of a file or folder."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Intervals and permutation tests. ``n_retrained`` 0 retrains cheap models on small cohorts, -1 none."""
+    """Intervals and permutation tests. ``n_retrained`` 0 retrains cheap models on small cohorts, -1 none.
+
+    ``coverage`` is how often the sets and intervals of predictions are to hold the truth.
+    """
 
     n_bootstraps: int = 2000
     n_permutations: int = 2000
     n_retrained: int = 0
+    coverage: float = 0.9
     shuffle_labels: bool = False
 
 
@@ -274,6 +278,8 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             "'networks.n_components' must be 0 (off) or at least 2, and 'networks.smoothing_mm' 0 (off) or more."
         )
+    if not 0 < config.metrics.coverage < 1:
+        raise UsageError(f"'metrics.coverage' is {config.metrics.coverage}; choose between 0 and 1.")
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
@@ -285,15 +291,11 @@ def absolute(config: Config) -> Config:
 
     An atlas or a template is a path only where such a file or folder exists; else it is a name.
     """
-    run, select, splits, features = config.run, config.select, config.splits, config.features
-    for name, key in OPTION_PATHS:
-        given = features.of(name).get(key, "")
-        if given and Path(given).expanduser().exists():
-            options = {**features.options, name: {**features.of(name), key: _absolute(given)}}
-            features = dataclasses.replace(features, options=options)
+    run, select, splits = config.run, config.select, config.splits
+    methods: dict[str, Any] = {name: _with_absolute_options(getattr(config, name)) for name in ZOOS}
     return dataclasses.replace(
         config, bids_dir=_absolute(config.bids_dir), output_dir=_absolute(config.output_dir),
-        bundles=tuple(map(_absolute, config.bundles)), features=features,
+        bundles=tuple(map(_absolute, config.bundles)), **methods,
         run=dataclasses.replace(run, work_dir=_absolute(run.work_dir), use_plugin=_absolute(run.use_plugin)),
         select=dataclasses.replace(
             select, bids_database_dir=_absolute(select.bids_database_dir),
@@ -301,6 +303,21 @@ def absolute(config: Config) -> Config:
         ),
         splits=dataclasses.replace(splits, file=_absolute(splits.file)),
     )  # fmt: skip
+
+
+def _with_absolute_options(methods: Methods) -> Methods:
+    options = {
+        name: {key: _located(value) if key in OPTION_PATHS else value for key, value in given.items()}
+        for name, given in methods.options.items()
+    }
+    return dataclasses.replace(methods, options=options)
+
+
+def _located(value: Any) -> Any:
+    """Make a path that exists absolute, or those of a list; leave a name as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_located(one) for one in value]
+    return _absolute(value) if isinstance(value, str) and Path(value).expanduser().exists() else value
 
 
 def _absolute(path: str) -> str:

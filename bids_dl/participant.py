@@ -86,9 +86,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
 def _check_atlas(config: Config) -> None:
     """Refuse an atlas, or a template of networks, that does not exist at once: it would fail for everybody."""
     wanted = _wanted(config)
-    asked = config.features.of("timeseries").get("atlas")
-    if asked and "timeseries" in wanted:
-        regions.load_atlas(str(asked))
+    for name in wanted:
+        _refuse_one_name(name, [str(a) for a in zoo.several(config.features.of(name).get("atlas", ()))])
     for name in [n for n in wanted if n in NETWORKS]:
         template = config.features.of(name).get("template")
         if template:
@@ -98,6 +97,19 @@ def _check_atlas(config: Config) -> None:
                 f"the feature {name} needs networks: set features.{name}.template to the path of a 4-D NIfTI of maps, or "
                 "networks.n_components to the number that group ICA is to find."
             )
+
+
+def _refuse_one_name(feature: str, asked: Sequence[str]) -> None:
+    """Refuse two atlases of one name, whose files would take each other's place."""
+    named: dict[str, str] = {}
+    for spec in asked:
+        name = regions.load_atlas(spec).name
+        if name in named:
+            raise UsageError(
+                f"features.{feature}.atlas: '{named[name]}' and '{spec}' are both called '{name}', and so would be their "
+                "files; rename one."
+            )
+        named[name] = spec
 
 
 def _trained_on(config: Config, scans: Mapping[str, Any]) -> list[str]:
@@ -336,7 +348,7 @@ def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[
     ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
     ready = [_with_modulated(config, record, _with_networks(config, s)) for s in ready]
     for name in wanted:
-        taken = [s for s in ready if _takes(name, s) and _fits(config, name, s)]
+        taken = [s for s in ready if _takes(name, s) and _options(config, name, s)]
         for scan in [s for s in taken if _has_needed(config, name, s, taken)]:
             _extract(config, record, name, scan)
         for scan in _followed(config, record, name, scans):
@@ -355,12 +367,19 @@ def _takes(name: str, scan: Scan) -> bool:
     return scan.kind in _says(name, "TAKES") and (not of or scan.entities.get("param", "").lower() in of)
 
 
-def _fits(config: Config, name: str, scan: Scan) -> bool:
+def _options(config: Config, name: str, scan: Scan) -> list[dict[str, Any]]:
+    """List the options to extract a feature with: once with each atlas that fits the scan, once where none is laid over it."""
+    known, given = zoo.options("features", name), config.features.of(name)
+    if "atlas" not in known:
+        return [given]
+    fitting = [a for a in zoo.several(given.get("atlas", known["atlas"])) if _fits(name, scan, str(a))]
+    is_laid_over = scan.kind in (_says(name, "ATLAS_FOR") or (scan.kind,))
+    return [{**given, "atlas": atlas} for atlas in (fitting if is_laid_over else fitting[:1])]
+
+
+def _fits(name: str, scan: Scan, atlas: str) -> bool:
     """Leave grayordinates to an atlas of grayordinates, and volumes to an atlas of voxels."""
-    if name != "timeseries":
-        return True
-    dense = str(config.features.of("timeseries").get("atlas", "")).endswith(".dlabel.nii")
-    return scan.kind != ("bold" if dense else "cifti")
+    return name != "timeseries" or scan.kind != ("bold" if atlas.endswith(".dlabel.nii") else "cifti")
 
 
 def _has_needed(config: Config, name: str, scan: Scan, taken: Sequence[Scan]) -> bool:
@@ -464,11 +483,17 @@ def _not_there(scan: Scan) -> str:
 
 
 def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> None:
+    """Extract one feature of one scan, with each of its atlases."""
+    for options in _options(config, name, scan):
+        _extract_once(config, record, name, scan, options)
+
+
+def _extract_once(config: Config, record: dict[str, Any], name: str, scan: Scan, options: Mapping[str, Any]) -> None:
     """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
     try:
         if not scan.path.exists():
             raise DataError(_not_there(scan))
-        feature: Feature = zoo.load("features", name)(scan, **config.features.of(name))
+        feature: Feature = zoo.load("features", name)(scan, **options)
         path = derivatives.write_feature(config.out, scan, feature)
     except BidsDLError as problem:
         record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})

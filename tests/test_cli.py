@@ -216,3 +216,8 @@ def test_group_needs_one_row_a_participant(
     query.read_people.cache_clear()
     given, said_so = said(capsys, data, out, "group", "--nprocs", "1")
     assert (given, message in said_so) == (code, True)
+
+
+def test_one_atlas_is_a_name_and_more_are_a_list() -> None:
+    given = {name: cli.parse(["d", "o", "participant", "--atlas", *name.split()])[0] for name in ("aal", "aal aicha")}
+    assert [c.features.of("timeseries")["atlas"] for c in given.values()] == ["aal", ["aal", "aicha"]]

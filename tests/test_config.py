@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +53,23 @@ def test_merging_lays_the_second_over_the_first() -> None:
 def test_values_of_another_kind_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         config.from_mapping(BASE | wrong)
+
+
+def test_paths_among_the_options_of_methods_become_absolute_and_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.nii.gz", "chip.bed"):
+        (tmp_path / name).touch()
+    features = {"timeseries": {"atlas": ["aal", "mine.nii.gz"]}, "snp": {"file": "chip.bed"}}
+    explainers = {"occlusion": {"atlas": "mine.nii.gz", "max_participants": 3}}
+    made = config.absolute(config.from_mapping(BASE | {"features": features, "explainers": explainers}))
+    mine = str(tmp_path / "mine.nii.gz")
+    assert made.features.of("timeseries") == {"atlas": ["aal", mine]}
+    assert made.features.of("snp") == {"file": str(tmp_path / "chip.bed")}
+    assert made.explainers.of("occlusion") == {"atlas": mine, "max_participants": 3}
+
+
+def test_several_atlases_read_back_equal() -> None:
+    one = config.from_mapping(BASE | {"features": {"timeseries": {"atlas": ["aal", "aicha"]}}})
+    assert config.from_mapping(tomllib.loads(config.to_toml(one))) == one

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import write_confounds, write_derivative, write_image, write_series
 
-from bids_dl import cli, derivatives, query
+from bids_dl import cli, derivatives, participant, query
+from bids_dl.records import Scan
 
 BIN = Path(sys.executable).parent
 
@@ -313,3 +314,56 @@ def test_an_atlas_of_ones_own_is_used_from_a_relative_path(
     assert run(data, tmp_path / "out", "--atlas", "halves.nii.gz") == 0
     (series,) = (tmp_path / "out").rglob("*_atlas-Halves_stat-mean_timeseries.tsv")
     assert query.read_matrix(series)[0] == ("left", "right")
+
+
+def test_each_atlas_gives_its_own_files_and_the_features_that_follow_are_made_of_each(fmriprep, tmp_path: Path) -> None:
+    data, out, alone = fmriprep(1), tmp_path / "out", tmp_path / "alone"
+    for name, edge in (("four", 4), ("sixty", 60)):
+        labels = np.arange(9 * 11 * 9).reshape(9, 11, 9) % edge + 1
+        write_image(tmp_path / f"{name}.nii.gz", labels.astype(np.int16))
+    config = tmp_path / "c.toml"
+    config.write_text(f'[features.regional]\natlas = ["{tmp_path}/sixty.nii.gz", "{tmp_path}/four.nii.gz"]\n')
+    features = ("--features", "timeseries", "connectivity", "dynamic_connectivity", "regional", "alff")
+    both = ("--atlas", tmp_path / "four.nii.gz", tmp_path / "sixty.nii.gz")
+    assert run(data, out, *features, "--config-file", config, *both) == 0
+    assert run(data, alone, "--features", "timeseries", "connectivity", *both[:2]) == 0
+    made = {(query.entities(p)["suffix"], query.entities(p).get("atlas")) for p in out.glob("sub-01/func/*.tsv")}
+    kinds = ("timeseries", "relmat", "edges", "bold", "regions")
+    assert made == {(kind, atlas) for kind in kinds for atlas in ("FOUR", "Sixty")}
+    for path in alone.glob("sub-01/func/*.tsv"):
+        assert path.read_bytes() == (out / path.relative_to(alone)).read_bytes()
+
+
+def test_a_table_is_read_once_however_many_atlases_are_named(xcpd, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(xcpd(1), out, "--features", "timeseries", "--atlas", "aal", "aicha") == 0
+    record = json.loads((out / "logs" / "participants" / "sub-01.json").read_text())
+    assert [query.entities(Path(f["path"]))["atlas"] for f in record["features"]] == ["Six"]
+
+
+def test_an_atlas_that_fails_leaves_the_files_of_the_others(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    far = np.eye(4)
+    far[:3, 3] = 900
+    away = write_image(tmp_path / "away.nii.gz", np.ones((3, 3, 3), np.int16), far)
+    assert run(data, out, "--features", "timeseries", "--atlas", away, "aicha") == 1
+    assert {query.entities(p).get("atlas") for p in out.rglob("*_timeseries.tsv")} == {"Aicha"}
+    assert "no region varies" in problems(out)["sub-01"]
+
+
+def test_grayordinates_and_voxels_each_take_the_atlases_that_fit(tmp_path: Path) -> None:
+    settings = cli.parse(["d", "o", "participant", "--atlas", "aal", "x.dlabel.nii", "aicha"])[0]
+    folder = tmp_path / "sub-1" / "func"
+    names = {"bold": "bold.nii.gz", "cifti": "bold.dtseries.nii", "timeseries": "atlas-Six_timeseries.tsv"}
+    scans = {k: Scan(p := folder / f"sub-1_task-rest_{n}", query.entities(p), tmp_path) for k, n in names.items()}
+    laid = {kind: [o["atlas"] for o in participant._options(settings, "timeseries", s)] for kind, s in scans.items()}
+    assert laid == {"bold": ["aal", "aicha"], "cifti": ["x.dlabel.nii"], "timeseries": ["aal"]}
+
+
+def test_two_atlases_of_one_name_are_refused(fmriprep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("one", "two"):
+        write_image(tmp_path / folder / "atlas-Two_dseg.nii.gz", np.ones((3, 3, 3), np.int16))
+    assert run(fmriprep(1), tmp_path / "out", "--atlas", tmp_path / "one", tmp_path / "two") == 64
+    said = capsys.readouterr().err
+    assert "both called 'Two'" in said
+    assert str(tmp_path / "two") in said

@@ -198,3 +198,48 @@ def test_smoothing_before_averaging_equals_averaging_smoothed_volumes() -> None:
     series, _ = regions.regional_means(image, _labels(), 3, smoothing_mm=25.0)
     slow, _ = regions.regional_means(smooth_img(image, 25.0), _labels(), 3)
     np.testing.assert_allclose(series, slow, rtol=1e-5)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make TemplateFlow's folder: an atlas in two resolutions, one of two thresholds, and one that was not downloaded."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    regions.load_atlas.cache_clear()
+    folder = tmp_path / "tpl-MNI152NLin2009cAsym"
+    start = "tpl-MNI152NLin2009cAsym"
+    for resolution, size in (("01", 1.0), ("02", 2.0)):
+        name = f"{start}_res-{resolution}_atlas-Cells_desc-3Parcels_dseg.nii.gz"
+        write_image(folder / name, blocks(), np.diag([size, size, size, 1.0]))
+    for threshold in (0, 25):
+        write_image(folder / f"{start}_res-01_atlas-Odds_desc-th{threshold}_dseg.nii.gz", blocks())
+    (folder / f"{start}_res-01_atlas-Absent_dseg.nii.gz").touch()
+    write_image(folder / f"{start}_res-01_desc-carpet_dseg.nii.gz", blocks())
+    (folder / f"{start}_atlas-Cells_desc-3Parcels_dseg.tsv").write_text("index\tname\n2\ta\n5\tb\n7\tc\n")
+    (folder / f"{start}_atlas-Cells_dseg.tsv").write_text("index\tname\n2\tx\n5\ty\n7\tz\n")
+    (folder / f"{start}_atlas-Odds_dseg.tsv").write_text("index\tname\n2\td\n5\te\n7\tf\n")
+    (folder / f"{start}_atlas-Odds_desc-th25_dseg.tsv").touch()
+    return folder
+
+
+def test_an_atlas_of_templateflow_is_found_by_name_in_the_resolution_nearest_to_2_mm(cache: Path) -> None:
+    atlas = regions.load_atlas("Cells_3Parcels")
+    assert (atlas.name, atlas.labels, atlas.indices) == ("Cells3Parcels", ("a", "b", "c"), (2, 5, 7))
+    assert "res-02" in atlas.path.name
+
+
+def test_a_table_applies_to_the_images_that_share_its_entities(cache: Path) -> None:
+    assert regions.load_atlas("Odds_th0").labels == ("d", "e", "f")
+    assert regions.load_atlas("Odds_th25").labels == ("d", "e", "f")
+
+
+def test_what_templateflow_holds_is_listed_and_what_it_has_not_downloaded_is_not(cache: Path) -> None:
+    with pytest.raises(UsageError, match=r"'Absent' is no .*holds Cells_3Parcels, Odds_th0, Odds_th25\.$"):
+        regions.load_atlas("Absent")
+    with pytest.raises(UsageError, match="did you mean 'Cells_3Parcels'"):
+        regions.load_atlas("Cells_4Parcels")
+
+
+def test_without_templateflow_the_folder_looked_in_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="none/tpl-MNI152NLin2009cAsym holds none"):
+        regions.load_atlas("Schaefer2018_100Parcels7Networks")

@@ -45,3 +45,13 @@ def test_nearest_lists_the_choice_where_nothing_is_close() -> None:
 def test_constants_are_read_without_importing() -> None:
     assert zoo.constant("models", "cnn3d", "SUITS") == ("volume",)
     assert zoo.constant("models", "linear", "SUITS") is None
+
+
+def test_an_atlas_may_be_one_or_several_and_other_options_may_not() -> None:
+    zoo.check_options("features", "timeseries", {"atlas": "aal"})
+    zoo.check_options("features", "timeseries", {"atlas": ["aal", "aicha"]})
+    for wrong in ({"atlas": []}, {"atlas": ["aal", 3]}, {"confounds": ["simple", "motion"]}):
+        with pytest.raises(UsageError, match="expected a value like"):
+            zoo.check_options("features", "timeseries", wrong)
+    with pytest.raises(UsageError, match="occlusion.atlas"):
+        zoo.check_options("explainers", "occlusion", {"atlas": ["aal", "aicha"]})

