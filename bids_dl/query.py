@@ -336,7 +336,7 @@ def _with_companions(scan: Scan) -> Scan:
         related |= {"composite": path.with_name(to_space)}
         related |= {"head": path.with_name(f"{own}_desc-preproc_T1w.nii.gz")} if "space" in names else {}
     if scan.kind == "dwi":
-        related = {end: path.with_name(f"{stem}.{end}") for end in ("bval", "bvec")}
+        related = {end: inherited(path, scan.dataset, f".{end}") for end in ("bval", "bvec")}
     if scan.kind in SENSORS:
         ends = {
             "channels": f"{stem.removesuffix(f'_{scan.kind}')}_channels.tsv",
@@ -494,25 +494,44 @@ def _shown(first: Scan, other: Scan) -> str:
 def sidecar(path: Path, dataset: Path) -> dict[str, Any]:
     """Read a file's metadata by BIDS inheritance: from the dataset's root down, the nearer file wins."""
     metadata: dict[str, Any] = {}
-    folders = [dataset, *reversed([p for p in path.parents if p.is_relative_to(dataset) and p != dataset])]
-    for folder in folders:
-        for candidate in _candidates(folder, path.name.split(".")[0]):
+    for folder in _levels(path, dataset):
+        for candidate in _candidates(folder, path.name.split(".")[0], ".json"):
             metadata |= _json(candidate)
     return metadata
 
 
-def _candidates(folder: Path, stem: str) -> list[Path]:
-    """List the JSON files of a folder that apply to a name, the most general first."""
+def inherited(path: Path, dataset: Path, ending: str) -> Path:
+    """Find the file of an ending that applies to a scan by BIDS inheritance: the nearest one, and the most particular there.
+
+    Where there is none, it is the file that would lie beside the scan.
+    """
+    stem = path.name.split(".")[0]
+    own = path.with_name(stem + ending)
+    if own.is_file():
+        return own
+    applying = [p for folder in _levels(path, dataset) for p in _candidates(folder, stem, ending)]
+    return applying[-1] if applying else own
+
+
+def _levels(path: Path, dataset: Path) -> list[Path]:
+    """List the folders from the dataset's root down to a file."""
+    return [dataset, *reversed([p for p in path.parents if p.is_relative_to(dataset) and p != dataset])]
+
+
+def _candidates(folder: Path, stem: str, ending: str) -> list[Path]:
+    """List the files of a folder that apply to a name, the most general first."""
     own = set(stem.split("_"))
     fitting = [
-        p for p in _json_files(folder) if set(p.stem.split("_")) <= own and p.stem.split("_")[-1] == stem.split("_")[-1]
+        p
+        for p in _files_ending(folder, ending)
+        if set(p.stem.split("_")) <= own and p.stem.split("_")[-1] == stem.split("_")[-1]
     ]
     return sorted(fitting, key=lambda p: len(p.stem.split("_")))
 
 
 @lru_cache(maxsize=4096)
-def _json_files(folder: Path) -> tuple[Path, ...]:
-    return tuple(folder.glob("*.json"))
+def _files_ending(folder: Path, ending: str) -> tuple[Path, ...]:
+    return tuple(folder.glob(f"*{ending}"))
 
 
 @lru_cache(maxsize=4096)

@@ -161,7 +161,7 @@ def test_metadata_is_inherited_and_the_nearer_file_wins(tmp_path: Path) -> None:
     (tmp_path / "task-rest_bold.json").write_text(json.dumps({"RepetitionTime": 2, "A": 1}))
     (tmp_path / "task-nback_bold.json").write_text(json.dumps({"RepetitionTime": 9}))
     (folder / "sub-1_task-rest_bold.json").write_text(json.dumps({"RepetitionTime": 3}))
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
     assert query.sidecar(folder / "sub-1_task-rest_bold.nii.gz", tmp_path) == {"RepetitionTime": 3, "A": 1}
 
 
@@ -311,6 +311,30 @@ def test_gradients_belong_to_a_raw_diffusion_scan(tmp_path: Path) -> None:
         (folder / f"sub-1_dwi.{end}").write_bytes(b"")
     (scan,) = query.find(settings(root))["sub-1"]
     assert (scan.kind, scan.prepared, set(scan.related)) == ("dwi", False, {"bval", "bvec"})
+
+
+def test_gradients_are_inherited_from_the_nearest_level_that_applies(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_description(root)
+    one, two = root / "sub-1" / "dwi" / "sub-1_acq-a_dwi", root / "sub-1" / "dwi" / "sub-1_acq-b_dwi"
+    files = ["dwi.bval", "dwi.bvec", "acq-b_dwi.bvec", "task-x_dwi.bvec", "T1w.bval", "sub-1/sub-1_dwi.bval"]
+    for path in [*(root / f for f in files), *(Path(f"{s}.nii.gz") for s in (one, two)), Path(f"{one}.bval")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = {
+        s.name: {k: str(p.relative_to(root)) for k, p in s.related.items()} for s in query.find(settings(root))["sub-1"]
+    }
+    assert found == {
+        "sub-1_acq-a_dwi": {"bval": "sub-1/dwi/sub-1_acq-a_dwi.bval", "bvec": "dwi.bvec"},
+        "sub-1_acq-b_dwi": {"bval": "sub-1/sub-1_dwi.bval", "bvec": "acq-b_dwi.bvec"},
+    }
+
+
+def test_gradients_that_are_not_there_yet_are_not_replaced_by_more_general_ones(tmp_path: Path) -> None:
+    root = recordings(tmp_path / "d", "dwi.bval", "sub-1/dwi/sub-1_dwi.nii.gz")
+    (root / "sub-1" / "dwi" / "sub-1_dwi.bval").symlink_to("nowhere")
+    (scan,) = query.find(settings(root))["sub-1"]
+    assert scan.related == {}
 
 
 def recordings(root: Path, *files: str) -> Path:

@@ -126,7 +126,7 @@ def test_components_without_a_sidecar_are_of_the_combined_mask(bold: Scan) -> No
     assert bold.confounds is not None
     assert nuisance(bold, N, confounds="compcor").columns.shape[1] == 24 + 1 + 2
     bold.confounds.with_suffix(".json").unlink()
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
     assert nuisance(bold, N, confounds="compcor").columns.shape[1] == 24 + 1 + 3
 
 
@@ -224,7 +224,7 @@ def test_the_header_knows_its_unit_of_time(bold: Scan, stored: float, unit: str,
 def test_a_sidecar_and_a_header_must_agree(
     bold: Scan, said: float | None, stored: float, unit: str, refused: str
 ) -> None:
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
     if said is not None:
         bold.path.with_name(bold.path.name.split(".")[0] + ".json").write_text(json.dumps({"RepetitionTime": said}))
     image = nib.load(bold.path)
@@ -235,7 +235,7 @@ def test_a_sidecar_and_a_header_must_agree(
             signals.repetition_time(bold, image)
     else:
         assert signals.repetition_time(bold, image) == said
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
 
 
 def test_smoothing_equals_nilearns() -> None:

@@ -96,10 +96,10 @@ def test_what_is_missing_is_said(bold: Scan, atlas: str, change: dict[str, objec
 @pytest.mark.parametrize("period", [0.0, "two", 2000])
 def test_an_implausible_repetition_time_is_refused(bold: Scan, atlas: str, period: object) -> None:
     bold.path.with_name(bold.path.name.split(".")[0] + ".json").write_text(json.dumps({"RepetitionTime": period}))
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
     with pytest.raises(DataError, match="RepetitionTime"):
         extract(bold, atlas=atlas)
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
 
 
 def test_confounds_of_another_length_are_named(bold: Scan, atlas: str) -> None:
@@ -167,10 +167,10 @@ def test_an_image_that_cannot_be_right_is_named(bold: Scan, atlas: str, change: 
         bold = replace(bold, mask=write_image(bold.path.with_name("mask.nii.gz"), np.ones(SHAPE, np.uint8), moved))
     if change == "header":
         bold.path.with_name(bold.path.name.split(".")[0] + ".json").write_text('{"RepetitionTime": 2.5}')
-        query._json_files.cache_clear()
+        query._files_ending.cache_clear()
     with pytest.raises(DataError, match=f"sub-1.*{message}"):
         extract(bold, atlas=atlas)
-    query._json_files.cache_clear()
+    query._files_ending.cache_clear()
 
 
 @pytest.fixture
