@@ -16,7 +16,10 @@ from bids_dl import derivatives, quality, query, written
 from bids_dl.written import Json
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-TITLES = {"t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity"}
+TITLES = {
+    "t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity",
+    "dual_regression": "network courses", "network_maps": "network maps",
+}  # fmt: skip
 
 
 def brief(value: Any, digits: int = 3) -> str:
@@ -36,9 +39,7 @@ def verdict_of_participant(features: Sequence[Json], problems: Sequence[Json], n
     parts = [f"{title}{f' {TIMES}{n}' if n > 1 else ''} ({origin})" for (title, origin), n in counts.items()]
     said = f"Extracted: {', '.join(parts)}."
     said += (
-        f" {_count(n_flagged, 'measure')} of quality lie{'s' if n_flagged == 1 else ''} far from the others'."
-        if n_flagged
-        else ""
+        f" {_count(n_flagged, 'measure')} of quality {'is' if n_flagged == 1 else 'are'} flagged." if n_flagged else ""
     )
     if problems:
         return f"{said} {_count(len(problems), 'scan')} could not be used:", "caution"
@@ -63,7 +64,24 @@ def _count(n: int, noun: str) -> str:
 
 def title_of(entry: Json) -> str:
     """Name a feature as a person would."""
-    return TITLES.get(entry["feature"], str(entry["feature"]).replace("_", " "))
+    title = TITLES.get(entry["feature"], str(entry["feature"]).replace("_", " "))
+    if sensed := of_sensors(Path(entry.get("path", ""))):
+        return sensed if entry["feature"] == "timeseries" else f"{title} of {sensed}"
+    return title
+
+
+def of_sensors(path: Path) -> str:
+    """Name what a file says of an EEG or MEG: EEG alpha amplitudes, or EEG time series of a derivative; else empty."""
+    labels = query.entities(path)
+    device, atlas = labels["datatype"], labels.get("atlas", "")
+    if device not in query.SENSORS:
+        return ""
+    band = atlas.removeprefix(device)
+    return (
+        f"{device.upper()} {band[:1].lower() + band[1:]} amplitudes"
+        if band != atlas
+        else f"{device.upper()} time series"
+    )
 
 
 def _origin(entry: Json) -> str:
@@ -313,7 +331,12 @@ def _said_data(out: Path) -> str:
 
 KEPT = "the weights with the lowest loss in validation participants were kept"
 WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
-SUBJECTS = {"timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes"}
+SUBJECTS = {
+    "timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes",
+    "dual_regression": "Courses", "network_maps": "Individual maps",
+}  # fmt: skip
+NETWORKS = ("dual_regression", "network_maps")
+"""Features that regress a scan on maps of networks."""
 
 
 def _said_features(out: Path) -> str:
@@ -336,12 +359,7 @@ def _said_feature(out: Path, entries: Sequence[Json]) -> str:
     first = entries[0]
     path = out / first["path"]
     labels, sidecar = query.entities(path), written.read_json(derivatives.sidecar_path(path))
-    family = re.match(r"[a-z]*", labels.get("atlas", "").lower())
-    where = (
-        f" in the regions of the {labels['atlas']} atlas [@atlas-{family[0] if family else ''}]"
-        if labels.get("atlas")
-        else ""
-    )
+    where = _said_where(first, labels)
     where += f" in {labels['space']} space" if labels.get("space") else ""
     how = "; ".join(str(sidecar[k]) for k in ("RelationshipMeasure", "Description") if sidecar.get(k))
     how = how.replace("Fisher z", "Fisher z [@fisherz]") + (
@@ -351,12 +369,38 @@ def _said_feature(out: Path, entries: Sequence[Json]) -> str:
     moved = f" Mean framewise displacement [@displacement] was {np.mean(motion):.2f} mm." if motion else ""
     n = _count(len({e["who"] for e in entries}), "participant")
     subject = SUBJECTS.get(first["feature"], f"Features '{first['feature']}'")
+    if (sensed := of_sensors(path)) and first["feature"] == "timeseries":
+        subject = f"{sensed} at each sensor"
     return f"{subject}{where} ({n}{f'; {how}' if how else ''}) were {_said_origin(entries)}.{moved}"
 
 
+def _said_where(entry: Json, labels: Mapping[str, str]) -> str:
+    """Say what a feature was measured of: an atlas's regions, a template's networks, or a rhythm: sensors have no atlas."""
+    if sensed := of_sensors(Path(entry["path"])):
+        return "" if entry["feature"] == "timeseries" else f" of {sensed}"
+    atlas = labels.get("atlas")
+    if not atlas:
+        return ""
+    family = re.match(r"[a-z]*", atlas.lower())
+    cited = f"[@atlas-{family[0] if family else ''}]"
+    if entry["feature"] in NETWORKS or "dual_regression" in str(entry.get("why")):
+        return f" of the networks {atlas} {cited}"
+    return f" in the regions of the {atlas} atlas {cited}"
+
+
 def _said_origin(entries: Sequence[Json]) -> str:
-    if _is_derived(entries[0]):
-        return "computed from the regional time series"
+    first = entries[0]
+    sensed = of_sensors(Path(first["path"]))
+    if _is_derived(first):
+        follows = "courses of the networks" if "dual_regression" in str(first.get("why")) else "regional time series"
+        return f"computed from the {'series of the sensors' if sensed else follows}"
+    if first["feature"] in NETWORKS:
+        return f"found by dual regression [@dualregression] in scans {_said_preparation(entries)}"
+    with_mne = sensed and not all(e.get("prepared") for e in entries)
+    return _said_preparation(entries) + (", read with MNE-Python [@mne] and MNE-BIDS [@mnebids]" if with_mne else "")
+
+
+def _said_preparation(entries: Sequence[Json]) -> str:
     raw = sum(not e.get("prepared") for e in entries)
     if 0 < raw < len(entries):
         return f"prepared by bids_dl from {raw} raw scans and taken from derivatives for the other {len(entries) - raw}"
@@ -371,7 +415,9 @@ def _said_quality(settings: Json) -> str:
         (given.get("min_mask_dice"), "a brain mask overlapped the template's by a Dice coefficient below {:g}"),
         (
             given.get("exclude_flagged"),
-            "a measure of quality lay more than 3.5 robust standard deviations from the median",
+            f"a measure of quality lay more than {quality.LARGEST_Z} robust standard deviations from the median of the "
+            f"participants of their site (of all, where it had fewer than {quality.FLAGGED_FROM}) or filter, confounds and "
+            f"censoring left fewer than {quality.FEWEST_FREE} degrees of freedom",
         ),
     ]
     said = [text.format(limit) for limit, text in rules if limit]

@@ -1,7 +1,10 @@
 """Verdicts say what speaks against a result; the methods text cites what it names."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
 
 from bids_dl import prose
 
@@ -66,7 +69,7 @@ def test_a_flag_makes_a_participants_verdict_cautious():
     features = [{"feature": "t1w", "prepared": True}]
     assert prose.verdict_of_participant(features, [])[1] == ""
     said, tone = prose.verdict_of_participant(features, [], 2)
-    assert said.endswith("2 measures of quality lie far from the others'.")
+    assert said.endswith("2 measures of quality are flagged.")
     assert tone == "caution"
 
 
@@ -74,3 +77,61 @@ def test_rules_of_quality_are_told_only_where_they_were_set():
     assert prose._said_quality({"quality": {"max_mean_fd_mm": 0.0, "exclude_flagged": False}}) == ""
     said = prose._said_quality({"quality": {"max_mean_fd_mm": 0.3, "exclude_flagged": True}})
     assert "exceeded 0.3 mm, or a measure of quality" in said
+
+
+def entry(feature: str, path: str, **more: object) -> dict:
+    return {"feature": feature, "path": path, "who": "sub-1", "source": "sub-1_eeg.edf", "prepared": False, **more}
+
+
+@pytest.mark.parametrize(("device", "band"), [("eeg", "Alpha"), ("meg", "LowGamma")])
+def test_the_rhythms_of_sensors_are_never_called_regional(device, band):
+    series = entry("timeseries", f"sub-1/{device}/sub-1_atlas-{device}{band}_stat-mean_timeseries.tsv")
+    edges = entry("connectivity", f"sub-1/{device}/sub-1_atlas-{device}{band}_relmat.tsv", source="x_timeseries.tsv")
+    name = f"{device.upper()} {band[0].lower()}{band[1:]} amplitudes"
+    assert prose.title_of(series) == name
+    assert prose.title_of(edges) == f"connectivity of {name}"
+    for one in (series, edges):
+        said = prose._said_feature(Path("/out"), [one])
+        assert name in said
+        assert "region" not in said.lower()
+        assert "atlas" not in said
+
+
+def test_a_table_of_sensors_from_elsewhere_is_not_said_to_be_amplitudes():
+    taken = entry("timeseries", "sub-1/eeg/sub-1_atlas-1020_timeseries.tsv", prepared=True)
+    assert prose.title_of(taken) == "EEG time series"
+    assert "MNE" not in prose._said_feature(Path("/out"), [taken])
+
+
+def cited(feature: dict) -> list[str]:
+    return [r.link for r in prose.cited_in([prose._said_feature(Path("/out"), [feature])])]
+
+
+def test_mne_and_mne_bids_are_cited_where_they_read_a_recording():
+    links = cited(entry("timeseries", "sub-1/eeg/sub-1_atlas-eegAlpha_timeseries.tsv"))
+    assert links == ["doi:10.21105/joss.01896", "doi:10.3389/fnins.2013.00267"]
+    assert cited(entry("timeseries", "sub-1/func/sub-1_atlas-AAL_timeseries.tsv")) == ["doi:10.1006/nimg.2001.0978"]
+
+
+@pytest.mark.parametrize("feature", ["dual_regression", "network_maps"])
+def test_networks_of_group_ica_and_their_regression_are_cited(feature):
+    taken = entry(feature, "sub-1/func/sub-1_task-rest_atlas-ICA20_stat-dualregression_boldmap.nii.gz")
+    assert cited(taken) == ["doi:10.3389/fnins.2017.00115", "doi:10.1016/j.neuroimage.2010.02.010"]
+    said = prose.readable([prose._said_feature(Path("/out"), [taken])])[0]
+    assert "of the networks ICA20 (Varoquaux et al., 2010)" in said
+    assert "region" not in said
+    assert prose.title_of(taken).startswith("network")
+
+
+def test_a_connectome_of_networks_is_said_to_come_from_their_courses():
+    edges = entry("connectivity", "sub-1/func/sub-1_atlas-ICA20_relmat.tsv", source="x_timeseries.tsv",
+                  why="from the feature dual_regression")  # fmt: skip
+    said = prose._said_feature(Path("/out"), [edges])
+    assert "of the networks ICA20" in said
+    assert "computed from the courses of the networks" in said
+
+
+def test_the_rule_of_flags_tells_its_limits():
+    said = prose._said_quality({"quality": {"exclude_flagged": True}})
+    assert "3.5 robust standard deviations" in said
+    assert "fewer than 20 degrees of freedom" in said
