@@ -72,6 +72,98 @@ def positions(n_steps: int, n_units: int) -> Tensor:
     return encoded
 
 
+class Steps(nn.Sequential):
+    """Bring the values of every step to a few units: (participant, step, value) to (participant, step, unit)."""
+
+    def __init__(self, n_values: int, n_units: int, dropout: float) -> None:
+        super().__init__(nn.Linear(n_values, n_units), nn.LayerNorm(n_units), nn.ReLU(), nn.Dropout(dropout))
+
+
+class Recurrent(nn.Module):
+    """Run LSTM or GRU layers over the steps that there are, forwards and, where asked, backwards.
+
+    Steps that are missing are skipped, at the end or within, so that no hidden state has seen padding. Two plain passes,
+    the second over steps turned round, are ten times as fast on a CPU as one bidirectional pass over packed sequences.
+    """
+
+    def __init__(
+        self, cell: type[nn.LSTM] | type[nn.GRU], n_values: int, n_units: int, *, n_layers: int = 1,
+        both_ways: bool = False, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        ways = 2 if both_ways else 1
+        widths = [n_values] + [ways * n_units] * (n_layers - 1)
+        self.forwards = nn.ModuleList(cell(width, n_units, batch_first=True) for width in widths)
+        self.backwards = nn.ModuleList(cell(width, n_units, batch_first=True) for width in widths if both_ways)
+        self.dropout = nn.Dropout(dropout)
+        self.n_units = ways * n_units
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the hidden state at every step, (participant, step, unit); at a missing one it means nothing."""
+        to_front = torch.argsort(~mask, dim=1, stable=True)
+        back = torch.argsort(to_front, dim=1)
+        turned = _turned(mask.sum(dim=1), mask.shape[1])
+        h = _taken(values, to_front)
+        for number, forwards in enumerate(self.forwards):
+            h = self.dropout(h) if number else h
+            states = [forwards(h)[0]]
+            if self.backwards:
+                states.append(_taken(self.backwards[number](_taken(h, turned))[0], turned))
+            h = torch.cat(states, dim=2)  # (participant, step, unit)
+        return _taken(h, back)
+
+
+def _turned(n_steps: Tensor, n_all: int) -> Tensor:
+    """Index the steps from the last to the first, (participant, step); padding behind them keeps its place."""
+    step = torch.arange(n_all, device=n_steps.device)[None]
+    n = n_steps[:, None]
+    return torch.where(step < n, n - 1 - step, step)
+
+
+def _taken(x: Tensor, order: Tensor) -> Tensor:
+    """Put the steps of (participant, step, unit) into each participant's own order."""
+    return torch.gather(x, 1, order[..., None].expand(-1, -1, x.shape[2]))
+
+
+class RecurrentNetwork(nn.Module):
+    """Steps brought to a few units, recurrent layers, their states averaged over time, plainly or by attention."""
+
+    def __init__(
+        self, cell: type[nn.LSTM] | type[nn.GRU], n_values: int, n_outputs: int, *, width: int, hidden: int,
+        n_layers: int, both_ways: bool, attention: bool, dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.project = Steps(n_values, width, dropout)
+        self.recurrent = Recurrent(cell, width, hidden, n_layers=n_layers, both_ways=both_ways, dropout=dropout)
+        self.pool = AttentionPool(self.recurrent.n_units) if attention else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.recurrent.n_units, n_outputs)
+
+    def states(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hidden state at every step, (participant, step, unit), and which steps there are."""
+        values, mask = masked(x)
+        return self.recurrent(self.project(values), mask), mask
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return each step's share in a participant's representation, (participant, step); they sum to 1."""
+        h, mask = self.states(x)
+        if self.pool is not None:
+            return self.pool.weights(h, mask)
+        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by the weighted mean of the hidden states over time."""
+        h, mask = self.states(x)
+        pooled: Tensor = masked_mean(h, mask) if self.pool is None else self.pool(h, mask)
+        found: Tensor = self.dropout(pooled)  # (participant, unit)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(x))  # (participant, output)
+        return out
+
+
 def n_regions(n_edges: int) -> tuple[int, bool]:
     """Find how many regions a connectome has, and whether it is directed, from its number of edges.
 
