@@ -496,7 +496,8 @@ def _extract_once(config: Config, record: dict[str, Any], name: str, scan: Scan,
         feature: Feature = zoo.load("features", name)(scan, **options)
         path = derivatives.write_feature(config.out, scan, feature)
     except BidsDLError as problem:
-        record["problems"].append({"scan": scan.name, "feature": name, "reason": str(problem)})
+        noted = {"scan": scan.name, "feature": name, "reason": str(problem)}
+        record["problems"] += [] if noted in record["problems"] else [noted]  # a damaged file fails with every atlas
         return
     except Exception as problem:  # one participant's surprise must not stop the others
         _note_crash(config, record, scan, name, problem)

@@ -100,8 +100,9 @@ def _from_templateflow(spec: str) -> Atlas:
     folder = templateflow()
     there = cached(folder)
     if spec not in there:
+        hint = zoo.closest(spec, [*shipped(), *there])
         raise UsageError(
-            f"'{spec}' is no known atlas; {zoo.nearest(spec, [*shipped(), *there])} "
+            f"'{spec}' is no known atlas{f'; {hint}' if hint else '.'} There are {', '.join(shipped())}; "
             f"TemplateFlow's {folder} holds {', '.join(there) or 'none'}."
         )
     image = min(there[spec], key=lambda p: abs(float(nib.load(p).header.get_zooms()[0]) - NEAREST_MM))

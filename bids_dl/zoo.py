@@ -36,9 +36,14 @@ def names(zoo: str) -> tuple[str, ...]:
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Phrase the closest valid words as a hint; the full list where nothing is close."""
     valid = sorted(map(str, valid))
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     listed = ", ".join(valid[:12]) + (", …" if len(valid) > 12 else "")
-    return f"did you mean '{close[0]}'?" if close else f"choose from: {listed or 'nothing available'}."
+    return closest(word, valid) or f"choose from: {listed or 'nothing available'}."
+
+
+def closest(word: str, valid: Iterable[str]) -> str:
+    """Phrase the closest valid word as a question; empty where nothing is close."""
+    close = difflib.get_close_matches(word, sorted(map(str, valid)), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def check(zoo: str, name: str) -> None:

@@ -348,7 +348,16 @@ def test_an_atlas_that_fails_leaves_the_files_of_the_others(fmriprep, tmp_path: 
     away = write_image(tmp_path / "away.nii.gz", np.ones((3, 3, 3), np.int16), far)
     assert run(data, out, "--features", "timeseries", "--atlas", away, "aicha") == 1
     assert {query.entities(p).get("atlas") for p in out.rglob("*_timeseries.tsv")} == {"Aicha"}
-    assert "no region varies" in problems(out)["sub-01"]
+    assert "no region varies over time, of the atlas AWAY" in problems(out)["sub-01"]
+
+
+def test_a_damaged_file_is_listed_once_however_many_atlases_are_named(fmriprep, tmp_path: Path) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    bold = next((data / "derivatives").rglob("*_bold.nii.gz"))
+    bold.write_bytes(bold.read_bytes()[:-3000])
+    run(data, out, "--features", "timeseries", "t1w", "--atlas", "aal", "aicha")
+    assert problems(out)["sub-01"].count("ends early") == 1
+    assert len((out / "logs" / "problems.tsv").read_text().splitlines()) == 2
 
 
 def test_grayordinates_and_voxels_each_take_the_atlases_that_fit(tmp_path: Path) -> None:

@@ -233,7 +233,9 @@ def test_a_table_applies_to_the_images_that_share_its_entities(cache: Path) -> N
 
 
 def test_what_templateflow_holds_is_listed_and_what_it_has_not_downloaded_is_not(cache: Path) -> None:
-    with pytest.raises(UsageError, match=r"'Absent' is no .*holds Cells_3Parcels, Odds_th0, Odds_th25\.$"):
+    with pytest.raises(
+        UsageError, match=r"'Absent' is no known atlas\. There are aal, .*holds Cells_3Parcels, Odds_th0, Odds_th25\.$"
+    ):
         regions.load_atlas("Absent")
     with pytest.raises(UsageError, match="did you mean 'Cells_3Parcels'"):
         regions.load_atlas("Cells_4Parcels")

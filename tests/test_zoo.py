@@ -44,7 +44,7 @@ def test_nearest_lists_the_choice_where_nothing_is_close() -> None:
 
 def test_constants_are_read_without_importing() -> None:
     assert zoo.constant("models", "cnn3d", "SUITS") == ("volume",)
-    assert zoo.constant("models", "linear", "SUITS") is None
+    assert zoo.constant("models", "cnn3d", "ABSENT") is None
 
 
 def test_an_atlas_may_be_one_or_several_and_other_options_may_not() -> None:

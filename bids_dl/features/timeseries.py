@@ -67,7 +67,7 @@ def extract(
     series, coverage, period = _average(scan, chosen, smoothing_mm)
     taken = signals.nuisance(scan, len(series), confounds=confounds, fd_threshold_mm=fd_threshold_mm)
     series[:, coverage < min_coverage] = np.nan
-    known = np.isfinite(_blank_still(scan, series)[0])
+    known = np.isfinite(_blank_still(scan, series, chosen.name)[0])
     cleaned = np.full((int(taken.kept.sum()), len(known)), np.nan)
     cleaned[:, known] = signals.standardised(
         signals.clean(series[:, known], taken, period, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz)
@@ -89,7 +89,7 @@ def _feature(
     scan: Scan, series: Array, labels: tuple[str, ...], atlas: str, described: dict[str, Any], coverage: Array | None
 ) -> Feature:
     named = {"atlas": atlas, "stat": "mean", "desc": ""}
-    values = _blank_still(scan, series)
+    values = _blank_still(scan, series, atlas)
     return Feature(values, ("time", "roi"), "timeseries", "arbitrary", labels, named, described, None, coverage)
 
 
@@ -118,12 +118,14 @@ def _average_dense(scan: Scan, atlas: regions.Atlas, smoothing_mm: float) -> tup
     return series, coverage, signals.repetition_time(scan, image)
 
 
-def _blank_still(scan: Scan, series: Array) -> Array:
+def _blank_still(scan: Scan, series: Array, atlas: str) -> Array:
     """Make regions NaN that do not vary or hold a missing value; refuse a scan where none is left."""
     with np.errstate(invalid="ignore"):
         usable = np.isfinite(series).all(axis=0) & (np.ptp(series, axis=0) > 0)
     if not usable.any():
-        raise DataError(f"{scan.name}: no region varies over time; look at the image and its mask.")
+        raise DataError(
+            f"{scan.name}: no region varies over time, of the atlas {atlas}; look at the image, its mask and the atlas."
+        )
     return np.where(usable, series, np.nan)
 
 
