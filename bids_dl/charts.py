@@ -20,6 +20,11 @@ ROLES = {"network": "#0072b2", "fusion": "#d55e00", "baseline": "#8b95a3"}
 """Okabe and Ito's colours, told apart by colour-blind eyes."""
 
 
+FLAGGED = "#d55e00"
+MOST_POINTS = 400
+"""Points of a strip: more are thinned out, so that a page of thousands of scans stays light; flagged ones are all drawn."""
+
+
 def script() -> str:
     """Return plotly's JavaScript, to be written into the page."""
     from plotly.offline import get_plotlyjs
@@ -90,6 +95,42 @@ def distribution(people: Any, target: Json) -> Json:
     values = people[name].dropna().astype(float)
     bars = {"type": "histogram", "x": values, "marker": {"color": "#7ba7c7"}, "nbinsx": 30}
     return _figure([bars], _layout(210, name, "participants", title=_heading(name), bargap=0.05))
+
+
+def strip(scans: Any, name: str, unit: str, limit: float | None = None) -> Json:
+    """Draw one measure of quality: a box over all scans, a point each, those flagged in orange; the limit of a rule dotted.
+
+    ``scans`` has the columns ``scan``, ``flags``, ``reason`` and the measure, of scans of one kind.
+    """
+    rows = scans[scans[name].notna()]
+    flagged = np.array([name in str(f).split(", ") for f in rows["flags"]], bool)
+    spread = 0.3 * (2 * (np.arange(len(rows)) * 0.618034 % 1) - 1)  # golden steps: even, and the same in every run
+    thinned = np.flatnonzero(~flagged)[:: -(-len(rows) // MOST_POINTS)]
+    data = [_box(rows[name].to_numpy(float))]
+    for picked, colour, size in ((thinned, "#7ba7c7", 5), (np.flatnonzero(flagged), FLAGGED, 8)):
+        mine = rows.iloc[picked]
+        whys = [f"<br>{why}" if colour == FLAGGED else "" for why in mine["reason"]]
+        said = [f"{s}: {prose.brief(v)}{why}" for s, v, why in zip(mine["scan"], mine[name], whys, strict=True)]
+        data.append({
+            "type": "scatter", "mode": "markers", "x": mine[name], "y": spread[picked], "hoverinfo": "text",
+            "hovertext": said, "marker": {"color": colour, "size": size, "opacity": 0.8},
+        })  # fmt: skip
+    axes: Json = {"yaxis": {"visible": False, "range": [-0.6, 0.6], "fixedrange": True}, "margin": {"l": 10}}
+    if limit is not None:
+        line = {"type": "line", "x0": limit, "x1": limit, "yref": "paper", "y0": 0, "y1": 1}
+        axes["shapes"] = [line | {"line": {"dash": "dot", "color": "#5b6675", "width": 1.5}}]
+    return _figure(data, _layout(140, "" if unit == "1" else unit, title=_heading(name), **axes))
+
+
+def _box(values: Array) -> Json:
+    """Draw quartiles and the farthest values within one and a half interquartile ranges, without the values themselves."""
+    q1, median, q3 = np.percentile(values, (25, 50, 75))
+    near = values[(values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))]
+    return {
+        "type": "box", "orientation": "h", "y": [0], "q1": [q1], "median": [median], "q3": [q3], "lowerfence": [near.min()],
+        "upperfence": [near.max()], "width": 0.9, "line": {"color": "#8b95a3", "width": 1.2}, "fillcolor": "#eef2f6",
+        "hoverinfo": "skip",
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

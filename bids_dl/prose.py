@@ -424,6 +424,34 @@ def _said_quality(settings: Json) -> str:
     return f"Participants were left out where {', or '.join(said)}." if said else ""
 
 
+def said_flags(scans: Any) -> str:
+    """Count what was measured and what was flagged, from the table of quality."""
+    flagged = scans[scans["flags"].notna()]
+    n_scans, n_people = len(scans), scans["participant_id"].nunique()
+    said = f"{_count(n_scans, 'scan')} of {_count(n_people, 'participant')} were measured; "
+    n_flagged = flagged["participant_id"].nunique()
+    return said + (
+        f"{_count(len(flagged), 'scan')} of {_count(n_flagged, 'participant')} are flagged."
+        if n_flagged
+        else "none is flagged."
+    )
+
+
+def said_rules(settings: Json, reasons: Mapping[str, str]) -> list[str]:
+    """Tell for each rule of quality that was set how many it left out; ``reasons`` are those of everyone left out."""
+    given = {name: value for name, value in settings.get("quality", {}).items() if value}
+    if not given:
+        return [
+            "No rule of quality was set: flags are for the reader, and nobody was left out for the quality of a scan."
+        ]
+    said = []
+    for name, value in given.items():
+        n = sum(f"(quality.{name}" in reason for reason in reasons.values())
+        shown = "true" if value is True else f"{value:g}"
+        said.append(f"quality.{name} = {shown} left out {_count(n, 'participant') if n else 'nobody'}.")
+    return said
+
+
 def _said_targets(choices: Json, settings: Json) -> str:
     said = []
     for target in choices.get("targets", []):

@@ -321,7 +321,9 @@ def write_group(out: Path) -> Path:
     """
     choices = written.read_choices(out)
     targets = [_safely(_target, out, choices, target) for target in choices.get("targets", [])]
-    sections = {f.__name__.strip("_"): _safely(f, out, choices) for f in (_summary, _who, _data, _splits, _methods)}
+    sections = {
+        f.__name__.strip("_"): _safely(f, out, choices) for f in (_summary, _who, _data, _measured, _splits, _methods)
+    }
     page = _template("group.html.j2").render(
         **sections, targets=targets, bundles=_bundles(out), roles=list(charts.ROLES.items()), plotly=charts.script(),
         about=written.about(out, out / "logs" / "bids_dl_group.toml"),
@@ -467,6 +469,36 @@ def _feature_row(feature: Json) -> Json:
         "atlas": feature.get("atlas"),
     }
     return row | {"regions": feature.get("n_regions") if feature.get("atlas") else None}
+
+
+RULED = {"max_mean_fd_mm": "mean_fd_mm", "min_mask_dice": "mask_dice"}
+"""Rules of quality that set a limit, and the measure that each looks at."""
+
+
+def _measured(out: Path, choices: Json) -> Json:
+    """Show how the measures of quality are spread, who is flagged and why, and what the rules left out."""
+    scans, excluded = written.read_table(out / "quality.tsv"), written.read_table(out / "group" / "excluded.tsv")
+    if scans.empty:
+        return {}
+    settings = written.read_toml(out / "logs" / "bids_dl_group.toml")
+    reasons = {} if excluded.empty else dict(zip(excluded["participant_id"], excluded["reason"], strict=True))
+    given = settings.get("quality", {})
+    limits = {measure: given[rule] for rule, measure in RULED.items() if given.get(rule)}
+    limits["degrees_of_freedom"] = quality.FEWEST_FREE
+    flagged = scans.loc[scans["flags"].notna(), ["participant_id", "scan", "reason"]]
+    return {
+        "said": prose.said_flags(scans), "rules": prose.said_rules(settings, reasons), "flagged": _table(flagged),
+        "kinds": [_kind_measured(str(kind), rows, limits) for kind, rows in scans.groupby("kind")],
+    }  # fmt: skip
+
+
+def _kind_measured(kind: str, scans: Any, limits: Mapping[str, float]) -> Json:
+    """Draw every measure of one kind of scan; one that is the same in all is told in words."""
+    names = [name for name in quality.MEASURES if name in scans and scans[name].notna().any()]
+    drawn = [name for name in names if scans[name].nunique() > 1]
+    same = [": ".join(prose.said_measure(n, scans[n].dropna().iloc[0])) for n in names if n not in drawn]
+    shown = [(charts.strip(scans, n, quality.MEASURES[n][1], limits.get(n)), quality.MEASURES[n][0]) for n in drawn]
+    return {"kind": kind, "n": len(scans), "figures": shown, "same": same}
 
 
 def _splits(out: Path, choices: Json) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,14 @@ def read_json(path: Path) -> Json:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_toml(path: Path) -> Json:
+    """Read a TOML file; empty where there is none or it is broken."""
+    try:
+        return tomllib.loads(read_text(path))
+    except ValueError:
+        return {}
 
 
 def about(out: Path, made: Path) -> Json:

@@ -1,5 +1,7 @@
 """Figures of the group page agree with their closed forms."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,3 +17,35 @@ def test_mean_roc_has_the_area_of_the_pairs_in_order():
     pairs = (score[truth == "b"][:, None] > score[truth == "a"][None]).mean()
     assert len(folds) == 1
     assert np.trapezoid(mean, charts.GRID) == pytest.approx(pairs, abs=0.01)
+
+
+def measured(n: int) -> pd.DataFrame:
+    """Draw up scans of which the two last are flagged in tsnr, and the one before for another measure."""
+    table = pd.DataFrame({"scan": [f"s{i}" for i in range(n)], "tsnr": np.random.default_rng(0).normal(50, 5, n)})
+    table["flags"] = [None] * (n - 3) + ["cnr", "cnr, tsnr", "tsnr"]
+    return table.assign(reason=table["flags"].map(lambda f: f"because of {f}" if f else None))
+
+
+def test_a_strip_has_the_quartiles_of_its_measure_and_all_its_scans():
+    table = measured(60)
+    table.loc[4, "tsnr"] = np.nan
+    box, plain, flagged = charts.strip(table, "tsnr", "1")["data"]
+    known = table["tsnr"].dropna()
+    assert [box[k][0] for k in ("q1", "median", "q3")] == pytest.approx(np.percentile(known, (25, 50, 75)), rel=1e-3)
+    assert box["lowerfence"][0] >= box["q1"][0] - 1.5 * (box["q3"][0] - box["q1"][0])
+    assert len(plain["x"]) == 57
+    assert [text.split(":")[0] for text in flagged["hovertext"]] == ["s58", "s59"]
+    assert flagged["hovertext"][1].endswith("<br>because of tsnr")
+
+
+def test_a_strip_of_thousands_is_thinned_but_keeps_the_flagged():
+    figure = charts.strip(measured(20_000), "tsnr", "1")
+    _, plain, flagged = figure["data"]
+    assert len(plain["x"]) <= charts.MOST_POINTS
+    assert len(flagged["x"]) == 2
+    assert len(json.dumps(figure)) < 40_000
+
+
+def test_the_limit_of_a_rule_is_drawn_only_where_there_is_one():
+    assert "shapes" not in charts.strip(measured(12), "tsnr", "1")["layout"]
+    assert charts.strip(measured(12), "tsnr", "1", 40)["layout"]["shapes"][0]["x0"] == 40

@@ -135,3 +135,20 @@ def test_the_rule_of_flags_tells_its_limits():
     said = prose._said_quality({"quality": {"exclude_flagged": True}})
     assert "3.5 robust standard deviations" in said
     assert "fewer than 20 degrees of freedom" in said
+
+
+def test_each_rule_that_was_set_tells_how_many_it_left_out():
+    given = {"quality": {"max_mean_fd_mm": 0.3, "min_mask_dice": 0.0, "exclude_flagged": True}}
+    reasons = {"sub-1": "x (quality.max_mean_fd_mm = 0.3); y (quality.exclude_flagged)", "sub-2": "no value of age"}
+    assert prose.said_rules(given, {**reasons, "sub-3": "z (quality.max_mean_fd_mm = 0.3)"}) == [
+        "quality.max_mean_fd_mm = 0.3 left out 2 participants.",
+        "quality.exclude_flagged = true left out 1 participant.",
+    ]
+    assert prose.said_rules(given, {})[0] == "quality.max_mean_fd_mm = 0.3 left out nobody."
+    assert "No rule of quality was set" in prose.said_rules({"quality": {"exclude_flagged": False}}, reasons)[0]
+
+
+def test_flags_are_counted_by_scan_and_by_participant():
+    table = pd.DataFrame({"participant_id": ["sub-1", "sub-1", "sub-2"], "flags": ["tsnr", "cnr", None]})
+    assert prose.said_flags(table) == "3 scans of 2 participants were measured; 2 scans of 1 participant are flagged."
+    assert prose.said_flags(table.assign(flags=None)).endswith("none is flagged.")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import derivatives, query, report
+from bids_dl import derivatives, outputs, query, report
 
 MODELS = {
     "dummy": ("dummy", "confounds", "baseline"),
@@ -534,3 +534,46 @@ def test_other_tables_are_drawn_too(tmp_path):
     assert re.findall(r"<span>(near|far|gone)</span>", page) == ["far", "near"]
     assert "Rows: window; columns: edge." in page
     assert "dynamic connectivity (computed here from the feature reho)" in page
+
+
+def with_quality(out: Path, rules: str) -> str:
+    """Write a group's output with twelve measured scans of three participants a site, one of them far off; its page."""
+    make_group(out)
+    values = [*np.linspace(0.1, 0.2, 11), 3.0]
+    entry = {"scan": "sub_task-rest_bold", "kind": "bold"}
+    records = {
+        f"sub-{i:04d}": {"quality": [{**entry, "measures": {"mean_fd_mm": v, "n_volumes": 200.0}}]}
+        for i, v in enumerate(values)
+    }
+    outputs.write_quality(out, records)
+    path = out / "group" / "excluded.tsv"
+    excluded = pd.read_csv(path, sep="\t")
+    excluded.loc[len(excluded)] = ["sub-0011", "n/a", "moved (quality.max_mean_fd_mm = 0.5)"]
+    derivatives.write_table(path, excluded)
+    derivatives.write_text(out / "logs" / "bids_dl_group.toml", rules)
+    return _without_plotly(report.write_group(out).read_text())
+
+
+def test_quality_is_drawn_and_flagged_participants_are_named_with_the_reason(tmp_path):
+    page = with_quality(tmp_path, "")
+    section = page[page.index('<section id="quality">') : page.index('<section id="splits">')]
+    figures = [json.loads(f) for f in re.findall(r'<script type="application/json">(.*?)</script>', section)]
+    assert [f["layout"]["title"]["text"] for f in figures] == ["mean_fd_mm"]
+    assert "The same in every scan: Volumes of the run: 200." in section
+    rows = re.findall(r"<tr><td>(sub-\d+)</td>.*?</tr>", section, flags=re.DOTALL)
+    assert rows == ["sub-0011"]
+    assert "among 12 bold scans of the cohort" in section
+    assert "No rule of quality was set" in section
+
+
+def test_what_the_rules_of_quality_left_out_is_counted_and_their_limit_is_drawn(tmp_path):
+    page = with_quality(tmp_path, "[quality]\nmax_mean_fd_mm = 0.5\n")
+    assert "quality.max_mean_fd_mm = 0.5 left out 1 participant." in page
+    section = page[page.index('<section id="quality">') : page.index('<section id="splits">')]
+    figure = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', section)[0])
+    assert figure["layout"]["shapes"][0]["x0"] == 0.5
+
+
+def test_a_group_without_measures_has_no_section_on_quality(group):
+    assert "#quality" not in group[1]
+    assert 'id="quality"' not in group[1]

@@ -38,3 +38,12 @@ def test_a_file_of_a_moved_output_is_found(tmp_path):
     assert written.located(out, "/gone/out/sub-01/anat/sub-01_T1w.nii.gz") == moved
     assert not written.located(out, "/gone/out/sub-02/anat/sub-02_T1w.nii.gz").exists()
     assert written.located(out, str(moved)) == moved
+
+
+def test_a_broken_toml_is_empty(tmp_path):
+    path = tmp_path / "a.toml"
+    assert written.read_toml(path) == {}
+    path.write_text("[quality]\nmin_mask_dice = 0.8\n")
+    assert written.read_toml(path) == {"quality": {"min_mask_dice": 0.8}}
+    path.write_text("[quality\n")
+    assert written.read_toml(path) == {}
