@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from bids_dl import derivatives, training
+from bids_dl.calibration import Calibration
 from bids_dl.errors import DataError, MissingInputError
 from bids_dl.normalization import Normalization
 from bids_dl.records import Array, Cohort, FittedModel, Split
@@ -56,6 +57,8 @@ def _learned(fitted: FittedModel) -> dict[str, torch.Tensor]:
     arrays: dict[str, Array | None] = {}
     for name, normal in fitted.normalization.items():
         arrays |= {f"{name}/{key}": value for key, value in vars(normal).items()}
+    if fitted.calibration is not None:
+        arrays["calibration/nonconformity"] = fitted.calibration.nonconformity
     return {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if v is not None}
 
 
@@ -86,6 +89,7 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
         "bids_dl": {
             "format": FORMAT, "inputs": list(fitted.inputs), "target": fitted.target_name, "levels": list(fitted.levels),
             "target_mean": fitted.target_mean, "target_scale": fitted.target_scale, "split": fitted.split.name,
+            "temperature": fitted.calibration.temperature if fitted.calibration else 1.0,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about,
         },
     }  # fmt: skip
@@ -142,8 +146,14 @@ def load(folder: Path) -> FittedModel:
     split = Split(nobody, nobody, nobody, said["split"])
     return FittedModel(
         module.eval(), definition, tuple(said["inputs"]), normalization, split, said["target"], tuple(said["levels"]),
-        said["target_mean"], said["target_scale"],
+        said["target_mean"], said["target_scale"], calibration=_calibration(said, learned),
     )  # fmt: skip
+
+
+def _calibration(said: Mapping[str, Any], learned: Mapping[str, torch.Tensor]) -> Calibration:
+    """Read the calibration back; a bundle of an earlier version has none."""
+    known = learned.get("calibration/nonconformity", torch.zeros(0))
+    return Calibration(said.get("temperature", 1.0), known.numpy())
 
 
 def _normalization(learned: Mapping[str, torch.Tensor], name: str) -> Normalization:

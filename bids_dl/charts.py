@@ -341,29 +341,34 @@ def learning_curves(view: View) -> list[Json]:
     return figures
 
 
-def site_dots(view: View) -> Json | None:
-    """Draw the main metric at each site for the best model and the baselines."""
-    table = view.read("metrics", "sites")
+def subgroup_dots(view: View) -> list[Json]:
+    """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines."""
+    table = view.read("metrics", "subgroups")
     if table.empty:
-        return None
+        return []
     table = table[table["metric"] == view.main].dropna(subset=["value"])
-    order = table[table["model"] == view.best].sort_values("value")["site"].tolist()
+    return [_subgroup_dots(rows, str(column), view) for column, rows in table.groupby("column")]
+
+
+def _subgroup_dots(table: Any, column: str, view: View) -> Json:
+    table = table.assign(level=table["level"].astype(str))
+    order = table[table["model"] == view.best].sort_values("value")["level"].tolist()
     data = [
         _dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals, view.best]
     ]
-    axes = {"yaxis": {"categoryorder": "array", "categoryarray": order}, "margin": {"t": 40}}
-    return _figure(
-        data, _layout(110 + 21 * table["site"].nunique(), prose.METRICS.get(view.main, view.main), **{**axes, **ABOVE})
-    )
+    axes = {"yaxis": {"type": "category", "categoryorder": "array", "categoryarray": order}, "margin": {"t": 40}}
+    axes["title"] = _heading(column)
+    height = 110 + 21 * table["level"].nunique()
+    return _figure(data, _layout(height, prose.METRICS.get(view.main, view.main), **{**axes, **ABOVE}))
 
 
 def _dots(rows: Any, model: str, view: View, most: int) -> Json:
-    """Draw one model's scores, the larger the more participants a site has."""
+    """Draw one model's scores, the larger the more participants a subgroup has."""
     symbol = "circle-open" if DASHES.get(view.method(model)) == "dash" else "circle"
     size = 6 + 12 * np.sqrt(rows["n"] / max(most, 1))
-    sites = zip(rows["site"], rows["value"], rows["n"], strict=True)
+    levels = zip(rows["level"], rows["value"], rows["n"], strict=True)
     return {
-        "type": "scatter", "x": rows["value"], "y": rows["site"], "mode": "markers", "name": model, "hoverinfo": "text",
-        "hovertext": [f"{model} at {s}: {prose.short(v)} (n = {n})" for s, v, n in sites],
+        "type": "scatter", "x": rows["value"], "y": rows["level"], "mode": "markers", "name": model, "hoverinfo": "text",
+        "hovertext": [f"{model}, {s}: {prose.short(v)} (n = {n})" for s, v, n in levels],
         "marker": {"size": size, "color": view.colour(model), "symbol": symbol, "opacity": 0.85},
     }  # fmt: skip

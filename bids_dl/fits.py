@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bids_dl import attributions, bundle, derivatives, metrics, query, splits, training, zoo
+from bids_dl import attributions, bundle, comparison, derivatives, metrics, query, splits, training, zoo
+from bids_dl import calibration as calibrations
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
-from bids_dl.records import Cohort, FittedModel, Split, Target
+from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 Settings = Mapping[str, Any]
 
@@ -89,10 +90,22 @@ def fit(model: Settings, split: str, **common: Any) -> dict[str, float]:
     seconds = time.perf_counter() - started
     folder = step.fit_folder(model["id"], split)
     bundle.save(fitted, folder / "model", {})
-    scores = training.predict(fitted, step.cohort, chosen.test) if len(chosen.test) else np.zeros((0, 1))
-    np.savez(folder / "predictions.npz", rows=chosen.test, truth=step.cohort.target.values[chosen.test], scores=scores)
+    _predict(step, fitted, chosen, folder / "predictions.npz")
     derivatives.write_json(folder / "history.json", list(fitted.history))
     return {"seconds": seconds}
+
+
+def _predict(step: Step, fitted: FittedModel, split: Split, path: Path) -> None:
+    """Predict a split's test participants, as the model's outputs are and calibrated, and say how far it may be off."""
+    known = fitted.calibration or calibrations.Calibration()
+    raw = training.outputs(fitted, step.cohort, split.test)
+    before = calibrations.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale)
+    reach = np.full(len(split.test), known.reach(step.config.metrics.coverage))
+    n_train = len(split.train) + len(split.validation)
+    np.savez(
+        path, rows=split.test, truth=step.cohort.target.values[split.test], scores=training.to_scores(fitted, raw),
+        uncalibrated=before, reach=reach, n_train=n_train,
+    )  # fmt: skip
 
 
 def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
@@ -145,13 +158,16 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
     import pandas as pd
 
     step = Step(**common)
-    rows, sites, said = [], [], []
+    rows, levels, said, sureness = [], [], [], []
+    found: dict[str, metrics.Predictions] = {}
     for model in models:
-        joined = _joined(step, model["id"], splits)
-        if joined is None:
+        held = _joined(step, model["id"], splits)
+        if held is None:
             continue
-        _write_predictions(step, model["id"], joined, splits)
+        joined = found[model["id"]] = held.predictions
+        _write_predictions(step, model["id"], held, splits)
         _write_history(step, model["id"], splits)
+        sureness += [{"model": model["id"], **row} for row in _sureness(step, held)]
         settings = step.config.metrics
         null = _null(step, model["id"], splits, joined)
         table = metrics.table(
@@ -162,22 +178,42 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
             retrained=null,
         )
         rows += [{"model": model["id"], **row} for row in table]
-        if step.site:
-            sites += [{"model": model["id"], **row} for row in _sites(step, joined)]
+        levels += [{"model": model["id"], **row} for row in _by_level(step, joined)]
         said.append(_sentence(step.target, model["id"], table[0]))
     folder = step.config.out / "group" / "metrics"
     derivatives.write_table(folder / f"target-{step.target}_metrics.tsv", pd.DataFrame(rows), METRIC_COLUMNS)
-    if sites:
-        derivatives.write_table(folder / f"target-{step.target}_sites.tsv", pd.DataFrame(sites), METRIC_COLUMNS)
+    for name, table in (
+        ("subgroups", levels),
+        ("calibration", sureness),
+        ("comparisons", _compared(step, models, found, splits)),
+    ):
+        if table:
+            path = folder / f"target-{step.target}_{name}.tsv"
+            derivatives.write_table(path, pd.DataFrame(table), {**METRIC_COLUMNS, **TABLE_COLUMNS[name]})
     return said
 
 
+TABLE_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "subgroups": {"column": "Column of participants.tsv", "level": "Level of the column, or range of a quantity"},
+    "calibration": {
+        "metric": "ece: expected calibration error, ece_before: the same before the temperature; coverage: part of the participants "
+        "whose set or interval holds the truth; size: classes in a set, or width of an interval",
+        "value": "Value over all held-out predictions", "promised": "Coverage that was asked for",
+    },
+    "comparisons": {
+        "other": "Model it is compared with, on the same folds and participants", "difference": "Mean difference over folds",
+        "t": "Corrected resampled t statistic", "dof": "Degrees of freedom",
+        "p_value": "Two-sided p-value of the corrected resampled t-test",
+        "p_holm": "The same, adjusted for all comparisons of this target (Holm)", "n_folds": "Folds in which both are defined",
+        "ci_low": "Lower end of the 95 % interval of the difference", "ci_high": "Upper end of the 95 % interval of the difference",
+    },
+}  # fmt: skip
 METRIC_COLUMNS = {
     "model": "Model", "metric": "Metric", "value": "Value over all held-out predictions",
     "ci_low": "Lower end of the 95 % interval over participants",
     "ci_high": "Upper end of the 95 % interval over participants", "p_value": "Part of the label permutations that do as well",
     "p_value_retrained": "Part of the trainings on permuted labels that do as well; n/a where none was made",
-    "n": "Participants", "chance": "What a model that knows nothing reaches", "site": "Site",
+    "n": "Participants", "chance": "What a model that knows nothing reaches",
 }  # fmt: skip
 
 
@@ -186,7 +222,16 @@ def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:
     return f"{target}: {model}: {row['metric']} {row['value']:.3f} {interval}, p = {row['p_value']:.4f}, n = {row['n']}"
 
 
-def _joined(step: Step, model: str, names: Sequence[str]) -> metrics.Predictions | None:
+@dataclass(frozen=True)
+class Held:
+    """A model's held-out predictions over all splits, before and after calibration, and how far each may be off."""
+
+    predictions: metrics.Predictions
+    uncalibrated: Array
+    reach: Array
+
+
+def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
     """Read a model's held-out predictions of all splits; participants without the feature are left out."""
     parts = []
     for fold, name in enumerate(names):
@@ -195,11 +240,38 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> metrics.Predictions
             return None
         with np.load(path) as found:
             known = np.isfinite(found["scores"]).all(axis=1) & np.isfinite(found["truth"])
-            parts.append(
-                (found["truth"][known], found["scores"][known], found["rows"][known], np.full(known.sum(), fold))
-            )
-    truth, scores, rows, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return metrics.Predictions(truth, scores, rows, folds, len(step.cohort.target.levels)) if len(truth) else None
+            columns = [found[key][known] for key in ("truth", "scores", "rows", "uncalibrated", "reach")]
+            parts.append([*columns, np.full(known.sum(), fold)])
+    truth, scores, rows, before, reach, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
+    predictions = metrics.Predictions(truth, scores, rows, folds, len(step.cohort.target.levels))
+    return Held(predictions, before, reach) if len(truth) else None
+
+
+def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
+    """Judge the probabilities, and the sets or intervals that promise to hold the truth."""
+    p = held.predictions
+    holds = calibrations.covers(p.truth, p.scores, held.reach, p.n_levels)
+    size = calibrations.sizes(p.scores, held.reach, p.n_levels)
+    values = {"coverage": float(holds.mean()), "size": float(size.mean())}
+    if p.n_levels:
+        errors = (calibrations.expected_error(p.truth, s) for s in (held.uncalibrated, p.scores))
+        values |= dict(zip(("ece_before", "ece"), errors, strict=True))
+    n = len(np.unique(p.participants))
+    return [{"metric": k, "value": v, "promised": step.config.metrics.coverage, "n": n} for k, v in values.items()]
+
+
+def _compared(
+    step: Step, models: Sequence[Settings], found: Mapping[str, metrics.Predictions], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Compare networks and fusions with their baselines, and count how many comparisons that makes."""
+    rows = []
+    for one, other in comparison.pairs([m for m in models if m["id"] in found]):
+        n_train = [int(np.load(step.fit_folder(one, name) / "predictions.npz")["n_train"]) for name in names]
+        metric = found[one].names[0] if step.cohort.target.is_class else "r"
+        compared = comparison.compare(found[one], found[other], metric, n_train)
+        rows.append({"model": one, "other": other, **compared})
+    adjusted = comparison.holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _null(
@@ -227,10 +299,10 @@ def _null(
     )
 
 
-def _write_predictions(step: Step, model: str, joined: metrics.Predictions, names: Sequence[str]) -> None:
+def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str]) -> None:
     import pandas as pd
 
-    target = step.cohort.target
+    target, joined = step.cohort.target, held.predictions
     levels = np.asarray(target.levels, dtype=object)
     table = pd.DataFrame({
         "participant_id": np.asarray(step.ids, dtype=object)[joined.participants], "split": np.asarray(names, dtype=object)[joined.folds],
@@ -239,8 +311,13 @@ def _write_predictions(step: Step, model: str, joined: metrics.Predictions, name
     if len(levels) > 2:
         for code, level in enumerate(levels):
             table[f"score_{level}"] = joined.scores[:, code]
+    for column, cells in _limits(held, levels).items():
+        table[column] = cells
     described = {"split": "Split whose model made the prediction", "y_true": "True value",
-                 "y_score": "Probability of the last class, or predicted value"}  # fmt: skip
+                 "y_score": "Probability of the last class, or predicted value",
+                 "y_set": f"Classes that hold the truth with probability {step.config.metrics.coverage}",
+                 "y_low": f"Lower end of the interval that holds the truth with probability {step.config.metrics.coverage}",
+                 "y_high": "Upper end of that interval"}  # fmt: skip
     derivatives.write_table(Path(f"{step.stem('predictions', model)}_predictions.tsv"), table, described)
 
 
@@ -260,9 +337,42 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     )
 
 
-def _sites(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
-    cells = step.cohort.participants[step.site].fillna("n/a").astype(str).to_numpy()
-    return metrics.by_site(joined, [str(c) for c in cells[joined.participants]])
+def _limits(held: Held, levels: Any) -> dict[str, list[Any]]:
+    """Write each prediction's set of classes, or the ends of its interval."""
+    p = held.predictions
+    if len(levels):
+        holds = calibrations.in_set(p.scores, held.reach)
+        return {"y_set": ["|".join(map(str, levels[row])) or "none" for row in holds]}
+    return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
+
+
+def _by_level(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
+    """Score sites, sexes and thirds of age by themselves."""
+    people = step.cohort.participants
+    named = {c for c in people if str(c).lower() in SUBGROUPS} | ({step.site} if step.site else set())
+    rows = []
+    for column in sorted(named - {step.target}):
+        labels = np.asarray(_levels_of(people[column]), dtype=object)[joined.participants]
+        if len(set(labels)) > 1:
+            rows += [{"column": column, **row} for row in metrics.by_level(joined, list(labels))]
+    return rows
+
+
+SUBGROUPS = {"sex", "gender", "age"}
+MAX_LEVELS = 8
+
+
+def _levels_of(cells: Any) -> list[str]:
+    """Name each participant's level of a column; a quantity's are its thirds, nothing is empty."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if numbers.notna().sum() < cells.notna().sum() or numbers.nunique() <= MAX_LEVELS:
+        return [str(c) if isinstance(c, str) else "" for c in cells]
+    edges = np.unique(np.quantile(numbers.dropna(), [0, 1 / 3, 2 / 3, 1]))
+    at = np.clip(np.searchsorted(edges, numbers.to_numpy(), side="right") - 1, 0, len(edges) - 2)
+    names = [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+    return [names[k] if known else "" for k, known in zip(at, numbers.notna(), strict=True)]
 
 
 def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) -> list[str]:

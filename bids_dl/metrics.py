@@ -235,32 +235,21 @@ def table(
     ]  # fmt: skip
 
 
-def by_site(predictions: Predictions, sites: Sequence[str]) -> list[dict[str, Any]]:
-    """Score each site's participants by themselves; ``sites`` names the site of each row."""
+def some(predictions: Predictions, at: NDArray[np.bool_]) -> Predictions:
+    """Keep some of the rows."""
+    p = predictions
+    return Predictions(p.truth[at], p.scores[at], p.participants[at], p.folds[at], p.n_levels)
+
+
+def by_level(predictions: Predictions, levels: Sequence[str]) -> list[dict[str, Any]]:
+    """Score the participants of each level by themselves; ``levels`` names that of each row, empty for none."""
     rows = []
-    labels = np.asarray(sites, dtype=object)
-    for site in sorted(set(sites), key=str):
-        at = labels == site
-        mine = Predictions(
-            predictions.truth[at],
-            predictions.scores[at],
-            predictions.participants[at],
-            predictions.folds[at],
-            predictions.n_levels,
-        )
+    labels = np.asarray(levels, dtype=object)
+    for level in sorted(set(levels) - {""}, key=str):
+        mine = some(predictions, labels == level)
         values = score(mine)
         rows += [
-            {"site": site, "metric": m, "value": float(values[m][0]), "n": len(np.unique(mine.participants))}
+            {"level": level, "metric": m, "value": float(values[m][0]), "n": len(np.unique(mine.participants))}
             for m in mine.names
         ]
     return rows
-
-
-def calibration(truth: Array, probability: Array, *, n_bins: int = 10) -> list[dict[str, float]]:
-    """Compare predicted probabilities with observed frequencies in bins of equal size."""
-    order = np.argsort(probability, kind="stable")
-    return [
-        {"predicted": float(probability[at].mean()), "observed": float(truth[at].mean()), "n": len(at)}
-        for at in np.array_split(order, min(n_bins, len(order)))
-        if len(at)
-    ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from bids_dl.calibration import Calibration
     from bids_dl.normalization import Normalization
 
 Array = NDArray[np.floating[Any]]
@@ -181,6 +182,7 @@ class FittedModel:
 
     ``definition`` rebuilds the module: a mapping with ``_target_``, as MONAI bundles write it.
     The module takes the inputs in their order, normalised, (participant, …) each, and returns (participant, output).
+    ``calibration`` is what training rows that the module was not fitted on taught about its outputs.
     """
 
     module: nn.Module
@@ -193,6 +195,7 @@ class FittedModel:
     target_mean: float = 0.0
     target_scale: float = 1.0
     history: tuple[Mapping[str, float], ...] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)

@@ -542,8 +542,8 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
     return {
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),
-        "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "sites": charts.site_dots(view),
-        "explanations": _explanations(view),
+        "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
+        "comparisons": _comparisons(view), "sureness": _sureness(view), "explanations": _explanations(view),
     }  # fmt: skip
 
 
@@ -567,6 +567,33 @@ def _metrics_table(metrics: Any, view: charts.View) -> Json | None:
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")
     table = _table(frame)
     return table and table | {"numeric": [c not in {"model", "feature"} for c in frame]}
+
+
+def _comparisons(view: charts.View) -> Json | None:
+    """Lay out the comparisons of models, the smallest p-values first."""
+    table = view.read("metrics", "comparisons")
+    if table.empty:
+        return None
+    table = table.sort_values("p_value", kind="stable")
+    said = [prose.with_interval(*r) for r in zip(table["difference"], table["ci_low"], table["ci_high"], strict=True)]
+    names = {"model": "model", "other": "compared with", "p_value": "p", "p_holm": "p, adjusted", "n_folds": "folds"}
+    shown = table[list(names)].rename(columns=names)
+    shown.insert(2, f"difference of {prose.METRICS.get(table['metric'].iloc[0], table['metric'].iloc[0])}", said)
+    return _table(shown)
+
+
+def _sureness(view: charts.View) -> Json | None:
+    """Lay out how well calibrated each model is, and whether its sets or intervals cover what they promise."""
+    table = view.read("metrics", "calibration")
+    if table.empty:
+        return None
+    wide = table.pivot(index="model", columns="metric", values="value").reset_index()
+    size = "classes in a set" if view.target["kind"] == "classification" else "width of the interval"
+    names = {
+        "model": "model", "ece_before": "calibration error, as trained", "ece": "calibration error, calibrated",
+        "coverage": f"coverage (promised: {table['promised'].iloc[0]:.0%})", "size": size,
+    }  # fmt: skip
+    return _table(wide[[c for c in names if c in wide]].rename(columns=names).round(3))
 
 
 def _explanations(view: charts.View) -> list[Json]:

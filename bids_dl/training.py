@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
 from bids_dl import span as spans
@@ -219,8 +220,17 @@ def _fitted(
         module, definition, history = fit(data)
     target, normalization = cohort.target, prepared.normalization
     return FittedModel(
-        module.eval(), definition, tuple(inputs), normalization, split, target.name, target.levels, mean, scale, tuple(history)
+        module.eval(), definition, tuple(inputs), normalization, split, target.name, target.levels, mean, scale,
+        tuple(history), _calibrate(data, mean, scale),
     )  # fmt: skip
+
+
+def _calibrate(data: _Data, mean: float, scale: float) -> calibrations.Calibration:
+    """Learn from the rows that each member was not fitted on."""
+    if not data.held:
+        return calibrations.Calibration()
+    rows, found = (np.concatenate(parts) for parts in zip(*data.held, strict=True))
+    return calibrations.learn(found, data.y[rows], len(data.cohort.target.levels), mean, scale)
 
 
 def refine(
@@ -319,6 +329,7 @@ class _Data:
     confounds: Array | None
     y: Array
     is_class: bool
+    held: list[tuple[Rows, Array]] = field(default_factory=list)
 
     @property
     def normalization(self) -> Mapping[str, norm.Normalization]:
@@ -377,11 +388,11 @@ def _solve(
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Let a module that needs no gradients solve for what it learns; it gets inner folds to choose its options by."""
     pool = np.sort(np.concatenate([split.train, split.validation]))
-    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=5, seed=settings.seed)
-    folds = [(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts]
+    folds = _inner_folds(split, data, pool, settings)
     module: Any = instantiate(definition, classify=data.is_class)
     with torch.no_grad():
-        chosen = module.solve(data.rows(pool), data.y[pool], folds)
+        chosen, held = module.solve(data.rows(pool), data.y[pool], folds)
+    data.held.append((pool, np.asarray(held, np.float64)))
     row = {"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan")}
     return module, dict(definition), [{**row, "penalty": float(chosen)}]
 
@@ -418,7 +429,7 @@ def _fit_estimator(
     n_values = int(np.prod(block.shape))
     span = spans.of(data.kernel(pool), pool) if small else None
     x = span.coordinates(data.kernel(pool), pool) if span else np.nan_to_num(data.rows(pool)[0].flatten(1).numpy())
-    weights, bias, penalty = _estimate(definition, x, data, split, settings)
+    weights, bias, penalty = _estimate(definition, x, data, split, settings, held_out=True)
     if span is not None:
         weights = spans.fold(span.mixing(weights), pool, block, normalization, data.confounds)
     module = Affine(n_values, len(bias))
@@ -434,7 +445,7 @@ def _fit_estimator(
 
 
 def _estimate(
-    definition: Mapping[str, Any], x: Array, data: _Data, split: Split, settings: Settings
+    definition: Mapping[str, Any], x: Array, data: _Data, split: Split, settings: Settings, *, held_out: bool = False
 ) -> tuple[Array, Array, float]:
     """Fit an estimator on the training rows' values or coordinates; returns weights, biases and the penalty chosen."""
     from sklearn import config_context
@@ -446,6 +457,8 @@ def _estimate(
     with config_context(skip_parameter_validation=True, assume_finite=True):
         estimator.fit(x, data.y[pool].astype(int) if data.is_class else data.y[pool])
     weights, bias = _linear_parts(estimator, x.shape[1], data.cohort.target.n_outputs)
+    if held_out:
+        data.held.append((pool, _held_by(estimator, x, data, split, settings)))
     chosen = getattr(estimator, "C_", getattr(estimator, "alpha_", float("nan")))
     return weights, bias, float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
 
@@ -496,21 +509,54 @@ def _null_in_span(
     for target in targets:
         one = replace(cohort, target=target)
         y, mean, scale = _standardised(target, pool)
-        weights, bias, _ = _estimate(
-            definition, x, _Data(one, inputs, prepared, confounds, y, is_class=target.is_class), split, settings
-        )
+        data = _Data(one, inputs, prepared, confounds, y, is_class=target.is_class)
+        weights, bias, _ = _estimate(definition, x, data, split, settings, held_out=True)
         scores = np.full((len(test), max(1, len(target.levels))), np.nan)
-        scores[np.isin(test, split.test)] = _scored(held @ weights.T + bias, target.levels, mean, scale)
+        scores[np.isin(test, split.test)] = calibrations.scores(
+            held @ weights.T + bias, len(target.levels), mean, scale, _calibrate(data, mean, scale).temperature
+        )
         found.append(scores)
     return found
 
 
 def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, settings: Settings) -> None:
     """Give an estimator that chooses a penalty its inner folds, divided like the outer ones."""
-    if "cv" not in estimator.get_params():
-        return
+    if "cv" in estimator.get_params():
+        estimator.set_params(cv=_inner_folds(split, data, pool, settings))
+
+
+def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> list[tuple[Rows, Rows]]:
+    """Divide the training rows again; returns positions in ``pool``."""
     parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=5, seed=settings.seed)
-    estimator.set_params(cv=[(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts])
+    return [(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts]
+
+
+def _held_by(estimator: Any, x: Array, data: _Data, split: Split, settings: Settings) -> Array:
+    """Fit the inner folds once more with the penalty that was chosen; returns each row's output by a fit without it."""
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    n_outputs = data.cohort.target.n_outputs
+    found = np.full((len(pool), n_outputs), np.nan)
+    for train, held in _inner_folds(split, data, pool, settings):
+        y = data.y[pool[train]]
+        if data.is_class and len(np.unique(y)) < len(data.cohort.target.levels):
+            continue
+        one = _as_chosen(estimator).fit(x[train], y.astype(int) if data.is_class else y)
+        weights, bias = _linear_parts(one, x.shape[1], n_outputs)
+        found[held] = x[held] @ weights.T + bias
+    return found
+
+
+def _as_chosen(estimator: Any) -> Any:
+    """Return an estimator that has not seen anything, with the penalty that a fitted one has chosen."""
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if hasattr(estimator, "alpha_"):
+        return Ridge(alpha=float(estimator.alpha_))
+    if hasattr(estimator, "C_"):
+        penalty = float(np.ravel(estimator.C_)[0])
+        return LogisticRegression(C=penalty, class_weight=estimator.class_weight, max_iter=estimator.max_iter)
+    return clone(estimator)
 
 
 def _linear_parts(estimator: Any, n_values: int, n_outputs: int) -> tuple[Array, Array]:
@@ -571,6 +617,7 @@ class _Once:
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
         history = loop.run(training, self._labels(self.train), validation, self._labels(self.validation))
+        self.data.held.append((self.validation, loop.outputs(validation, len(self.validation))))
         return [{"member": self.number, **row} for row in history]
 
     def _labels(self, rows: Rows) -> Tensor:
@@ -690,6 +737,13 @@ class _Loop:
             ]
         return sum(parts) / len(y)
 
+    def outputs(self, rows: Callable[..., Any], n: int) -> Array:
+        """Return the trained module's outputs on held-out rows, (row, output)."""
+        self.bare.eval()
+        with torch.no_grad():
+            parts = [self.bare(*rows(at)).numpy() for at in _batches(np.arange(n), max(64, self.settings.batch_size))]
+        return np.asarray(np.concatenate(parts), np.float64)
+
     def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(t.to(self.fabric.device) for t in tensors)
 
@@ -731,7 +785,7 @@ def _batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterat
     starts = list(range(0, len(order), size))
     if len(starts) > 1 and len(order) - starts[-1] < smallest:
         starts.pop()
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(order)][: len(starts)], strict=True):
         yield order[start:stop]
 
 
@@ -765,14 +819,5 @@ def predict(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
 
 def to_scores(fitted: FittedModel, raw: Array) -> Array:
     """Turn a module's outputs into probabilities or the target's unit."""
-    return _scored(raw, fitted.levels, fitted.target_mean, fitted.target_scale)
-
-
-def _scored(raw: Array, levels: Sequence[str], mean: float, scale: float) -> Array:
-    if not levels:
-        return raw * scale + mean
-    if raw.shape[1] == 1:
-        positive = 1 / (1 + np.exp(-raw))
-        return np.hstack([1 - positive, positive])
-    shifted = np.exp(raw - raw.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+    known = fitted.calibration or calibrations.Calibration()
+    return calibrations.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale, known.temperature)

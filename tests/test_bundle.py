@@ -65,7 +65,7 @@ def test_bundle_holds_no_pickle(saved):
     folder, _, _ = saved
     files = [p for p in folder.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".safetensors", ".md"}
-    assert not any(p.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05") for p in files)
+    assert all(p.read_bytes()[8:9] == b"{" for p in files if p.suffix == ".safetensors")
 
 
 def test_loaded_bundle_predicts_the_same(saved):

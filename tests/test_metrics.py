@@ -236,7 +236,7 @@ def test_chance_is_what_the_class_frequencies_reach():
 def test_site_is_scored_by_its_own_participants():
     p = two_classes(n_folds=1)
     sites = ["north", "south"] * 30
-    rows = {(r["site"], r["metric"]): r for r in metrics.by_site(p, sites)}
+    rows = {(r["level"], r["metric"]): r for r in metrics.by_level(p, sites)}
     for number, site in enumerate(["north", "south"]):
         mine = slice(number, None, 2)
         assert rows[site, "auc"]["value"] == pytest.approx(peer.roc_auc_score(p.truth[mine], p.scores[mine, 1]))
@@ -245,15 +245,6 @@ def test_site_is_scored_by_its_own_participants():
 
 def test_site_with_one_class_has_no_auc():
     p = two_classes()
-    rows = {(r["site"], r["metric"]): r["value"] for r in metrics.by_site(p, [f"class-{int(y)}" for y in p.truth])}
+    rows = {(r["level"], r["metric"]): r["value"] for r in metrics.by_level(p, [f"class-{int(y)}" for y in p.truth])}
     assert np.isnan(rows["class-1", "auc"])
     assert np.isfinite(rows["class-1", "accuracy"])
-
-
-def test_calibration_bins_hold_equally_many_participants():
-    p = two_classes(strength=3)
-    bins = metrics.calibration(p.truth, p.scores[:, 1], n_bins=5)
-    assert [b["n"] for b in bins] == [12] * 5
-    assert sum(b["observed"] * b["n"] for b in bins) == pytest.approx(p.truth.sum())
-    assert bins[0]["predicted"] < bins[-1]["predicted"]
-    assert bins[0]["observed"] < bins[-1]["observed"]

@@ -188,8 +188,16 @@ def _scores(group: Path, people: pd.DataFrame, name: str, rng: np.random.Generat
             ]
     columns = ["model", "metric", "value", "ci_low", "ci_high", "p_value", "p_value_retrained", "n", "chance"]
     derivatives.write_table(group / "metrics" / f"target-{name}_metrics.tsv", pd.DataFrame(rows, columns=columns))
-    table = pd.DataFrame(sites, columns=["model", "site", "metric", "value", "n"])
-    derivatives.write_table(group / "metrics" / f"target-{name}_sites.tsv", table)
+    table = pd.DataFrame(sites, columns=["model", "level", "metric", "value", "n"]).assign(column="site")
+    derivatives.write_table(group / "metrics" / f"target-{name}_subgroups.tsv", table)
+    compared = {
+        "model": "connectivity_mlp", "other": "confounds_only", "metric": metric, "difference": 0.12, "ci_low": 0.02,
+        "ci_high": 0.22, "t": 3.1, "dof": 4, "p_value": 0.03, "p_holm": 0.06, "n_folds": 5,
+    }  # fmt: skip
+    derivatives.write_table(group / "metrics" / f"target-{name}_comparisons.tsv", pd.DataFrame([compared]))
+    sure = [("connectivity_mlp", m, v, 0.9, 40) for m, v in (("ece_before", 0.11), ("ece", 0.04), ("coverage", 0.91))]
+    table = pd.DataFrame(sure, columns=["model", "metric", "value", "promised", "n"])
+    derivatives.write_table(group / "metrics" / f"target-{name}_calibration.tsv", table)
 
 
 def _explained(group: Path, n_regions: int, rng: np.random.Generator) -> None:
@@ -534,6 +542,12 @@ def test_other_tables_are_drawn_too(tmp_path):
     assert re.findall(r"<span>(near|far|gone)</span>", page) == ["far", "near"]
     assert "Rows: window; columns: edge." in page
     assert "dynamic connectivity (computed here from the feature reho)" in page
+
+
+def test_comparisons_and_calibration_are_shown(group):
+    page = group[1]
+    assert "Models compared" in page
+    assert "coverage (promised: 90%)" in page
 
 
 def with_quality(out: Path, rules: str) -> str:

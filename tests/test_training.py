@@ -7,8 +7,8 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
+from bids_dl import calibration, splits, training
 from bids_dl import config as configuration
-from bids_dl import splits, training
 from bids_dl.errors import DataError, UsageError
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
@@ -63,6 +63,11 @@ def same(one, other):
     ]
     history = pd.DataFrame(one.history).equals(pd.DataFrame(other.history))
     return weights and all(learned) and history and one.target_mean == other.target_mean
+
+
+def as_trained(fitted, data, rows):
+    """Probabilities before the temperature."""
+    return calibration.scores(training.outputs(fitted, data, rows), len(fitted.levels), 0, 1)
 
 
 def with_altered_test_rows(data, split):
@@ -156,7 +161,7 @@ def test_kept_weights_are_those_of_the_best_epoch(model, feature):
         model, feature, data, split, n_epochs=40, patience=5, learning_rate=0.1, n_members=1, class_weights=False
     )
     losses = [row["validation_loss"] for row in fitted.history]
-    p = training.predict(fitted, data, split.validation)[:, 1]
+    p = as_trained(fitted, data, split.validation)[:, 1]
     y = data.target.values[split.validation]
     kept = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
     assert losses[-1] > min(losses)
@@ -192,7 +197,7 @@ def test_class_weights_give_each_class_the_same_say(levels):
             return value
 
         optimizer.step(closure)
-        scores = training._scored(logits.detach().numpy(), levels, 0.0, 1.0)[0]
+        scores = calibration.scores(logits.detach().numpy(), len(levels), 0.0, 1.0)[0]
         np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
@@ -232,7 +237,7 @@ def test_linear_classifier_is_logistic_regression_with_the_chosen_penalty():
     peer = LogisticRegression(C=fitted.history[0]["penalty"], class_weight="balanced", max_iter=500)
     peer.fit(x[pool], data.target.values[pool])
     expected = peer.predict_proba(x[split.test])
-    np.testing.assert_allclose(training.predict(fitted, data, split.test), expected, atol=1e-3)
+    np.testing.assert_allclose(as_trained(fitted, data, split.test), expected, atol=1e-3)
 
 
 def test_dummy_predicts_the_training_rows_frequencies_and_mean():

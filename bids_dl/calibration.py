@@ -1,0 +1,155 @@
+"""How sure a model may be: probabilities brought to observed frequencies, sets and intervals that cover the truth.
+
+Everything here is learned from training rows that a model was not fitted on: its own validation rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bids_dl.records import Array
+
+COLDEST, HOTTEST = 0.05, 20.0
+PRIOR_SD = float(np.log(2))
+"""Standard deviation of the temperature's logarithm before any row is seen: a few rows must not make a model certain."""
+FLAT = 0.1
+N_BINS = 10
+
+
+def nothing() -> Array:
+    """Return no scores: nothing was held out."""
+    return np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out training rows taught: the outputs' temperature, and how far predictions were from the truth.
+
+    ``nonconformity`` (row,) is sorted: one less the probability of the true class, or the absolute error in the target's
+    unit.
+    """
+
+    temperature: float = 1.0
+    nonconformity: Array = field(default_factory=nothing)
+
+    def reach(self, coverage: float) -> float:
+        """How far from the truth predictions of new participants stay with this probability [1]_.
+
+        Returns
+        -------
+        float
+            The ⌈(n + 1) coverage⌉-th smallest of n nonconformities; infinite where n is too small to promise it.
+
+        References
+        ----------
+        .. [1] Vovk, Gammerman and Shafer (2005), Algorithmic Learning in a Random World. doi:10.1007/b106715
+        """
+        n = len(self.nonconformity)
+        rank = int(np.ceil((n + 1) * coverage - 1e-9))
+        return float(self.nonconformity[rank - 1]) if 0 < rank <= n else float("inf")
+
+
+def learn(outputs: Array, truth: Array, n_levels: int, mean: float = 0.0, scale: float = 1.0) -> Calibration:
+    """Learn from held-out rows.
+
+    Parameters
+    ----------
+    outputs
+        (row, output): logits, or the standardised quantity.
+    truth
+        (row,): codes of classes, or the standardised quantity.
+    n_levels
+        Classes; 0 for a quantity.
+    mean, scale
+        The target's unit.
+    """
+    known = np.isfinite(outputs).all(axis=1) & np.isfinite(truth)
+    outputs, truth = outputs[known], truth[known]
+    if not len(truth):
+        return Calibration()
+    if not n_levels:
+        return Calibration(1.0, np.sort(np.abs(outputs[:, 0] - truth)) * scale)
+    found = temperature(outputs, truth, n_levels)
+    likely = scores(outputs, n_levels, mean, scale, found)[np.arange(len(truth)), truth.astype(int)]
+    return Calibration(found, np.sort(1 - likely))
+
+
+def temperature(outputs: Array, truth: Array, n_levels: int) -> float:
+    """Find the number that logits are divided by so that held-out rows become most likely [1]_.
+
+    Its logarithm has a normal prior around 0, which matters only where rows are few. Outputs that hardly differ
+    between rows say nothing about how sure to be: they stay as they are.
+
+    References
+    ----------
+    .. [1] Guo et al. (2017), ICML. arXiv:1706.04599
+    """
+    from scipy.optimize import minimize_scalar
+
+    if outputs.std(axis=0).max() < FLAT:
+        return 1.0
+    at = np.arange(len(truth)), truth.astype(int)
+
+    def surprise(log_temperature: float) -> float:
+        probabilities = scores(outputs, n_levels, 0.0, 1.0, np.exp(log_temperature))
+        unlikely = -float(np.log(np.maximum(probabilities[at], 1e-12)).sum())
+        return unlikely + (log_temperature / PRIOR_SD) ** 2 / 2
+
+    found = minimize_scalar(surprise, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def scores(outputs: Array, n_levels: int, mean: float, scale: float, temperature: float = 1.0) -> Array:
+    """Turn outputs into probabilities (row, level), or into a quantity in its unit (row, 1)."""
+    if not n_levels:
+        return outputs * scale + mean
+    logits = outputs / temperature
+    if outputs.shape[1] == 1:
+        positive = 1 / (1 + np.exp(-logits))
+        return np.hstack([1 - positive, positive])
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def expected_error(truth: Array, probabilities: Array, *, n_bins: int = N_BINS) -> float:
+    """Expected calibration error: predicted less observed frequency, absolute, over bins of equal size [1]_.
+
+    Parameters
+    ----------
+    truth
+        (row,): codes of classes.
+    probabilities
+        (row, level); of two classes the last one's probability is judged, of more the predicted one's.
+    n_bins
+        Bins of equally many rows.
+
+    References
+    ----------
+    .. [1] Naeini, Cooper and Hauskrecht (2015), AAAI 29(1). doi:10.1609/aaai.v29i1.9602
+    """
+    if probabilities.shape[1] == 2:
+        said, right = probabilities[:, 1], truth == 1
+    else:
+        said, right = probabilities.max(axis=1), truth == probabilities.argmax(axis=1)
+    bins = np.array_split(np.argsort(said, kind="stable"), min(n_bins, len(said)))
+    return float(sum(abs(said[b].mean() - right[b].mean()) * len(b) for b in bins) / len(said))
+
+
+def covers(truth: Array, predicted: Array, reach: Array, n_levels: int) -> Array:
+    """Tell for each row whether its set of classes, or its interval, holds the truth; ``reach`` is (row,)."""
+    if n_levels:
+        likely = predicted[np.arange(len(truth)), truth.astype(int)]
+        return np.asarray(1 - likely <= reach + 1e-12, float)
+    return np.asarray(np.abs(truth - predicted[:, 0]) <= reach, float)
+
+
+def sizes(predicted: Array, reach: Array, n_levels: int) -> Array:
+    """How many classes each row's set holds, or how wide its interval is; (row,)."""
+    return in_set(predicted, reach).sum(axis=1).astype(float) if n_levels else 2 * reach
+
+
+def in_set(predicted: Array, reach: Array) -> Array:
+    """Tell which classes each row's set holds, (row, level); none where nothing is likely enough."""
+    return np.asarray(1 - predicted <= reach[:, None] + 1e-12)

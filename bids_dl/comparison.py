@@ -1,0 +1,119 @@
+"""Which model is better: the same folds, a test that knows that training sets overlap, and all tests counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl import metrics
+from bids_dl.metrics import Predictions
+from bids_dl.records import Array
+
+LEVEL = 0.95
+
+
+def corrected_t(differences: Array, test_share: float) -> tuple[float, float]:
+    """Corrected resampled t-test of the mean difference over folds and repeats [1]_.
+
+    Parameters
+    ----------
+    differences
+        (fold,): one model's score less the other's.
+    test_share
+        Test participants for each training participant, n_test / n_train, which corrects for shared training rows.
+
+    Returns
+    -------
+    t, standard_error
+        With ``len(differences) - 1`` degrees of freedom; NaN below two folds.
+
+    References
+    ----------
+    .. [1] Nadeau and Bengio (2003), Machine Learning 52(3). doi:10.1023/A:1024068626366
+    """
+    k = len(differences)
+    if k < 2:
+        return float("nan"), float("nan")
+    error = float(np.sqrt((1 / k + test_share) * differences.var(ddof=1)))
+    mean = float(differences.mean())
+    return (mean / error if error > 0 else float(np.sign(mean)) * float("inf") if mean else 0.0), error
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number, step by step from the smallest [1]_; NaN stays NaN and does not count.
+
+    References
+    ----------
+    .. [1] Holm (1979), Scandinavian Journal of Statistics 6(2). https://www.jstor.org/stable/4615733
+    """
+    given = np.asarray(p_values, float)
+    adjusted = np.full(len(given), np.nan)
+    order = [i for i in np.argsort(given, kind="stable") if np.isfinite(given[i])]
+    worst = 0.0
+    for step, at in enumerate(order):
+        worst = max(worst, min(1.0, given[at] * (len(order) - step)))
+        adjusted[at] = worst
+    return [float(v) for v in adjusted]
+
+
+def fold_scores(predictions: Predictions, participants: NDArray[np.intp], metric: str) -> dict[int, float]:
+    """Score each fold over some participants; folds in which the metric is undefined are left out."""
+    common = np.isin(predictions.participants, participants)
+    found = {}
+    for fold in np.unique(predictions.folds):
+        at = common & (predictions.folds == fold)
+        if at.any():
+            value = float(metrics.score(metrics.some(predictions, at))[metric][0])
+            if np.isfinite(value):
+                found[int(fold)] = value
+    return found
+
+
+def compare(one: Predictions, other: Predictions, metric: str, n_train: Sequence[int]) -> dict[str, Any]:
+    """Compare two models fold by fold, over the participants that both predict.
+
+    Parameters
+    ----------
+    one, other
+        Held-out predictions on the same splits.
+    metric
+        Which score.
+    n_train
+        Training participants of each fold.
+
+    Returns
+    -------
+    dict
+        ``difference`` (one less other) with its interval, ``t``, ``dof``, ``p_value`` (two-sided), ``n_folds``.
+    """
+    from scipy import stats
+
+    both = np.intersect1d(one.participants, other.participants)
+    a, b = fold_scores(one, both, metric), fold_scores(other, both, metric)
+    folds = sorted(set(a) & set(b))
+    differences = np.array([a[f] - b[f] for f in folds])
+    n_test = np.array([(np.isin(one.participants, both) & (one.folds == f)).sum() for f in folds])
+    share = float(np.mean(n_test / np.asarray(n_train)[folds])) if folds else float("nan")
+    t, error = corrected_t(differences, share)
+    dof = len(folds) - 1
+    half = float(stats.t.ppf((1 + LEVEL) / 2, dof) * error) if dof > 0 else float("nan")
+    mean = float(differences.mean()) if folds else float("nan")
+    p = 2 * float(stats.t.sf(abs(t), dof)) if dof > 0 else float("nan")
+    return {"metric": metric, "difference": mean, "ci_low": mean - half, "ci_high": mean + half, "t": t, "dof": dof,
+            "p_value": p, "n_folds": len(folds)}  # fmt: skip
+
+
+def pairs(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Name the comparisons that matter: each network and fusion with the linear models of its inputs and the confounds."""
+    linear = {m["inputs"][0]: m["id"] for m in models if m["method"] == "linear"}
+    confounds = [m["id"] for m in models if m["method"] == "confounds_only"]
+    found = []
+    for model in models:
+        if model["role"] in {"network", "fusion"}:
+            found += [(model["id"], linear[name]) for name in model["inputs"] if name in linear]
+        if model["role"] in {"network", "fusion"} or model["method"] == "linear":
+            found += [(model["id"], other) for other in confounds]
+    return found

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from bids_dl import calibration
+from bids_dl.calibration import Calibration
+
+GENERATOR = np.random.default_rng(0)
+
+
+def overconfident(n=4000, times=3.0):
+    """Logits that are too large by a known number, and classes drawn as the smaller ones say."""
+    generator = np.random.default_rng(1)
+    logits = generator.normal(size=(n, 1))
+    truth = (generator.random(n) < 1 / (1 + np.exp(-logits[:, 0]))).astype(float)
+    return times * logits, truth
+
+
+def test_temperature_undoes_a_known_overconfidence():
+    outputs, truth = overconfident()
+    assert calibration.temperature(outputs, truth, 2) == pytest.approx(3, rel=0.15)
+
+
+def test_temperature_of_three_classes_is_the_minimum_that_a_search_finds():
+    generator = np.random.default_rng(2)
+    outputs, truth = generator.normal(size=(200, 3)), generator.integers(0, 3, 200).astype(float)
+
+    def surprise(t):
+        p = np.exp(outputs / t)
+        p /= p.sum(axis=1, keepdims=True)
+        return -np.log(p[np.arange(200), truth.astype(int)]).sum() + (np.log(t) / np.log(2)) ** 2 / 2
+
+    grid = np.geomspace(0.05, 20, 4000)
+    assert calibration.temperature(outputs, truth, 3) == pytest.approx(
+        grid[np.argmin([surprise(t) for t in grid])], rel=0.01
+    )
+
+
+def test_few_rows_that_are_all_right_do_not_make_a_model_certain():
+    truth = (np.arange(12) % 2).astype(float)
+    assert calibration.temperature((4 * truth - 2)[:, None], truth, 2) > 0.4
+
+
+def test_outputs_that_hardly_differ_keep_their_temperature():
+    outputs = 0.4 + 0.01 * GENERATOR.normal(size=(30, 1))
+    assert calibration.temperature(outputs, np.ones(30), 2) == 1.0
+
+
+def test_calibrated_probabilities_have_a_smaller_error():
+    outputs, truth = overconfident()
+    learned = calibration.learn(outputs[:2000], truth[:2000], 2)
+    before, after = (calibration.scores(outputs[2000:], 2, 0, 1, t) for t in (1.0, learned.temperature))
+    error = [calibration.expected_error(truth[2000:], p) for p in (before, after)]
+    assert error[0] > 0.1
+    assert error[1] < 0.05
+
+
+def test_expected_error_follows_its_definition_bin_by_bin():
+    said, truth = np.linspace(0.05, 0.95, 20), (np.arange(20) % 3 == 0).astype(float)
+    total = 0.0
+    for start in range(0, 20, 4):
+        mine = slice(start, start + 4)
+        total += 4 / 20 * abs(said[mine].mean() - truth[mine].mean())
+    found = calibration.expected_error(truth, np.column_stack([1 - said, said]), n_bins=5)
+    assert found == pytest.approx(total)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_reach_is_the_order_statistic_of_the_book(coverage):
+    scores = np.sort(GENERATOR.random(37))
+    k = int(np.ceil(38 * coverage))
+    assert Calibration(1.0, scores).reach(coverage) == sorted(scores)[k - 1]
+
+
+def test_reach_that_too_few_rows_cannot_promise_is_infinite():
+    assert Calibration(1.0, np.sort(GENERATOR.random(8))).reach(0.9) == float("inf")
+    assert Calibration().reach(0.5) == float("inf")
+
+
+@pytest.mark.parametrize("n_levels", [0, 2, 3])
+def test_sets_and_intervals_cover_new_rows_as_often_as_promised(n_levels):
+    generator, coverages = np.random.default_rng(3), []
+    for _ in range(60):
+        outputs, truth = drawn(generator, n_levels, 400)
+        learned = calibration.learn(outputs[:100], truth[:100], n_levels, 10.0, 2.0)
+        said = calibration.scores(outputs[100:], n_levels, 10.0, 2.0, learned.temperature)
+        seen = truth[100:] if n_levels else truth[100:] * 2 + 10
+        holds = calibration.covers(seen, said, np.full(300, learned.reach(0.8)), n_levels)
+        coverages.append(holds.mean())
+    assert np.mean(coverages) == pytest.approx(0.8, abs=0.025)
+
+
+def drawn(generator, n_levels, n):
+    if not n_levels:
+        truth = generator.normal(size=n)
+        return (truth + generator.normal(size=n))[:, None], truth
+    outputs = generator.normal(size=(n, 1 if n_levels == 2 else n_levels))
+    probabilities = calibration.scores(outputs, n_levels, 0, 1)
+    return outputs, np.array([generator.choice(n_levels, p=p) for p in probabilities]).astype(float)
+
+
+def test_width_of_a_quantity_is_in_its_unit():
+    learned = calibration.learn(np.zeros((9, 1)), np.full(9, 2.0), 0, 50.0, 10.0)
+    reach = np.full(1, learned.reach(0.9))
+    assert calibration.sizes(np.array([[50.0]]), reach, 0) == [40.0]
+
+
+def test_sets_hold_the_classes_that_are_likely_enough():
+    said = np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]])
+    assert calibration.in_set(said, np.array([0.7, 0.7])).tolist() == [[True, False, False], [True, True, False]]
