@@ -1,4 +1,4 @@
-"""Layers that several models share: masked sequences, connectomes as matrices, weights whose number data decide."""
+"""Layers that several models share: masked sequences, connectomes as matrices and graphs, weights whose number data decide."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bids_dl.errors import UsageError
 
 
 def masked(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,6 +219,103 @@ class Connectome(nn.Module):
     def measured(self, edges: Tensor) -> Tensor:
         """Return (participant, region, region) in the feature's own unit, diagonal 0."""
         return self(torch.nan_to_num(edges) * self.scale + self.mean)  # type: ignore[no-any-return]
+
+    @property
+    def n_profile(self) -> int:
+        """How many values tell how a region is connected: one a region, of a directed connectome one a direction."""
+        return 2 * self.n if self.directed else self.n
+
+    def profiles(self, edges: Tensor) -> Tensor:
+        """Return each region's row of deviations, (participant, region, value); where directed, its column after it."""
+        matrix = self(edges)
+        return torch.cat([matrix, matrix.transpose(1, 2)], dim=2) if self.directed else matrix
+
+    def strongest(self, edges: Tensor, density: float) -> Tensor:
+        """Keep each participant's strongest positive edges as measured, in units of their mean, and 0 for the others.
+
+        Returns (participant, region, region). As one is a mean edge, self-loops of 1 fit correlations and streamlines
+        alike. Edges that equal the weakest one kept are kept too.
+        """
+        measured = torch.nan_to_num(edges) * self.scale + self.mean
+        weakest = measured.topk(max(1, round(density * edges.shape[1])), dim=1, sorted=False).values.amin(1, True)
+        kept = torch.where((measured >= weakest) & (measured > 0), measured, 0.0)
+        mean = kept.sum(dim=1, keepdim=True) / (kept > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        return self(kept / torch.where(mean > 0, mean, 1.0))  # type: ignore[no-any-return]
+
+
+def normalised(adjacency: Tensor) -> Tensor:
+    """Add self-loops of 1 and divide each edge by the roots of its two regions' strengths [1]_.
+
+    Takes and returns (participant, region, region). Where directed, the strengths are those of the row and of the
+    column, so that a symmetric connectome gets the paper's formula.
+
+    References
+    ----------
+    .. [1] Kipf and Welling (2017), ICLR. arXiv:1609.02907
+    """
+    looped = adjacency + torch.eye(adjacency.shape[1], dtype=adjacency.dtype, device=adjacency.device)
+    return looped * looped.sum(dim=2).rsqrt().unsqueeze(2) * looped.sum(dim=1).rsqrt().unsqueeze(1)
+
+
+def degree_profile(adjacency: Tensor, density: float) -> Tensor:
+    """Describe each region by its strength and its neighbours' least, greatest, mean strength and their deviation [1]_.
+
+    Returns (participant, region, 5), each in units of the strength expected of that density, less 1, the deviation
+    without; a region without neighbours is taken as its own. Says nothing of which region it is.
+
+    References
+    ----------
+    .. [1] Cai and Wang (2018), ICLR workshop. arXiv:1811.03508
+    """
+    strength = adjacency.sum(dim=2) / (density * (adjacency.shape[1] - 1)) - 1  # (participant, region)
+    alone = (adjacency > 0).sum(dim=2, keepdim=True) == 0
+    near = (adjacency > 0) | (alone & torch.eye(adjacency.shape[1], dtype=torch.bool, device=adjacency.device))
+    theirs = strength.unsqueeze(1).expand_as(adjacency)  # (participant, region, neighbour)
+    least = theirs.masked_fill(~near, torch.inf).amin(dim=2)
+    greatest = theirs.masked_fill(~near, -torch.inf).amax(dim=2)
+    share = near / near.sum(dim=2, keepdim=True)
+    mean = torch.einsum("prn,pn->pr", share, strength)
+    spread = (torch.einsum("prn,pn->pr", share, strength**2) - mean**2).clamp(min=0)
+    return torch.stack([strength, least, greatest, mean, (spread + 1e-12).sqrt()], dim=2)
+
+
+FEATURES, POOLS = ("profile", "identity", "degree"), ("mean", "max", "concat")
+
+
+class RegionFeatures(nn.Module):
+    """What a graph model knows of each region at first, projected: its profile, which one it is, or its degrees."""
+
+    def __init__(self, connectome: Connectome, kind: str, density: float, n_units: int) -> None:
+        super().__init__()
+        if kind not in FEATURES:
+            raise UsageError(f"node_features is '{kind}'; choose from: {', '.join(FEATURES)}.")
+        if not 0 < density <= 1:
+            raise UsageError(f"density is {density}; give the share of edges to keep, above 0 and at most 1.")
+        self.kind, self.density = kind, density
+        n_values = {"profile": connectome.n_profile, "identity": connectome.n, "degree": 5}[kind]
+        self.project = nn.Linear(n_values, n_units, bias=kind != "identity")
+
+    def forward(self, profiles: Tensor, adjacency: Tensor) -> Tensor:
+        """Return (participant, region, unit)."""
+        if self.kind == "identity":
+            return self.project.weight.T.expand(len(adjacency), -1, -1)  # a one-hot region picks its own column
+        known = profiles if self.kind == "profile" else degree_profile(adjacency, self.density)
+        found: Tensor = self.project(known)
+        return found
+
+
+def n_pooled(n_regions: int, n_units: int, pooling: str) -> int:
+    """Count the values that `pooled` returns; refuse a pooling that there is not."""
+    if pooling not in POOLS:
+        raise UsageError(f"pooling is '{pooling}'; choose from: {', '.join(POOLS)}.")
+    return n_regions * n_units if pooling == "concat" else n_units
+
+
+def pooled(h: Tensor, pooling: str) -> Tensor:
+    """Turn (participant, region, unit) into one vector: the mean or maximum over regions, or all side by side."""
+    if pooling == "concat":
+        return h.flatten(1)
+    return h.mean(dim=1) if pooling == "mean" else h.amax(dim=1)
 
 
 class Grown(nn.Module):

@@ -1,0 +1,142 @@
+"""Graph attention on a connectome: each region learns which of its connected regions to listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bids_dl.errors import UsageError
+from bids_dl.layers import Connectome, RegionFeatures, n_pooled, pooled
+
+SUITS = ("edge",)
+SCHEDULE = {
+    "n_epochs": 40,
+    "patience": 8,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "n_members": 1,
+}
+SLOPE = 0.2
+"""Of the leaky ReLU on the scores, as in the paper."""
+
+
+class GraphAttention(nn.Module):
+    """One layer: a softmax over a region's neighbours of ``leaky_relu(own . h_i + other . h_j)``, a share for each j.
+
+    Takes what is already multiplied by the layer's W; several heads divide the units between them.
+    """
+
+    def __init__(self, n_units: int, n_heads: int) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(n_heads, n_units // n_heads) * (n_heads / n_units) ** 0.5)
+        self.other = nn.Parameter(torch.randn(n_heads, n_units // n_heads) * (n_heads / n_units) ** 0.5)
+
+    def scores(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each region adds to a score as listener and as neighbour, (participant, head, region) both."""
+        parts = h.unflatten(2, self.own.shape)  # (participant, region, head, unit)
+        listener = torch.einsum("prhu,hu->phr", parts, self.own)
+        return listener, torch.einsum("prhu,hu->phr", parts, self.other)
+
+    def weights(self, h: Tensor, graph: Tensor) -> Tensor:
+        """Return each region's shares of its neighbours, (participant, head, region, neighbour).
+
+        As the leaky ReLU is the larger of x and SLOPE x, and exp of a sum is a product, there is no exp over pairs.
+        Both factors are at most 1, whatever the scores: the greatest score of a region is taken off first.
+        """
+        listener, neighbour = self.scores(h)
+        greatest = neighbour.amax(dim=2, keepdim=True)
+        top, below = listener + greatest, neighbour - greatest
+        most = nn.functional.leaky_relu(top, SLOPE)
+        steep = (top - most).exp().unsqueeze(3) * below.exp().unsqueeze(2)
+        flat = (SLOPE * top - most).exp().unsqueeze(3) * (SLOPE * below).exp().unsqueeze(2)
+        shares = torch.maximum(steep, flat) * graph.unsqueeze(1)
+        return shares / shares.sum(dim=3, keepdim=True).clamp(min=1e-30)
+
+    def forward(self, h: Tensor, graph: Tensor) -> Tensor:
+        """Return (participant, region, unit); ``graph`` is 1 for a neighbour, else 0."""
+        parts = h.unflatten(2, self.own.shape).transpose(1, 2)  # (participant, head, region, unit)
+        return (self.weights(h, graph) @ parts).transpose(1, 2).flatten(2)
+
+
+class GAT(nn.Module):
+    """Layers of attention over each participant's own graph; then the regions are pooled."""
+
+    def __init__(
+        self, n_edges: int, n_outputs: int, hidden: Sequence[int], n_heads: int, density: float, node_features: str,
+        pooling: str, dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        widths = list(hidden)
+        self.connectome, self.density, self.pooling = Connectome(n_edges), density, pooling
+        self.features = RegionFeatures(self.connectome, node_features, density, widths[0])
+        self.attend = nn.ModuleList(GraphAttention(width, n_heads) for width in widths)
+        self.between = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), n_outputs)
+
+    def adopt(self, normalization: Any) -> None:
+        """Learn what undoes the normalisation: the graph is that of the edges as measured."""
+        self.connectome.learn(normalization)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by its pooled regions."""
+        adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
+        loops = torch.eye(self.connectome.n, dtype=torch.bool, device=x.device)
+        graph = ((adjacency > 0) | loops).to(adjacency.dtype)
+        h = self.features(self.connectome.profiles(x), adjacency)
+        h = self.dropout(nn.functional.elu(self.attend[0](h, graph)))  # (participant, region, unit)
+        for layer, attend in zip(self.between, self.attend[1:], strict=True):
+            h = self.dropout(nn.functional.elu(attend(layer(h), graph)))  # (participant, region, unit)
+        return pooled(h, self.pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(x))  # (participant, output)
+        return out
+
+
+def build(
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), n_heads: int = 2,
+    density: float = 0.1, node_features: str = "profile", pooling: str = "concat", dropout: float = 0.3,
+) -> GAT:  # fmt: skip
+    """Build a graph attention network [1]_ with one graph a participant, as compared for connectomes in [2]_.
+
+    Parameters
+    ----------
+    shapes
+        One connectome's edges, undirected or directed; a region listens to those in its row and to itself.
+    n_outputs
+        One logit for two classes or a quantity, else one a class.
+    hidden
+        Units a region has after each layer, all heads together.
+    n_heads
+        Ways to listen; must divide each layer's units.
+    density
+        Share of the edges that make the graph: each participant's strongest positive ones.
+    node_features
+        What a region starts with: ``profile``, its deviations from the training mean; ``identity``, which one it is;
+        or ``degree``, five numbers on its strength and its neighbours', which know no region's name.
+    pooling
+        How regions become one vector: ``mean``, ``max``, or ``concat``, side by side.
+    dropout
+        Part of the units that is left out at each step of the training.
+
+    Raises
+    ------
+    UsageError
+        If the heads do not divide the units, the density is no share, or the features or the pooling are not among
+        those named.
+
+    References
+    ----------
+    .. [1] Veličković et al. (2018), ICLR. arXiv:1710.10903
+    .. [2] Cui et al. (2022), IEEE Transactions on Medical Imaging 42(2). doi:10.1109/TMI.2022.3218745
+    """
+    uneven = [width for width in hidden if width % n_heads]
+    if uneven:
+        raise UsageError(f"gat: {n_heads} heads do not divide {uneven[0]} units; choose n_heads or hidden to fit.")
+    return GAT(shapes[0][0], n_outputs, hidden, n_heads, density, node_features, pooling, dropout)
