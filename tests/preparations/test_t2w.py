@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_dl import derivatives, registration
+from bids_dl import cli, derivatives, registration
 from bids_dl.errors import DataError
 from bids_dl.preparations import t2w
 from bids_dl.records import Scan
@@ -37,6 +38,20 @@ def test_it_follows_the_t1w_of_fmriprep_into_its_space(planted: Any, tmp_path: P
     there, held = (registration.resample(template.like(v), moved).values for v in (other, template.values))
     inside = ndimage.binary_erosion(held > 0.9)
     assert np.corrcoef(moved.values[inside], there[inside])[0, 1] > 0.85
+
+
+def test_raw_t2w_beside_fmriprep_becomes_a_feature(planted: Any, tmp_path: Path) -> None:
+    root, prep, out = tmp_path / "data", tmp_path / "data" / "derivatives" / "fmriprep", tmp_path / "out"
+    planted.scan(planted.place(500 * planted.template.wm.values, (6, -5, 4)), root, "anat", "T2w")
+    planted.fmriprep(prep)
+    for folder, more in ((root, {}), (prep, {"GeneratedBy": [{"Name": "fMRIPrep"}]})):
+        text = json.dumps({"Name": folder.name, "BIDSVersion": "1.10.0", **more})
+        (folder / "dataset_description.json").write_text(text)
+    command = [str(root), str(out), "participant", "--features", "t2w", "--nprocs", "1", "--skip-bids-validation"]
+    assert cli.main(command) == 0
+    assert [p.name for p in out.rglob("*_desc-brain_T2w.nii.gz")] == [
+        "sub-01_space-MNI152NLin2009cAsym_res-4_desc-brain_T2w.nii.gz"
+    ]
 
 
 @pytest.mark.parametrize("lacking", ["head", "composite"])
