@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, nargs="?", help="an empty folder to work in; a temporary one if not given")
     parser.add_argument("--participants", type=int, default=4)
-    parser.add_argument("--n-volumes", type=int, default=120)
+    parser.add_argument("--n-volumes", type=int, default=120, help="fewer than about 80 leave nothing for network_maps")
     parser.add_argument("--only", nargs="+", choices=SOURCES, default=list(SOURCES))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -139,7 +139,7 @@ def rows_of(work: Path, name: str, labels: Sequence[str]) -> list[dict[str, obje
                 "prepares": seconds_of_preparation(out),
                 "s/participant": round(one.seconds / len(labels), 1),
                 "peak GB": round(one.peak_gb, 2),
-                "2 processes": round(one.seconds / two.seconds, 2) if two else None,
+                "2 processes": round(one.seconds / two.seconds, 2) if two else np.nan,
                 "written": f"{written(out, feature)}/{len(labels)}",
             }
         )
