@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, nargs="?", help="an empty folder to work in; a temporary one if not given")
     parser.add_argument("--participants", type=int, default=4)
-    parser.add_argument("--n-volumes", type=int, default=120, help="fewer than about 80 leave nothing for network_maps")
+    parser.add_argument("--n-volumes", type=int, default=120, help="fewer than about 90 leave nothing for network_maps")
     parser.add_argument("--only", nargs="+", choices=SOURCES, default=list(SOURCES))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
