@@ -115,7 +115,10 @@ class Splits:
 
 @dataclass(frozen=True)
 class Training:
-    """The one training loop's settings; 0 leaves the choice to the kind of input."""
+    """The one training loop's settings; 0 and "auto" leave the choice to the model.
+
+    ``augment`` changes volumes a little each time they are trained on: "auto", "on" or "off".
+    """
 
     n_epochs: int = 0
     patience: int = 0
@@ -123,6 +126,7 @@ class Training:
     learning_rate: float = 0.0
     weight_decay: float = -1.0
     n_members: int = 0
+    augment: str = "auto"
     class_weights: bool = True
 
 
@@ -259,6 +263,7 @@ def from_mapping(given: Mapping[str, Any]) -> Config:
 
 def _check_ranges(config: Config) -> None:
     choices = {
+        "training.augment": (config.training.augment, ("auto", "on", "off")),
         "run.device": (config.run.device, ("auto", "cpu", "cuda")),
         "splits.kind": (config.splits.kind, ("kfold", "leave-site-out", "file")),
     }

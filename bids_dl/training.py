@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bids_dl import augmentation, splits
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
 from bids_dl import span as spans
-from bids_dl import splits
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
@@ -87,6 +87,7 @@ class Settings:
     weight_decay: float = 1e-2
     n_members: int = 1
     clip_norm: float = 0.0
+    augment: bool = False
     class_weights: bool = True
     remove_confounds: bool = False
     seed: int = 0
@@ -104,6 +105,8 @@ def settings_for(
         for key, value in vars(config.training).items()
         if key != "class_weights" and value != configuration.Training.__dataclass_fields__[key].default
     }
+    if "augment" in wishes:
+        wishes["augment"] = wishes["augment"] == "on"
     return replace(
         Settings(), **{**getattr(module, "SCHEDULE", {}), **wishes}, class_weights=config.training.class_weights,
         remove_confounds=config.normalization.remove_confounds, seed=config.random_seed, device=config.run.device,
@@ -706,7 +709,7 @@ class _Loop:
         total = 0.0
         size = min(self.settings.batch_size, max(SMALLEST_BATCH, len(y) // STEPS_AN_EPOCH))
         for at in _batches(self.generator.permutation(len(y)), size, smallest=2):
-            loss = self._training_loss(self._move(rows(at)), self._move((y[at],))[0])
+            loss = self._training_loss(self._varied(self._move(rows(at))), self._move((y[at],))[0])
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
             if self.settings.clip_norm > 0:
@@ -719,6 +722,12 @@ class _Loop:
                 f"training.learning_rate (now {self.settings.learning_rate:g})."
             )
         return total / len(y)
+
+    def _varied(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Change volumes (participant, x, y, z) at random where that is asked for; no other input."""
+        if not self.settings.augment:
+            return inputs
+        return tuple(augmentation.augment(x) if x.ndim == 4 else x for x in inputs)
 
     def _training_loss(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Let a model with an objective of its own add to, or replace, the loss of its output."""
