@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from bids_dl import layers
+from bids_dl.errors import UsageError
 from bids_dl.normalization import Normalization
 
 
@@ -84,3 +86,102 @@ def test_grown_buffer_is_loaded_in_the_size_it_was_saved():
     one.kept = torch.arange(5.0)
     other.load_state_dict(one.state_dict())
     torch.testing.assert_close(other.kept, one.kept)
+
+
+def slow_strongest(values, density):
+    """Sort, keep, divide by the mean: one participant's edges as a matrix, written as a person would do it."""
+    n, _ = layers.n_regions(len(values))
+    keep = sorted(range(len(values)), key=lambda e: -values[e])[: round(density * len(values))]
+    keep = [e for e in keep if values[e] > 0]
+    matrix, mean = np.zeros((n, n)), np.mean([values[e] for e in keep]) if keep else 1
+    for edge, (i, j) in enumerate(itertools.combinations(range(n), 2)):
+        if edge in keep:
+            matrix[i, j] = matrix[j, i] = values[edge] / mean
+    return matrix
+
+
+def slow_normalised(adjacency):
+    n = len(adjacency)
+    looped = adjacency + np.eye(n)
+    return np.array(
+        [[looped[i, j] / math.sqrt(looped[i].sum() * looped[:, j].sum()) for j in range(n)] for i in range(n)]
+    )
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 1.0])
+def test_strongest_edges_are_those_that_sorting_finds_in_the_unit_of_measurement(density):
+    generator = np.random.default_rng(0)
+    measured = generator.normal(0.2, 1, (4, 28)).astype(np.float32)
+    mean, scale = generator.normal(size=28).astype(np.float32), generator.uniform(0.5, 2, 28).astype(np.float32)
+    connectome = layers.Connectome(28)
+    connectome.learn(Normalization(mean, scale))
+    found = connectome.strongest(torch.from_numpy((measured - mean) / scale), density)
+    np.testing.assert_allclose(found, [slow_strongest(m, density) for m in measured], atol=1e-5)
+
+
+def test_connectome_without_positive_edges_has_no_strongest_one():
+    connectome = layers.Connectome(10)
+    assert not connectome.strongest(-torch.ones(2, 10), 0.5).any()
+
+
+def test_unit_of_a_connectome_does_not_change_its_graph():
+    connectome, edges = layers.Connectome(10), torch.rand(3, 10)
+    torch.testing.assert_close(connectome.strongest(1000 * edges, 0.5), connectome.strongest(edges, 0.5))
+
+
+def test_profiles_of_a_directed_connectome_tell_both_directions():
+    connectome = layers.Connectome(12)  # 4 regions, directed
+    edges = torch.arange(12.0)[None]
+    matrix, profiles = connectome(edges), connectome.profiles(edges)
+    assert profiles.shape == (1, 4, 8)
+    assert profiles.shape[2] == connectome.n_profile
+    torch.testing.assert_close(profiles[0, 1], torch.cat([matrix[0, 1], matrix[0, :, 1]]))
+
+
+def test_normalised_adjacency_follows_the_paper_word_for_word():
+    adjacency = torch.rand(2, 5, 5) * (torch.rand(2, 5, 5) > 0.5)
+    symmetric = adjacency + adjacency.transpose(1, 2)
+    for matrices in (symmetric, adjacency):
+        expected = [slow_normalised(m.double().numpy()) for m in matrices]
+        np.testing.assert_allclose(layers.normalised(matrices), expected, atol=1e-6)
+
+
+def test_degree_profile_follows_the_paper_word_for_word():
+    connectome = layers.Connectome(28)
+    torch.manual_seed(0)
+    adjacency = connectome.strongest(torch.randn(2, 28), 0.3)
+    found = layers.degree_profile(adjacency, 0.3).numpy()
+    for one, matrix in enumerate(adjacency.numpy()):
+        strength = matrix.sum(axis=1) / (0.3 * 7) - 1
+        for region in range(8):
+            near = strength[matrix[region] > 0] if (matrix[region] > 0).any() else strength[[region]]
+            expected = [strength[region], near.min(), near.max(), near.mean(), near.std()]
+            np.testing.assert_allclose(found[one, region], expected, atol=1e-4)
+
+
+def test_degree_profile_moves_with_the_regions():
+    torch.manual_seed(0)
+    adjacency, order = layers.Connectome(28).strongest(torch.randn(2, 28), 0.3), torch.randperm(8)
+    moved = layers.degree_profile(adjacency[:, order][:, :, order], 0.3)
+    torch.testing.assert_close(moved, layers.degree_profile(adjacency, 0.3)[:, order])
+
+
+def test_identity_of_a_region_is_its_own_column_of_the_projection():
+    features = layers.RegionFeatures(layers.Connectome(10), "identity", 0.5, 3)
+    found = features(torch.randn(2, 5, 5), torch.zeros(2, 5, 5))
+    torch.testing.assert_close(found[1], features.project(torch.eye(5)))
+
+
+def test_pooling_and_features_and_density_that_do_not_exist_are_refused():
+    with pytest.raises(UsageError, match="pooling is 'sum'; choose from: mean, max, concat"):
+        layers.n_pooled(5, 3, "sum")
+    with pytest.raises(UsageError, match="node_features is 'age'; choose from: profile"):
+        layers.RegionFeatures(layers.Connectome(10), "age", 0.5, 3)
+    with pytest.raises(UsageError, match="density is 1.5; give the share"):
+        layers.RegionFeatures(layers.Connectome(10), "profile", 1.5, 3)
+
+
+@pytest.mark.parametrize("pooling", layers.POOLS)
+def test_pooled_has_as_many_values_as_counted(pooling):
+    h = torch.randn(2, 5, 3)
+    assert layers.pooled(h, pooling).shape == (2, layers.n_pooled(5, 3, pooling))

@@ -66,8 +66,9 @@ class BrainNetworkTransformer(nn.Module):
     """Profiles, projected; layers of attention; the clusters' sums, put side by side, through one hidden layer."""
 
     def __init__(
-        self, n_edges: int, n_outputs: int, n_units: int, n_layers: int, n_heads: int, n_clusters: int, dropout: float
-    ) -> None:
+        self, n_edges: int, n_outputs: int, n_units: int, n_layers: int, n_heads: int, n_clusters: int,
+        input_dropout: float, dropout: float,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.connectome = Connectome(n_edges)
         self.project = nn.Linear(self.connectome.n_profile, n_units)
@@ -75,12 +76,12 @@ class BrainNetworkTransformer(nn.Module):
         self.readout = ClusterReadout(n_clusters, n_units)
         self.norm = nn.LayerNorm(n_units)
         self.graph = nn.Linear(n_clusters * n_units, n_units)
-        self.dropout = nn.Dropout(dropout)
+        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
         self.head = nn.Linear(n_units, n_outputs)
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the hidden layer over its clusters."""
-        h = self.layers(self.project(self.connectome.profiles(x)))  # (participant, region, unit)
+        h = self.layers(self.project(self.connectome.profiles(self.input_dropout(x))))  # (participant, region, unit)
         h = self.norm(self.readout(h)).flatten(1)  # the sums grow with the regions: they are brought to one scale
         out: Tensor = self.dropout(nn.functional.leaky_relu(self.graph(self.dropout(h))))  # (participant, unit)
         return out
@@ -93,7 +94,7 @@ class BrainNetworkTransformer(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, n_units: int = 32, n_layers: int = 1, n_heads: int = 4,
-    n_clusters: int = 10, dropout: float = 0.3,
+    n_clusters: int = 10, input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> BrainNetworkTransformer:  # fmt: skip
     """Build a Brain Network Transformer [1]_.
 
@@ -114,6 +115,8 @@ def build(
         Ways to attend; must divide the units.
     n_clusters
         Clusters of the readout; orthonormal centres cannot be more than the units.
+    input_dropout
+        Part of the edges that is left out at each step of the training.
     dropout
         Part of the units that is left out at each step of the training.
 
@@ -135,4 +138,6 @@ def build(
             f"brain_network_transformer: {n_clusters} clusters are more than {n_units} units can keep orthonormal; "
             "lower n_clusters or raise n_units."
         )
-    return BrainNetworkTransformer(shapes[0][0], n_outputs, n_units, n_layers, n_heads, n_clusters, dropout)
+    return BrainNetworkTransformer(
+        shapes[0][0], n_outputs, n_units, n_layers, n_heads, n_clusters, input_dropout, dropout
+    )

@@ -67,7 +67,7 @@ class BrainNetCNN(nn.Module):
 
     def __init__(
         self, n_edges: int, n_outputs: int, edge_filters: Sequence[int], node_filters: int, graph_filters: int,
-        dropout: float,
+        input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.connectome = Connectome(n_edges)
@@ -75,12 +75,12 @@ class BrainNetCNN(nn.Module):
         self.edges = nn.ModuleList(EdgeToEdge(n, a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.nodes = EdgeToNode(n, widths[-1], node_filters, directed=self.connectome.directed)
         self.graph = nn.Linear(node_filters * n, graph_filters)
-        self.dropout = nn.Dropout(dropout)
+        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
         self.head = nn.Linear(graph_filters, n_outputs)
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the node-to-graph layer."""
-        h = self.connectome(x).unsqueeze(1)  # (participant, 1, region, region)
+        h = self.connectome(self.input_dropout(x)).unsqueeze(1)  # (participant, 1, region, region)
         for layer in self.edges:
             h = activated(layer(h))  # (participant, filter, region, region)
         h = self.dropout(activated(self.nodes(h)).flatten(1))  # (participant, filter and region)
@@ -95,7 +95,7 @@ class BrainNetCNN(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, edge_filters: Sequence[int] = (8,), node_filters: int = 16,
-    graph_filters: int = 32, dropout: float = 0.5,
+    graph_filters: int = 32, input_dropout: float = 0.5, dropout: float = 0.5,
 ) -> BrainNetCNN:  # fmt: skip
     """Build a convolutional network for brain networks [1]_.
 
@@ -112,6 +112,8 @@ def build(
         Filters of the edge-to-node layer.
     graph_filters
         Units of the node-to-graph layer.
+    input_dropout
+        Part of the edges that is left out at each step of the training.
     dropout
         Part of the regions' and of the graph's units that is left out at each step of the training.
 
@@ -119,4 +121,4 @@ def build(
     ----------
     .. [1] Kawahara et al. (2017), NeuroImage 146. doi:10.1016/j.neuroimage.2016.09.046
     """
-    return BrainNetCNN(shapes[0][0], n_outputs, edge_filters, node_filters, graph_filters, dropout)
+    return BrainNetCNN(shapes[0][0], n_outputs, edge_filters, node_filters, graph_filters, input_dropout, dropout)

@@ -63,11 +63,11 @@ class GraphAttention(nn.Module):
 
 
 class GAT(nn.Module):
-    """Layers of attention over each participant's own graph; then the regions are pooled."""
+    """Layers of attention over each participant's own graph; the regions are pooled at the end."""
 
     def __init__(
         self, n_edges: int, n_outputs: int, hidden: Sequence[int], n_heads: int, density: float, node_features: str,
-        pooling: str, dropout: float,
+        pooling: str, graph_units: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list(hidden)
@@ -75,23 +75,29 @@ class GAT(nn.Module):
         self.features = RegionFeatures(self.connectome, node_features, density, widths[0])
         self.attend = nn.ModuleList(GraphAttention(width, n_heads) for width in widths)
         self.between = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), n_outputs)
+        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
+        self.graph = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), graph_units)
+        self.head = nn.Linear(graph_units, n_outputs)
 
     def adopt(self, normalization: Any) -> None:
         """Learn what undoes the normalisation: the graph is that of the edges as measured."""
         self.connectome.learn(normalization)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Represent each participant by its pooled regions."""
+    def regions(self, x: Tensor) -> Tensor:
+        """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
         loops = torch.eye(self.connectome.n, dtype=torch.bool, device=x.device)
         graph = ((adjacency > 0) | loops).to(adjacency.dtype)
-        h = self.features(self.connectome.profiles(x), adjacency)
+        h = self.features(self.connectome.profiles(self.input_dropout(x)), adjacency)
         h = self.dropout(nn.functional.elu(self.attend[0](h, graph)))  # (participant, region, unit)
         for layer, attend in zip(self.between, self.attend[1:], strict=True):
             h = self.dropout(nn.functional.elu(attend(layer(h), graph)))  # (participant, region, unit)
-        return pooled(h, self.pooling)
+        return h
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by one hidden layer over its pooled regions."""
+        out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (participant, output)."""
@@ -101,7 +107,8 @@ class GAT(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), n_heads: int = 2,
-    density: float = 0.1, node_features: str = "profile", pooling: str = "concat", dropout: float = 0.3,
+    density: float = 0.1, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
+    input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GAT:  # fmt: skip
     """Build a graph attention network [1]_ with one graph a participant, as compared for connectomes in [2]_.
 
@@ -122,6 +129,10 @@ def build(
         or ``degree``, five numbers on its strength and its neighbours', which know no region's name.
     pooling
         How regions become one vector: ``mean``, ``max``, or ``concat``, side by side.
+    graph_units
+        Units of the layer over the pooled regions.
+    input_dropout
+        Part of the edges that is left out at each step of the training.
     dropout
         Part of the units that is left out at each step of the training.
 
@@ -139,4 +150,6 @@ def build(
     uneven = [width for width in hidden if width % n_heads]
     if uneven:
         raise UsageError(f"gat: {n_heads} heads do not divide {uneven[0]} units; choose n_heads or hidden to fit.")
-    return GAT(shapes[0][0], n_outputs, hidden, n_heads, density, node_features, pooling, dropout)
+    return GAT(
+        shapes[0][0], n_outputs, hidden, n_heads, density, node_features, pooling, graph_units, input_dropout, dropout
+    )

@@ -22,33 +22,39 @@ SCHEDULE = {
 
 
 class GCN(nn.Module):
-    """Layers of ``relu(A h W)``, ``A`` being the participant's own normalised graph; then the regions are pooled."""
+    """Layers of ``relu(A h W)``, ``A`` being the participant's own normalised graph; the regions are pooled at the end."""
 
     def __init__(
         self, n_edges: int, n_outputs: int, hidden: Sequence[int], density: float, node_features: str, pooling: str,
-        dropout: float,
+        graph_units: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list(hidden)
         self.connectome, self.density, self.pooling = Connectome(n_edges), density, pooling
         self.features = RegionFeatures(self.connectome, node_features, density, widths[0])
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), n_outputs)
+        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
+        self.graph = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), graph_units)
+        self.head = nn.Linear(graph_units, n_outputs)
 
     def adopt(self, normalization: Any) -> None:
         """Learn what undoes the normalisation: the graph is that of the edges as measured."""
         self.connectome.learn(normalization)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Represent each participant by its pooled regions."""
+    def regions(self, x: Tensor) -> Tensor:
+        """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
         graph = normalised(adjacency)
-        h = self.features(self.connectome.profiles(x), adjacency)  # the first layer's W; then its A
+        h = self.features(self.connectome.profiles(self.input_dropout(x)), adjacency)  # the first layer's W; then its A
         h = self.dropout(torch.relu(graph @ h))  # (participant, region, unit)
         for layer in self.layers:
             h = self.dropout(torch.relu(graph @ layer(h)))  # (participant, region, unit)
-        return pooled(h, self.pooling)
+        return h
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by one hidden layer over its pooled regions."""
+        out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (participant, output)."""
@@ -58,7 +64,8 @@ class GCN(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.1,
-    node_features: str = "profile", pooling: str = "concat", dropout: float = 0.3,
+    node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
+    input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GCN:  # fmt: skip
     """Build a graph convolutional network [1]_ with one graph a participant, as compared for connectomes in [2]_.
 
@@ -78,6 +85,10 @@ def build(
         with mean or max pooling the order of the regions does not matter.
     pooling
         How regions become one vector: ``mean``, ``max``, or ``concat``, side by side.
+    graph_units
+        Units of the layer over the pooled regions.
+    input_dropout
+        Part of the edges that is left out at each step of the training.
     dropout
         Part of the units that is left out at each step of the training.
 
@@ -91,4 +102,4 @@ def build(
     .. [1] Kipf and Welling (2017), ICLR. arXiv:1609.02907
     .. [2] Cui et al. (2022), IEEE Transactions on Medical Imaging 42(2). doi:10.1109/TMI.2022.3218745
     """
-    return GCN(shapes[0][0], n_outputs, hidden, density, node_features, pooling, dropout)
+    return GCN(shapes[0][0], n_outputs, hidden, density, node_features, pooling, graph_units, input_dropout, dropout)

@@ -1,0 +1,127 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from bids_dl import training, zoo
+from bids_dl.models.brainnetcnn import EdgeToEdge, EdgeToNode, build
+from bids_dl.records import Block, Cohort, Split, Target
+
+SETTINGS = {"n_epochs": 40, "patience": 40, "learning_rate": 3e-3, "batch_size": 32}
+
+
+def cohort(edges, y):
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(len(y))]})
+    return Cohort(people, {"edges": Block(edges, ("edge",))}, Target("target", y.astype(float), ("a", "b")))
+
+
+def held_out_auc(model, data, **options):
+    n = len(data.target.values)
+    split = Split(np.arange(0, n // 2), np.arange(n // 2, 3 * n // 5), np.arange(3 * n // 5, n), "one")
+    definition = training.define(model, [data.features["edges"].shape], 1, options)
+    asked = {**(zoo.constant("models", model, "SCHEDULE") or {}), **SETTINGS} if model != "linear" else {}
+    fitted = training.train(definition, data, split, ["edges"], training.Settings(**asked, device="cpu"))
+    return roc_auc_score(data.target.values[split.test], training.predict(fitted, data, split.test)[:, 1])
+
+
+def slow_edge_to_edge(layer, matrix):
+    """Kawahara et al., equation 1: every edge, every filter, every channel, every region."""
+    row, column, bias = (p.detach().numpy() for p in (layer.row, layer.column, layer.bias))
+    n_out, n_in, n = row.shape
+    found = np.zeros((n_out, n, n))
+    for o in range(n_out):
+        for i in range(n):
+            for j in range(n):
+                cross = [
+                    row[o, c, k] * matrix[c, i, k] + column[o, c, k] * matrix[c, k, j]
+                    for c in range(n_in)
+                    for k in range(n)
+                ]
+                found[o, i, j] = sum(cross) + bias[o]
+    return found
+
+
+def slow_edge_to_node(layer, matrix):
+    """Kawahara et al., equation 2."""
+    row, bias = layer.row.detach().numpy(), layer.bias.detach().numpy()
+    column = np.zeros_like(row) if layer.column is None else layer.column.detach().numpy()
+    n_out, n_in, n = row.shape
+    found = np.zeros((n_out, n))
+    for o in range(n_out):
+        for i in range(n):
+            star = [
+                row[o, c, k] * matrix[c, i, k] + column[o, c, k] * matrix[c, k, i]
+                for c in range(n_in)
+                for k in range(n)
+            ]
+            found[o, i] = sum(star) + bias[o]
+    return found
+
+
+def randomised(layer):
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer
+
+
+@pytest.mark.parametrize("n_in", [1, 2])
+def test_edge_to_edge_follows_the_paper_word_for_word(n_in):
+    torch.manual_seed(0)
+    layer, matrix = randomised(EdgeToEdge(5, n_in, 3)), torch.randn(2, n_in, 5, 5)
+    expected = [slow_edge_to_edge(layer, one) for one in matrix.numpy()]
+    np.testing.assert_allclose(layer(matrix).detach(), expected, atol=1e-4)
+
+
+def test_edge_to_edge_is_the_two_convolutions_that_others_write():
+    torch.manual_seed(0)
+    layer, matrix = randomised(EdgeToEdge(5, 2, 3)), torch.randn(2, 2, 5, 5)
+    rows = torch.nn.functional.conv2d(matrix, layer.row.unsqueeze(2), layer.bias)  # (participant, filter, 5, 1)
+    columns = torch.nn.functional.conv2d(matrix, layer.column.unsqueeze(3))  # (participant, filter, 1, 5)
+    torch.testing.assert_close(layer(matrix), rows + columns, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_edge_to_node_follows_the_paper_word_for_word(directed):
+    torch.manual_seed(0)
+    layer, matrix = randomised(EdgeToNode(5, 2, 3, directed=directed)), torch.randn(2, 2, 5, 5)
+    expected = [slow_edge_to_node(layer, one) for one in matrix.numpy()]
+    np.testing.assert_allclose(layer(matrix).detach(), expected, atol=1e-4)
+
+
+def test_direction_of_an_edge_matters_where_there_is_one():
+    torch.manual_seed(0)
+    module, x = build([(12,)], 1).eval(), torch.randn(2, 12)
+    turned = module.connectome(x).transpose(1, 2)[:, module.connectome.row, module.connectome.column]
+    assert not torch.allclose(module(turned), module(x))
+
+
+def test_several_edge_to_edge_layers_follow_one_another():
+    torch.manual_seed(0)
+    module, x = build([(28,)], 1, edge_filters=(3, 2)).eval(), torch.randn(2, 28)
+    h = module.connectome(x).unsqueeze(1)
+    for layer in module.edges:
+        h = torch.nn.functional.leaky_relu(layer(h), 0.33)
+    regions = torch.nn.functional.leaky_relu(module.nodes(h), 0.33).flatten(1)
+    expected = torch.nn.functional.leaky_relu(module.graph(regions), 0.33)
+    assert h.shape == (2, 2, 8, 8)
+    torch.testing.assert_close(module.embed(x), expected)
+
+
+def product_of_two_parts(n=400, n_regions=12, shift=1.0, seed=0):
+    """Two sets of edges are both up or both down in one class, else one up and one down: no edge differs in its mean."""
+    generator = np.random.default_rng(seed)
+    first, second = generator.choice([-1, 1], (2, n))
+    edges = generator.normal(size=(n, n_regions * (n_regions - 1) // 2)).astype(np.float32)
+    row, column = np.triu_indices(n_regions, 1)
+    edges[:, (row < 4) & (column < 4)] += shift * first[:, None]
+    edges[:, (row >= 8) & (column >= 8)] += shift * second[:, None]
+    return cohort(edges, first * second > 0)
+
+
+@pytest.mark.slow
+def test_product_of_two_sets_of_edges_is_learned_where_a_linear_model_cannot():
+    data = product_of_two_parts()
+    assert held_out_auc("linear", data) < 0.65
+    assert held_out_auc("brainnetcnn", data) > 0.8
