@@ -431,7 +431,7 @@ def said_flags(scans: Any) -> str:
     said = f"{_count(n_scans, 'scan')} of {_count(n_people, 'participant')} were measured; "
     n_flagged = flagged["participant_id"].nunique()
     return said + (
-        f"{_count(len(flagged), 'scan')} of {_count(n_flagged, 'participant')} are flagged."
+        f"{_count(len(flagged), 'scan')} of {_count(n_flagged, 'participant')} {'is' if len(flagged) == 1 else 'are'} flagged."
         if n_flagged
         else "none is flagged."
     )
@@ -466,6 +466,12 @@ def _said_targets(choices: Json, settings: Json) -> str:
         confounds = ", ".join(choices.get("covariates", []))
         said.append(
             f"Confounds ({confounds}) were regressed out of the features, with weights learned from training participants."
+        )
+    if (name := choices.get("harmonizer", "none")) != "none" and said:
+        cited = "ComBat [@combat]" if name == "combat" else f"the harmonizer '{name}' [@harmonized]"
+        site = choices.get("splits", {}).get("site")
+        said.append(
+            f"Differences between sites ('{site}') were removed by {cited}, learned from training participants."
         )
     return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
 

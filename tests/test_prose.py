@@ -151,4 +151,5 @@ def test_each_rule_that_was_set_tells_how_many_it_left_out():
 def test_flags_are_counted_by_scan_and_by_participant():
     table = pd.DataFrame({"participant_id": ["sub-1", "sub-1", "sub-2"], "flags": ["tsnr", "cnr", None]})
     assert prose.said_flags(table) == "3 scans of 2 participants were measured; 2 scans of 1 participant are flagged."
+    assert prose.said_flags(table[1:]).endswith("1 scan of 1 participant is flagged.")
     assert prose.said_flags(table.assign(flags=None)).endswith("none is flagged.")
