@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+from bids_dl.errors import UsageError
 
 SUITS = ("edge", "column")
 BY_DEFAULT = True
@@ -19,10 +24,25 @@ SCHEDULE = {
 }
 
 
-class MLP(nn.Module):
-    """Layers of units with dropout; ``first`` is the only layer that sees the input, and it is linear."""
+START, RATE = 1e-5, 0.1
+"""First strength of the L1 penalty, and how fast its logarithm follows the sparsity that is still missing."""
 
-    def __init__(self, n_values: int, n_outputs: int, hidden: Sequence[int], dropout: float) -> None:
+PRETRAINING_BATCH, PRETRAINING_RATE = 32, 1e-3
+
+
+class MLP(nn.Module):
+    """Layers of units with dropout; ``first`` is the only layer that sees the input, and it is linear.
+
+    Training rows fewer than values span all that ``first`` can learn, unless single weights are driven to 0:
+    ``on_values`` says so to the training.
+    """
+
+    strength: Tensor
+
+    def __init__(
+        self, n_values: int, n_outputs: int, hidden: Sequence[int], dropout: float, *, sparsity: float = 0.0,
+        pretrain_epochs: int = 0, noise: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         widths = list(hidden)
         self.input_dropout = nn.Dropout(dropout)
@@ -32,6 +52,15 @@ class MLP(nn.Module):
             layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.ReLU()]
         self.rest = nn.Sequential(*layers, nn.Dropout(dropout))
         self.head = nn.Linear(widths[-1], n_outputs)
+        self.sparsity, self.pretrain_epochs, self.noise = sparsity, pretrain_epochs, noise
+        self.on_values = sparsity > 0
+        if sparsity > 0:
+            self.register_buffer("strength", torch.full((len(widths),), START))
+
+    @property
+    def hidden_layers(self) -> list[nn.Linear]:
+        """Every layer but the head, from the input on."""
+        return [self.first, *(layer for layer in self.rest if isinstance(layer, nn.Linear))]
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the last hidden layer."""
@@ -43,11 +72,83 @@ class MLP(nn.Module):
         out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
+    def begin(self, rows: Callable[..., tuple[Tensor, ...]], n: int) -> None:
+        """Start each hidden layer as the encoder of an autoencoder of what the layer before it gives."""
+        if not self.pretrain_epochs:
+            return
+        h = rows(np.arange(n))[0].flatten(1)
+        for layer in self.hidden_layers:
+            pretrain(layer, h, n_epochs=self.pretrain_epochs, noise=self.noise)
+            with torch.no_grad():
+                h = torch.relu(layer(h))  # (participant, hidden)
+
+    def loss(self, inputs: tuple[Tensor, ...], y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Add to the loss of the output the L1 norm of each hidden layer's weights, as strong as its sparsity needs."""
+        found = criterion(self(*inputs), y)
+        if not self.sparsity:
+            return found
+        weights = [layer.weight for layer in self.hidden_layers]
+        with torch.no_grad():
+            missing = self.sparsity - torch.stack([hoyer(w) for w in weights])
+            self.strength *= torch.exp(RATE * torch.sign(missing))
+        strength = self.strength.clone()  # the gradient needs it as it is now
+        return found + torch.sum(strength * torch.stack([w.abs().sum() for w in weights]))
+
+
+def hoyer(weights: Tensor) -> Tensor:
+    """Measure how sparse weights are [1]_: 0 where all are of one size, 1 where only one is not 0.
+
+    References
+    ----------
+    .. [1] Hoyer (2004), Journal of Machine Learning Research 5:1457-1469.
+    """
+    if weights.numel() < 2:
+        return torch.ones((), device=weights.device)
+    root = math.sqrt(weights.numel())
+    return (root - weights.abs().sum() / weights.square().sum().sqrt().clamp(min=1e-12)) / (root - 1)
+
+
+def pretrain(layer: nn.Linear, x: Tensor, *, n_epochs: int, noise: float) -> nn.Linear:
+    """Train a layer to keep what its input says: as the encoder of a (denoising) autoencoder [1]_.
+
+    Parameters
+    ----------
+    layer
+        The encoder, followed by a rectifier; changed in place.
+    x
+        Inputs (participant, value).
+    n_epochs
+        Passes over the inputs.
+    noise
+        Standard deviation of the noise that the encoder sees, in units of the inputs' own; the clean input is the goal.
+
+    Returns
+    -------
+    decoder
+        The linear layer that brings the inputs back.
+
+    References
+    ----------
+    .. [1] Vincent et al. (2010), Journal of Machine Learning Research 11:3371-3408.
+    """
+    decoder = nn.Linear(layer.out_features, layer.in_features)
+    optimizer = torch.optim.Adam([*layer.parameters(), *decoder.parameters()], lr=PRETRAINING_RATE)
+    spread = noise * x.std()
+    for _ in range(n_epochs):
+        for at in torch.split(torch.randperm(len(x)), PRETRAINING_BATCH):
+            seen = x[at] + spread * torch.randn_like(x[at])
+            error = nn.functional.mse_loss(decoder(torch.relu(layer(seen))), x[at])
+            optimizer.zero_grad()
+            cast(Callable[[], None], error.backward)()
+            optimizer.step()
+    return decoder
+
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.7
-) -> MLP:
-    """Build a perceptron [1]_, used for functional network connectivity as in [2]_.
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.7,
+    sparsity: float = 0.0, pretrain_epochs: int = 0, noise: float = 0.5,
+) -> MLP:  # fmt: skip
+    """Build a perceptron [1]_, with the sparse weights and the pretraining of [2]_ where asked for.
 
     Parameters
     ----------
@@ -59,10 +160,30 @@ def build(
         Units of each hidden layer.
     dropout
         Part of the input and of the units that is left out at each step of the training.
+    sparsity
+        Sparsity, by Hoyer's measure, that each hidden layer's weights are driven to: 0 asks for none, values near 1
+        leave few weights. The strength of each layer's L1 penalty follows it from step to step [2]_. Single weights
+        go to 0 only if they are trained, so that the first layer is trained on all values, not within the span of the
+        training rows: with many values that takes several times as long.
+    pretrain_epochs
+        Passes over the training rows for each layer's autoencoder before the training itself; 0 for none. With more
+        values than rows it works, as the training does, within the span of the training rows, where the error of a
+        reconstruction is the same.
+    noise
+        Standard deviation of the noise that the autoencoders see, in units of their input's; 0 for plain autoencoders.
+
+    Raises
+    ------
+    UsageError
+        If the sparsity is not from 0 to below 1.
 
     References
     ----------
     .. [1] LeCun, Bengio and Hinton (2015), Nature 521. doi:10.1038/nature14539
     .. [2] Kim et al. (2016), NeuroImage 124. doi:10.1016/j.neuroimage.2015.05.018
     """
-    return MLP(int(np.prod(shapes[0])), n_outputs, hidden, dropout)
+    if not 0 <= sparsity < 1:
+        raise UsageError(f"models.mlp.sparsity is {sparsity}; give a number from 0 (off) to below 1.")
+    return MLP(
+        int(np.prod(shapes[0])), n_outputs, hidden, dropout, sparsity=sparsity, pretrain_epochs=pretrain_epochs, noise=noise
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Choose among a model's options inside the training rows, by how well each predicts rows that it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.records import Array
+
+Rows = NDArray[np.intp]
+STRETCHES = 2.0 ** np.arange(-5, 6)
+"""What outputs are multiplied by, to see what they are worth after calibration."""
+
+
+def choose(
+    outputs: Callable[[Rows, Rows], Array], y: Array, folds: Sequence[tuple[Rows, Rows]], *, n_options: int, n_outputs: int,
+    is_class: bool,
+) -> tuple[int, Array]:  # fmt: skip
+    """Fit every option on the inner folds and take the one whose outputs on the rows left out are best.
+
+    Parameters
+    ----------
+    outputs
+        Fits every option on some rows and returns (option, row, output) for others; the simplest option comes first.
+    y
+        Codes of classes, or a standardised quantity, (row,).
+    folds
+        Rows to fit on and rows to judge by, inside the training rows.
+    n_options
+        How many there are.
+    n_outputs
+        One logit for two classes or a quantity, else one a class.
+    is_class
+        Judge by `log_loss`, else by the squared error.
+
+    Returns
+    -------
+    chosen, held_out
+        The number of the best option (the first of equals, the middle one where no fold could be fitted), and its
+        outputs (row, output) by the fits that did not see the row; NaN in a fold whose rows lack a class.
+    """
+    found = np.full((n_options, len(y), n_outputs), np.nan)
+    for train, held in folds:
+        if not is_class or len(np.unique(y[train])) >= max(2, n_outputs):
+            found[:, held] = outputs(train, held)
+    known = np.isfinite(found).all(axis=(0, 2))
+    if not known.any():
+        return n_options // 2, found[n_options // 2]
+    judge = log_loss if is_class else _squared_error
+    chosen = int(np.argmin([judge(one[known], y[known]) for one in found]))
+    return chosen, found[chosen]
+
+
+def log_loss(outputs: Array, y: Array) -> float:
+    """Score logits, of any scale, by the log loss at the best of some scales: calibration stretches them later.
+
+    Parameters
+    ----------
+    outputs
+        (row, output).
+    y
+        Codes (row,); each class has the same say.
+    """
+    logits = outputs if outputs.shape[1] > 1 else np.hstack([-outputs, outputs]) / 2
+    codes, counts = np.unique(y.astype(int), return_counts=True)
+    weights = 1 / counts[np.searchsorted(codes, y.astype(int))] / len(codes)
+    return min(float(weights @ _surprise(stretch * logits, y.astype(int))) for stretch in STRETCHES)
+
+
+def _surprise(logits: Array, y: NDArray[np.int_]) -> Array:
+    """Return minus the log of each row's own class's probability, (row,)."""
+    highest = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
+    return np.asarray(total - logits[np.arange(len(y)), y])
+
+
+def _squared_error(outputs: Array, y: Array) -> float:
+    return float(np.mean((outputs[:, 0] - y) ** 2))
+
+
+def each_class(y: Array, n_outputs: int, *, is_class: bool) -> list[Array]:
+    """List what each output is fitted to: the quantity, or 1 for its class and 0 for the others."""
+    if not is_class or n_outputs == 1:
+        return [y]
+    return [(y == code).astype(np.float64) for code in range(n_outputs)]
