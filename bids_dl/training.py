@@ -375,7 +375,7 @@ def _fit(
         return _solve(definition, data, split, settings)
     parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
     once = [_Once(definition, data, settings, number, *rows) for number, rows in enumerate(parts)]
-    if small and hasattr(probe, "first"):
+    if small and hasattr(probe, "first") and not getattr(probe, "on_values", False):
         members, history = _fit_in_span(once, data, pool)
     else:
         fitted = [one.on_values() for one in once]
@@ -392,7 +392,7 @@ def _solve(
     """Let a module that needs no gradients solve for what it learns; it gets inner folds to choose its options by."""
     pool = np.sort(np.concatenate([split.train, split.validation]))
     folds = _inner_folds(split, data, pool, settings)
-    module: Any = instantiate(definition, classify=data.is_class)
+    module: Any = _adopted(definition, data)
     with torch.no_grad():
         chosen, held = module.solve(data.rows(pool), data.y[pool], folds)
     data.held.append((pool, np.asarray(held, np.float64)))
@@ -594,10 +594,7 @@ class _Once:
 
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
-        module = instantiate(self.definition, classify=self.data.is_class)
-        if hasattr(module, "adopt"):
-            module.adopt(*(self.data.normalization[name] for name in self.data.inputs))
-        return self.on_module(module)
+        return self.on_module(_adopted(self.definition, self.data))
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
@@ -627,6 +624,14 @@ class _Once:
         return torch.tensor(
             self.data.y[rows], dtype=torch.long if self.data.cohort.target.n_outputs > 1 else torch.float32
         )
+
+
+def _adopted(definition: Mapping[str, Any], data: _Data) -> Any:
+    """Build a model that knows the normalisation, where it asks for it."""
+    module = instantiate(definition, classify=data.is_class)
+    if hasattr(module, "adopt"):
+        module.adopt(*(data.normalization[name] for name in data.inputs))
+    return module
 
 
 def _without_weights(definition: Mapping[str, Any], *, is_class: bool) -> Any:
