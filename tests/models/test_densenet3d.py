@@ -1,0 +1,56 @@
+import lesions
+import pytest
+import torch
+
+from bids_dl.errors import UsageError
+from bids_dl.models.densenet3d import build
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 21, 19), (46, 55, 46)])
+def test_any_grid_is_taken(shape):
+    with torch.no_grad():
+        assert build([shape], 1).eval()(torch.randn(2, *shape)).shape == (2, 1)
+
+
+@pytest.mark.slow
+def test_grid_of_two_millimetres_is_taken():
+    with torch.no_grad():
+        assert build([(91, 109, 91)], 1).eval()(torch.randn(1, 91, 109, 91)).shape == (1, 1)
+
+
+def test_input_that_is_no_volume_is_refused_with_its_shape():
+    with pytest.raises(UsageError, match=r"densenet3d takes one volume .* has the shape \(45,\)"):
+        build([(45,)], 1)
+
+
+def test_each_layer_of_a_block_sees_all_before_it():
+    """A layer: normalise, rectify, mix channels, normalise, rectify, convolve; its output joins its input."""
+    torch.manual_seed(0)
+    block = build([(16, 16, 16)], 1, block_config=(3, 2)).features.denseblock1
+    x = torch.randn(2, 16, 4, 4, 4)
+    everything = [x]
+    for layer in block.children():
+        h = by_group(torch.cat(everything, dim=1)).relu()
+        h = torch.einsum("oc,ncxyz->noxyz", layer.layers.conv1.weight[:, :, 0, 0, 0], h)
+        everything.append(torch.nn.functional.conv3d(by_group(h).relu(), layer.layers.conv2.weight, padding=1))
+    assert [h.shape[1] for h in everything] == [16, 8, 8, 8]
+    torch.testing.assert_close(block(x), torch.cat(everything, dim=1), atol=1e-4, rtol=1e-4)
+
+
+def by_group(x):
+    """Four groups of channels, each with mean 0 and deviation 1 over its channels and voxels."""
+    parts = [(p - p.mean((1, 2, 3, 4), True)) / (p.var((1, 2, 3, 4), False, True) + 1e-5).sqrt() for p in x.chunk(4, 1)]
+    return torch.cat(parts, dim=1)
+
+
+def test_participant_in_training_does_not_depend_on_the_batch():
+    """Normalised over its own channels, not over who else is in the batch."""
+    torch.manual_seed(0)
+    module, x = build([(16, 16, 16)], 1, dropout=0.0).train(), torch.randn(4, 16, 16, 16)
+    torch.testing.assert_close(module(x[:1]), module(x)[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_lesion_at_a_random_place_is_found_where_a_linear_model_sees_nothing():
+    data, _ = lesions.cohort()
+    assert lesions.held_out_auc("linear", data) < 0.65
+    assert lesions.held_out_auc("densenet3d", data) > 0.8
