@@ -147,6 +147,18 @@ def instantiate(definition: Any, **overrides: Any) -> Any:
     return function(**arguments, **{k: v for k, v in overrides.items() if k in known})
 
 
+def without_gradients(definition: Any) -> tuple[str, ...]:
+    """Name the models of a definition, members included, whose file says that no gradient reaches their inputs."""
+    if isinstance(definition, list):
+        return tuple(name for one in definition for name in without_gradients(one))
+    if not isinstance(definition, Mapping):
+        return ()
+    module = str(definition.get("_target_", "")).rpartition(".")[0]
+    blind = module and not getattr(importlib.import_module(module), "GRADIENTS", True)
+    inside = (name for one in definition.values() for name in without_gradients(one))
+    return (*([module.rpartition(".")[2]] if blind else ()), *inside)
+
+
 @dataclass
 class Prepared:
     """What the features alone determine, whatever the labels: shared by many trainings on one split."""
