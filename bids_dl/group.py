@@ -423,10 +423,17 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
 
 
 def _explainers(config: Config, model: Model) -> tuple[str, ...]:
-    """Explain every model by integrated gradients, and the networks by occlusion too, unless named otherwise."""
-    return config.explainers.names or (
+    """Explain every model by integrated gradients, and the networks by occlusion too, unless named otherwise.
+
+    A model that no gradient passes, or a fusion with one, is explained by what needs none, by occlusion at least.
+    """
+    asked = config.explainers.names or (
         ("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers")
     )
+    parts = [one.removeprefix(f"{feature}_") for feature, one in zip(model.inputs, model.members, strict=False)]
+    if all(zoo.constant("models", one, "GRADIENTS") is not False for one in parts or [model.method]):
+        return asked
+    return tuple(one for one in asked if not zoo.constant("explainers", one, "GRADIENTS")) or ("occlusion",)
 
 
 def n_retrained(config: Config, model: Model, n_participants: int) -> int:
