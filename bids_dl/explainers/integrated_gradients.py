@@ -8,7 +8,10 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from bids_dl import training
+from bids_dl.errors import UsageError
 from bids_dl.records import Array, Attribution, Cohort, FittedModel, Split
+
+GRADIENTS = True
 
 
 def explain(
@@ -37,10 +40,17 @@ def explain(
         In the shape of each input; a participant's values sum to its output less that of the training mean.
         An absent input has zeros. Of several classes, the predicted one is explained.
 
+    Raises
+    ------
+    UsageError
+        If no gradient passes the model, as of trees.
+
     References
     ----------
     .. [1] Sundararajan, Taly and Yan (2017), ICML. arXiv:1703.01365
     """
+    if blind := training.without_gradients(fitted.definition):
+        raise UsageError(f"no gradient passes the model '{blind[0]}'; explain it by occlusion.")
     rows = split.test[:max_participants]
     method = IntegratedGradients(fitted.module)
     values: dict[str, list[Array]] = {name: [] for name in fitted.inputs}
