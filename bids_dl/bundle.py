@@ -16,6 +16,7 @@ import torch
 from bids_dl import derivatives, training
 from bids_dl.calibration import Calibration
 from bids_dl.errors import DataError, MissingInputError
+from bids_dl.harmonization import Harmonization
 from bids_dl.normalization import Normalization
 from bids_dl.records import Array, Cohort, FittedModel, Split
 
@@ -56,7 +57,11 @@ def save(fitted: FittedModel, folder: Path, about: Mapping[str, Any]) -> Path:
 def _learned(fitted: FittedModel) -> dict[str, torch.Tensor]:
     arrays: dict[str, Array | None] = {}
     for name, normal in fitted.normalization.items():
-        arrays |= {f"{name}/{key}": value for key, value in vars(normal).items()}
+        arrays |= {f"{name}/{key}": value for key, value in vars(normal).items() if key != "harmonization"}
+        sites = normal.harmonization
+        arrays |= (
+            {f"{name}/harmonization/{key}": np.asarray(value) for key, value in vars(sites).items()} if sites else {}
+        )
     if fitted.calibration is not None:
         arrays["calibration/nonconformity"] = fitted.calibration.nonconformity
     return {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if v is not None}
@@ -157,8 +162,13 @@ def _calibration(said: Mapping[str, Any], learned: Mapping[str, torch.Tensor]) -
 
 
 def _normalization(learned: Mapping[str, torch.Tensor], name: str) -> Normalization:
-    arrays = {key.rpartition("/")[2]: value.numpy() for key, value in learned.items() if key.rpartition("/")[0] == name}
-    return Normalization(**arrays)
+    sites = _under(learned, f"{name}/harmonization")
+    harmonization = Harmonization(**{**sites, "refuses": bool(sites["refuses"])}) if sites else None
+    return Normalization(**_under(learned, name), harmonization=harmonization)
+
+
+def _under(learned: Mapping[str, torch.Tensor], name: str) -> dict[str, Any]:
+    return {key.rpartition("/")[2]: value.numpy() for key, value in learned.items() if key.rpartition("/")[0] == name}
 
 
 def identity(*parts: str) -> str:

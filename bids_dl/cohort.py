@@ -23,7 +23,7 @@ LOG = logging.getLogger("bids_dl")
 TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition", "patient", "age", "sex", "gender")
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
 MAX_CLASSES = 12
-CONFOUNDS = "confounds"
+CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
 STEPS = ("time", "window")
 
@@ -421,7 +421,9 @@ def _difference(values: Array, labels: Sequence[str], described: Mapping[str, An
     return f"region '{other[0]}' stands where the others have '{other[1]}'"
 
 
-def load(folder: Path, target: Target, covariates: Sequence[str], *, columns: Sequence[str] = ()) -> Cohort:
+def load(
+    folder: Path, target: Target, covariates: Sequence[str], *, columns: Sequence[str] = (), site: str = ""
+) -> Cohort:
     """Open a cohort that `write` and `fill` made; volumes and edges stay on disk until they are used."""
     import pandas as pd
 
@@ -439,6 +441,8 @@ def load(folder: Path, target: Target, covariates: Sequence[str], *, columns: Se
     for name, path in made["tables"].items():
         blocks[name] = phenotype_block(Path(path), made["participant_ids"], columns)
     blocks[CONFOUNDS] = confounds_block(people, [c for c in covariates if c != target.name])
+    if site and site != target.name:
+        blocks[SITES] = sites_block(people[site])
     return Cohort(people, blocks, target)
 
 
@@ -450,6 +454,13 @@ def phenotype_block(path: Path, ids: Sequence[str], columns: Sequence[str]) -> B
         if participant_id in rows:
             chosen[row] = values[rows[participant_id]]
     return Block(chosen, ("column",), labels)
+
+
+def sites_block(cells: Any, levels: Sequence[str] = ()) -> Block:
+    """Write each participant's site as 1 in its column; somebody without a site, or of another one, has only 0."""
+    found = tuple(levels or sorted({c for c in cells if isinstance(c, str)}))
+    values = np.array([[float(cell == level) for level in found] for cell in cells], np.float32)
+    return Block(values.reshape(len(values), len(found)), ("column",), found)
 
 
 def confounds_block(people: Any, covariates: Sequence[str], levels: Mapping[str, Sequence[str]] | None = None) -> Block:

@@ -14,7 +14,7 @@ from typing import Any
 from bids_dl import zoo
 from bids_dl.errors import MissingInputError, UsageError
 
-ZOOS = ("preparations", "features", "models", "fusions", "explainers")
+ZOOS = ("preparations", "features", "harmonizers", "models", "fusions", "explainers")
 OPTION_PATHS = ("atlas", "template", "file")
 """Options of methods that may be the path of a file or folder."""
 
@@ -160,6 +160,7 @@ class Config:
     networks: Networks = field(default_factory=Networks)
     targets: Targets = field(default_factory=Targets)
     quality: Quality = field(default_factory=Quality)
+    harmonizers: Methods = field(default_factory=Methods)
     models: Methods = field(default_factory=Methods)
     fusions: Methods = field(default_factory=Methods)
     explainers: Methods = field(default_factory=Methods)
@@ -167,6 +168,11 @@ class Config:
     splits: Splits = field(default_factory=Splits)
     training: Training = field(default_factory=Training)
     metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def harmonizer(self) -> str:
+        """The one harmonizer of the run, or ``none``."""
+        return self.harmonizers.names[0] if self.harmonizers.names else "none"
 
     @property
     def bids(self) -> Path:
@@ -283,6 +289,8 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             "'networks.n_components' must be 0 (off) or at least 2, and 'networks.smoothing_mm' 0 (off) or more."
         )
+    if len(config.harmonizers.names) > 1:
+        raise UsageError(f"'harmonizers.names' has {len(config.harmonizers.names)} names; a run has one harmonizer.")
     if not 0 < config.metrics.coverage < 1:
         raise UsageError(f"'metrics.coverage' is {config.metrics.coverage}; choose between 0 and 1.")
     if not 0 < config.splits.validation_fraction < 1:

@@ -40,9 +40,8 @@ class Step:
     def _cohort(self, covariates: Sequence[str]) -> Cohort:
         plan = cohorts.read_plan(self.folder)
         target = cohorts.target_of(self.config, plan, self.target)
-        return cohorts.load(
-            self.folder, target, covariates, columns=self.config.features.of("phenotype").get("columns", ())
-        )
+        columns = self.config.features.of("phenotype").get("columns", ())
+        return cohorts.load(self.folder, target, covariates, columns=columns, site=self.site)
 
     @property
     def ids(self) -> list[str]:
@@ -375,6 +374,86 @@ def _levels_of(cells: Any) -> list[str]:
     return [names[k] if known else "" for k, known in zip(at, numbers.notna(), strict=True)]
 
 
+JUDGED_PENALTIES = 3
+SMALLEST_SITE = 6
+
+
+def judge(features: Sequence[str], names: Sequence[str], **common: Any) -> int:
+    """Write how well a linear model tells the site, and the target, from each feature before and after harmonisation."""
+    import pandas as pd
+
+    step = Step(**common)
+    site = _site_target(step)
+    own = [] if site is None else _splits_of(site, step.ids, step.config.splits, step.config.random_seed)
+    given = [step.split(name) for name in names]
+    rows = []
+    for feature in features:
+        for what, target, parts in (("site", site, own), ("target", step.cohort.target, given)):
+            if target is not None and parts:
+                rows.append({"feature": feature, "predicted": what, **_before_and_after(step, feature, target, parts)})
+    path = step.config.out / "group" / "metrics" / f"target-{step.target}_harmonization.tsv"
+    derivatives.write_table(path, pd.DataFrame(rows), HARMONIZATION_COLUMNS)
+    return len(rows)
+
+
+HARMONIZATION_COLUMNS = {
+    "feature": "Feature", "predicted": "What a linear model predicts: the site, or the target",
+    "metric": "Metric, over held-out participants", "before": "Value without harmonisation", "after": "Value with it",
+    "chance": "What a model that knows nothing reaches", "n": "Participants",
+}  # fmt: skip
+
+
+def _site_target(step: Step) -> Target | None:
+    """Make the site a target: those with enough participants for five folds."""
+    cells = list(step.cohort.participants[step.site])
+    levels = [lv for lv in step.cohort.features[cohorts.SITES].labels if cells.count(lv) >= SMALLEST_SITE]
+    if len(levels) < 2:
+        return None
+    codes = np.array([levels.index(c) if c in levels else np.nan for c in cells], float)
+    return Target(step.site, codes, tuple(levels))
+
+
+def _splits_of(target: Target, ids: Sequence[str], given: configuration.Splits, seed: int) -> list[Split]:
+    return splits.make(
+        target, ids, replace(given, kind="kfold", n_repeats=1, n_folds=min(5, SMALLEST_SITE - 1)), seed=seed
+    )
+
+
+def _before_and_after(step: Step, feature: str, target: Target, parts: Sequence[Split]) -> dict[str, Any]:
+    """Predict one target from one feature, twice."""
+    one = replace(step.cohort, target=target)
+    definition = training.define(
+        "linear", [one.features[feature].shape], target.n_outputs, {"n_penalties": JUDGED_PENALTIES}
+    )
+    settings = training.settings_for(definition, step.config)
+    values: dict[str, Any] = {}
+    for name, harmonizer in (("before", "none"), ("after", settings.harmonizer)):
+        options = settings.harmonizer_options if name == "after" else {}
+        found = _predictions_of(
+            one, definition, feature, parts, replace(settings, harmonizer=harmonizer, harmonizer_options=options)
+        )
+        metric = "balanced_accuracy" if target.is_class else "r"
+        values |= {
+            name: float(metrics.score(found)[metric][0]),
+            "metric": metric,
+            "chance": metrics.chance(found, metric),
+        }
+    return values | {"n": len(np.unique(found.participants))}
+
+
+def _predictions_of(
+    one: Cohort, definition: Settings, feature: str, parts: Sequence[Split], settings: training.Settings
+) -> metrics.Predictions:
+    columns = []
+    for fold, part in enumerate(parts):
+        scores = training.predict(training.train(definition, one, part, [feature], settings), one, part.test)
+        known = np.isfinite(scores).all(axis=1)
+        rows = part.test[known]
+        columns.append((one.target.values[rows], scores[known], rows, np.full(len(rows), fold)))
+    truth, scores, rows, folds = (np.concatenate(c) for c in zip(*columns, strict=True))
+    return metrics.Predictions(truth, scores, rows, folds, len(one.target.levels))
+
+
 def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) -> list[str]:
     """Explain the held-out participants' predictions, each by the model that has not seen them."""
     step = Step(**common)
@@ -412,6 +491,8 @@ def keep(model: Settings, **common: Any) -> str:
     said = {
         "features": features, "feature_options": configuration.to_mapping(step.config)["features"],
         "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
+        "harmonizer": step.config.harmonizer, "site_column": step.site,
+        "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
         "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
         "participants": bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset),
         "n_participants": len(rows), "model": model["method"], "scores": _scores(step, model["id"]),

@@ -25,7 +25,8 @@ GROUP_COLUMNS = ("family_id", "family", "familyid")
 SMALL_COHORT = 200
 N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
-DECISIVE = ("features", "targets", "quality", "models", "fusions", "explainers", "normalization", "splits", "training", "metrics",
+DECISIVE = ("features", "targets", "quality", "harmonizers", "models", "fusions", "explainers", "normalization", "splits", "training",
+            "metrics",
             "random_seed", "bids_dir", "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
 
 
@@ -102,8 +103,8 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     covariates = tuple(cohorts.choose_covariates(config, plan.columns))
     targets = tuple((cohorts.target_of(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
-    site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=config.splits.kind == "leave-site-out")
-    groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed=False)
+    site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=_needs_sites(config))
+    groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed="")
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
     final = {
         t.name: splits.final(
@@ -167,17 +168,24 @@ def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
     return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
 
 
-def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: bool) -> str:
-    """Find the column of sites or families: as named, else by its usual names."""
+def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: str) -> str:
+    """Find the column of sites or families: as named, else by its usual names; ``needed`` says what for."""
     if named and named not in plan.columns:
         raise DataError(f"participants.tsv has no column '{named}'; {zoo.nearest(named, plan.columns)}")
     lower = {str(c).lower(): str(c) for c in plan.columns}
     found = named or next((lower[c] for c in candidates if c in lower), "")
     if needed and not found:
         raise DataError(
-            f"leave-site-out needs a column of sites; participants.tsv has {', '.join(plan.columns)}. Name it in splits.site_column."
+            f"{needed} needs a column of sites; participants.tsv has {', '.join(plan.columns)}. Name it in splits.site_column."
         )
     return found
+
+
+def _needs_sites(config: Config) -> str:
+    """Say what cannot do without a column of sites."""
+    if config.splits.kind == "leave-site-out":
+        return "leave-site-out"
+    return "" if config.harmonizer == "none" else f"the harmonizer {config.harmonizer}"
 
 
 def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:
@@ -270,7 +278,7 @@ def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str,
     return {
         "dataset": query.description(config.bids)["Name"],
         "targets": [_described_target(t, why) for t, why in chosen.targets],
-        "covariates": list(chosen.covariates), "features": features,
+        "covariates": list(chosen.covariates), "features": features, "harmonizer": config.harmonizer,
         "models": [{"id": m.id, "model": m.method, "feature": ", ".join(m.inputs), "role": m.role,
                     "summary": zoo.summary("fusions" if m.role == "fusion" else "models", m.method)} for m in chosen.models],
         "splits": {"kind": config.splits.kind, "n_folds": config.splits.n_folds, "n_repeats": config.splits.n_repeats,
@@ -395,6 +403,14 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
             stamp=digest,
         )
     )
+    if config.harmonizer != "none":
+        judged = list(dict.fromkeys(m.inputs[0] for m in chosen.models if m.method == "linear"))
+        given = {**common, "features": judged, "names": names}
+        tasks.append(
+            engine.Task(
+                task_name("judge", target.name), "bids_dl.fits:judge", given, ["cohort"], stamp=digest, memory_gb=0.6
+            )
+        )
     for model in chosen.models:
         fits = [task_name("fit", target.name, model.id, split) for split in names]
         given = {**common, "model": asdict(model)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dl.harmonization import Harmonization
 from bids_dl.records import Array
 
 CHUNK_BYTES = 2**26
@@ -19,25 +20,28 @@ class Normalization:
     """Mean and scale of each value over the training rows, and its slope on the confounds where they are removed.
 
     ``mean`` and ``scale`` have one participant's shape, of a sequence one step's; ``slopes`` is (confound, value),
-    ``confound_mean`` (confound,).
+    ``confound_mean`` (confound,). ``harmonization`` comes first.
     """
 
     mean: Array
     scale: Array
     slopes: Array | None = None
     confound_mean: Array | None = None
+    harmonization: Harmonization | None = None
 
-    def apply(self, values: Array, confounds: Array | None = None, columns: slice = slice(None)) -> Array:
+    def apply(self, values: Array, given: Array | None = None, columns: slice = slice(None)) -> Array:
         """Normalise rows, (participant, …) or, with ``columns``, a range of the flattened values.
 
+        ``given`` is (participant, confound + site): the confounds, then a column a site.
         A missing value becomes 0, the training mean; an absent participant, or step of a sequence, (all missing) stays
         NaN.
         """
         ranged = columns != slice(None)
         mean = self.mean.reshape(-1)[columns] if ranged else self.mean
         scale = self.scale.reshape(-1)[columns] if ranged else self.scale
-        centred = np.asarray(values, np.float32) - mean
-        if self.slopes is not None and confounds is not None and self.confound_mean is not None:
+        centred = np.asarray(_harmonised(values, given, self.harmonization, columns), np.float32) - mean
+        if self.slopes is not None and given is not None and self.confound_mean is not None:
+            confounds = given[:, : len(self.slopes)]
             filled = np.where(np.isfinite(confounds), confounds - self.confound_mean, 0)
             centred -= (filled @ self.slopes[:, columns]).reshape(centred.shape).astype(np.float32)
         centred /= scale
@@ -50,6 +54,14 @@ class Normalization:
         return centred
 
 
+def _harmonised(
+    values: Array, given: Array | None, harmonization: Harmonization | None, columns: slice = slice(None)
+) -> Array:
+    if harmonization is None or given is None:
+        return np.asarray(values)
+    return harmonization.apply(values, given, columns)
+
+
 def chunks(rows: NDArray[np.intp], row_bytes: int) -> Iterator[NDArray[np.intp]]:
     """Divide rows so that a chunk of them fits into little memory."""
     step = max(1, CHUNK_BYTES // max(1, row_bytes))
@@ -58,13 +70,9 @@ def chunks(rows: NDArray[np.intp], row_bytes: int) -> Iterator[NDArray[np.intp]]
 
 
 def fit(
-    values: Array,
-    rows: NDArray[np.intp],
-    confounds: Array | None = None,
-    *,
-    one_scale: bool = False,
-    steps: bool = False,
-) -> Normalization:
+    values: Array, rows: NDArray[np.intp], confounds: Array | None = None, *, one_scale: bool = False, steps: bool = False,
+    given: Array | None = None, harmonization: Harmonization | None = None,
+) -> Normalization:  # fmt: skip
     """Learn means and standard deviations from some rows, reading a few at a time.
 
     Parameters
@@ -79,6 +87,8 @@ def fit(
         Divide all values by one number, so that those which vary more between people keep more weight.
     steps
         The second axis is time or windows: learn one mean and scale a value over all steps. Confounds are not removed.
+    given, harmonization
+        What brings the sites together before anything else is learned, and the confounds and sites that it needs.
 
     Returns
     -------
@@ -86,10 +96,15 @@ def fit(
         Values that do not vary over the training rows get an infinite scale, so that they become 0.
     """
     shape = values.shape[2:] if steps else values.shape[1:]
-    shift = np.nan_to_num(np.asarray(values[rows[0]], np.float64).reshape(-1, *shape)[0])
+
+    def read(part: NDArray[np.intp]) -> Array:
+        found = _harmonised(values[part], None if given is None else given[part], harmonization)
+        return np.asarray(found, np.float64).reshape(-1, *shape)
+
+    shift = np.nan_to_num(read(rows[:1])[0])
     n, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for part in chunks(rows, int(np.prod(values.shape[1:])) * 8):
-        centred = np.asarray(values[part], np.float64).reshape(-1, *shape) - shift
+        centred = read(part) - shift
         known = np.isfinite(centred)
         centred[~known] = 0
         n += known.sum(axis=0)
@@ -97,12 +112,14 @@ def fit(
         squares += np.einsum("i...,i...->...", centred, centred)
     mean = total / np.maximum(n, 1)
     variance = np.maximum(squares / np.maximum(n, 1) - mean**2, 0)
-    slopes, confound_mean, explained = _regress(values, rows, None if steps else confounds, shift + mean)
+    slopes, confound_mean, explained = _regress(read, rows, None if steps else confounds, shift + mean)
     deviation = np.sqrt(np.maximum(variance - explained, 0))
     scale = _scale(deviation, shift + mean, n)
     if one_scale and np.isfinite(scale).any():
         scale = np.where(np.isfinite(scale), np.sqrt(np.mean(scale[np.isfinite(scale)] ** 2)), np.inf)
-    return Normalization((shift + mean).astype(np.float32), scale.astype(np.float32), slopes, confound_mean)
+    return Normalization(
+        (shift + mean).astype(np.float32), scale.astype(np.float32), slopes, confound_mean, harmonization
+    )
 
 
 def _scale(deviation: Array, mean: Array, n: Array) -> Array:
@@ -116,7 +133,7 @@ def _scale(deviation: Array, mean: Array, n: Array) -> Array:
 
 
 def _regress(
-    values: Array, rows: NDArray[np.intp], confounds: Array | None, mean: Array
+    read: Callable[[NDArray[np.intp]], Array], rows: NDArray[np.intp], confounds: Array | None, mean: Array
 ) -> tuple[Array | None, Array | None, Array]:
     """Fit the linear part of the confounds; returns slopes, the confounds' mean, and the variance they explain."""
     if confounds is None or not confounds.shape[1]:
@@ -126,7 +143,7 @@ def _regress(
     design = np.where(np.isfinite(confounds), confounds - centre, 0)
     product = np.zeros((design.shape[1], mean.size))
     for part in chunks(rows, mean.size * 8):
-        centred = np.nan_to_num(np.asarray(values[part], np.float64) - mean).reshape(len(part), -1)
+        centred = np.nan_to_num(read(part) - mean).reshape(len(part), -1)
         product += design[part].T @ centred
     gram = design[rows].T @ design[rows]
     slopes = np.linalg.pinv(gram) @ product

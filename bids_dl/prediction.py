@@ -83,8 +83,13 @@ def _cohort_of_one(
             f"{participant_id} has none of the features that the bundle takes ({', '.join(fitted.inputs)})."
         )
     people = pd.DataFrame({"participant_id": [participant_id]})
-    if said["uses_confounds"]:
+    harmonizes = said.get("harmonizer", "none") != "none"
+    if said["uses_confounds"] or harmonizes:
         blocks[cohorts.CONFOUNDS] = _confounds_of_one(said, config, participant_id, record)
+    if harmonizes:
+        table = query.participants_table(config.bids)
+        cell = table[said["site_column"]].get(participant_id) if said["site_column"] in table else None
+        blocks[cohorts.SITES] = cohorts.sites_block([cell], said["sites"])
     return Cohort(people, blocks, Target(fitted.target_name, np.array([np.nan]), fitted.levels))
 
 

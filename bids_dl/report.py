@@ -543,7 +543,8 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),
         "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
-        "comparisons": _comparisons(view), "sureness": _sureness(view), "explanations": _explanations(view),
+        "comparisons": _comparisons(view), "sureness": _sureness(view),
+        "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
     }  # fmt: skip
 
 

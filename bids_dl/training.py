@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bids_dl import augmentation, splits
+from bids_dl import augmentation, harmonization, splits, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
@@ -90,9 +90,16 @@ class Settings:
     augment: bool = False
     class_weights: bool = True
     remove_confounds: bool = False
+    harmonizer: str = "none"
+    harmonizer_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     checkpoint: Path | None = field(default=None, compare=False)
+
+    @property
+    def needs_confounds(self) -> bool:
+        """Whether confounds or sites steer the normalisation."""
+        return self.remove_confounds or self.harmonizer != "none"
 
 
 def settings_for(
@@ -109,7 +116,8 @@ def settings_for(
         wishes["augment"] = wishes["augment"] == "on"
     return replace(
         Settings(), **{**getattr(module, "SCHEDULE", {}), **wishes}, class_weights=config.training.class_weights,
-        remove_confounds=config.normalization.remove_confounds, seed=config.random_seed, device=config.run.device,
+        remove_confounds=config.normalization.remove_confounds, harmonizer=config.harmonizer,
+        harmonizer_options=config.harmonizers.of(config.harmonizer), seed=config.random_seed, device=config.run.device,
         checkpoint=checkpoint,
     )  # fmt: skip
 
@@ -168,17 +176,39 @@ class Prepared:
 
 
 def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings) -> Prepared:
-    """Learn the normalisation from the training rows (validation included) of a split."""
+    """Learn harmonisation and normalisation from the training rows (validation included) of a split."""
     split = present(cohort, split, inputs)
     pool = np.sort(np.concatenate([split.train, split.validation]))
-    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
-    blocks = {name: cohort.features[name] for name in inputs}
-    return Prepared(
-        {
-            n: norm.fit(b.values, pool, confounds, one_scale=b.has_one_scale, steps=b.is_sequence)
-            for n, b in blocks.items()
-        }
+    given = given_of(cohort) if settings.needs_confounds else None
+    found = {}
+    for name in inputs:
+        block = cohort.features[name]
+        confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+        found[name] = norm.fit(
+            block.values, pool, confounds, one_scale=block.has_one_scale, steps=block.is_sequence, given=given,
+            harmonization=_harmonize(cohort, name, pool, given, settings),
+        )  # fmt: skip
+    return Prepared(found)
+
+
+def _harmonize(
+    cohort: Cohort, name: str, pool: Rows, given: Array | None, settings: Settings
+) -> harmonization.Harmonization | None:
+    """Learn from the training rows what sets the sites apart; series are standardised by scan and confounds stay."""
+    if settings.harmonizer == "none" or cohort.features[name].is_sequence or name == "confounds" or given is None:
+        return None
+    fit = zoo.load("harmonizers", settings.harmonizer)
+    labels, n_sites = cohort.features["confounds"].labels, cohort.features["sites"].shape[0]
+    found: harmonization.Harmonization = fit(
+        cohort.features[name].values, pool, given, n_sites, labels, **settings.harmonizer_options
     )
+    return found
+
+
+def given_of(cohort: Cohort) -> Array | None:
+    """Put the confounds and, a column each, the sites side by side, (participant, confound + site)."""
+    blocks = [cohort.features[name].values for name in ("confounds", "sites") if name in cohort.features]
+    return np.hstack(blocks) if blocks else None
 
 
 def train(
@@ -227,7 +257,7 @@ def _fitted(
 ) -> FittedModel:  # fmt: skip
     """Run a training on normalised rows, seeded and deterministic, and keep what a prediction needs."""
     pool = np.sort(np.concatenate([split.train, split.validation]))
-    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    confounds = given_of(cohort) if settings.needs_confounds else None
     y, mean, scale = _standardised(cohort.target, pool)
     data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
     with torch.random.fork_rng(devices=[]), _one_answer():
@@ -513,7 +543,7 @@ def _null_in_span(
     targets: Sequence[Target], prepared: Prepared,
 ) -> list[Array]:  # fmt: skip
     pool = np.sort(np.concatenate([split.train, split.validation]))
-    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
+    confounds = given_of(cohort) if settings.needs_confounds else None
     name = inputs[0]
     everyone = spans.kernel(
         cohort.features[name], prepared.normalization[name], np.concatenate([pool, split.test]), confounds
@@ -817,10 +847,10 @@ def _batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterat
 
 def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, ...]:
     """Normalise some rows as the model was taught; an absent input stays NaN."""
-    confounds = cohort.features["confounds"].values[rows] if "confounds" in cohort.features else None
+    everyone = given_of(cohort)
+    given = None if everyone is None else everyone[rows]
     return tuple(
-        torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], confounds))
-        for n in fitted.inputs
+        torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], given)) for n in fitted.inputs
     )
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -280,6 +281,69 @@ def applied(out, bids, tmp_path_factory):
     (new / IDS[2] / series.format(IDS[2])).write_bytes((bids / IDS[5] / series.format(IDS[5])).read_bytes())
     code = run(new, root / "out", "participant", "--bundle", *(out / "group" / "bundles" / b for b in BUNDLES))
     return code, root / "out"
+
+
+HARMONIZED = """
+[targets]
+names = ["group"]
+[harmonizers]
+names = ["combat"]
+[harmonizers.combat]
+protect = ["age"]
+[models]
+names = ["linear"]
+[explainers]
+names = ["integrated_gradients"]
+[splits]
+n_folds = 3
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = -1
+"""
+
+
+@pytest.fixture(scope="module")
+def harmonized(bids, tmp_path_factory):
+    """One target, with the sites brought together."""
+    folder = tmp_path_factory.mktemp("harmonized")
+    (folder / "combat.toml").write_text(HARMONIZED)
+    assert run(bids, folder / "out", "participant") == 0
+    assert run(bids, folder / "out", "group", "--config-file", folder / "combat.toml") == 0
+    return folder / "out"
+
+
+def test_harmonisation_says_what_it_did_to_site_and_target(harmonized):
+    found = table(harmonized / "group" / "metrics" / "target-group_harmonization.tsv")
+    assert found[["feature", "predicted", "metric"]].values.tolist() == [
+        ["connectivity", "site", "balanced_accuracy"], ["connectivity", "target", "balanced_accuracy"],
+    ]  # fmt: skip
+    assert found["n"].tolist() == [N, N]
+    page = (harmonized / "group.html").read_text()
+    assert "Before and after harmonisation" in page
+    assert "removed by ComBat" in page
+
+
+def test_harmonised_bundle_takes_participants_of_a_new_site_as_they_are(harmonized, tmp_path):
+    other = write_dataset(tmp_path / "other", seed=5, name="other")
+    people = pd.read_csv(other / "participants.tsv", sep="\t").assign(site="west", age=30)
+    people.to_csv(other / "participants.tsv", sep="\t", index=False)
+    given = harmonized / "group" / "bundles" / "target-group_model-connectivity_linear"
+    assert run(other, tmp_path / "out", "participant", "--bundle", given) == 0
+    learned = load(given).normalization["connectivity"].harmonization
+    assert learned.known.tolist() == [True, True]
+    said = table(tmp_path / "out" / "phenotype" / "target-group_model-connectivity_linear.tsv")
+    assert said["y_score"].between(0, 1).all()
+    assert len(said) == N
+
+
+def test_harmonizer_without_a_column_of_sites_is_refused(bids, tmp_path):
+    folder = shutil.copytree(bids, tmp_path / "bids")
+    people = pd.read_csv(folder / "participants.tsv", sep="\t").drop(columns="site")
+    people.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    (tmp_path / "combat.toml").write_text(HARMONIZED)
+    assert run(folder, tmp_path / "out", "participant") == 0
+    assert run(folder, tmp_path / "out", "group", "--config-file", tmp_path / "combat.toml") == 65
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

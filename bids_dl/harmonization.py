@@ -1,0 +1,171 @@
+"""What a harmonizer has learned: for each site how far its values lie off, and how much wider they spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dl.errors import DataError, UsageError
+from bids_dl.records import Array
+
+POLICIES = ("pooled", "refuse", "adapt")
+"""For sites without training participants: leave their values, refuse them, or learn from their unlabelled rows."""
+
+
+@dataclass(frozen=True)
+class Harmonization:
+    """Location and spread of each site's values, flattened, beside what protected covariates explain.
+
+    ``centre`` is (value,), ``slopes`` (covariate, value), ``covariate_mean`` (covariate,), ``covariates`` their columns
+    among the confounds, ``shift`` and ``spread`` (site, value), ``known`` (site,): whether there is something to apply.
+    """
+
+    centre: Array
+    slopes: Array
+    covariate_mean: Array
+    covariates: NDArray[np.intp]
+    shift: Array
+    spread: Array
+    known: NDArray[np.bool_]
+    refuses: bool = False
+
+    def apply(self, values: Array, given: Array, columns: slice = slice(None)) -> Array:
+        """Bring rows to the location and spread of all sites together; missing values stay missing.
+
+        Parameters
+        ----------
+        values
+            (participant, …), or with ``columns`` a range of the flattened values.
+        given
+            (participant, confound + site): the confounds, then 1 in the column of a participant's site.
+
+        Raises
+        ------
+        DataError
+            If a participant's site is not known, and such sites are refused.
+        """
+        flat = np.asarray(values, np.float32).reshape(len(values), -1)
+        at = self._sites(given)
+        explained = self.centre[columns] + self._design(given) @ self.slopes[:, columns]
+        centred = flat - explained.astype(np.float32)
+        shift = np.where((at >= 0)[:, None], self.shift[at][:, columns], 0)
+        spread = np.where((at >= 0)[:, None], self.spread[at][:, columns], 1)
+        return np.asarray((centred - shift) / spread + explained, np.float32).reshape(np.shape(values))
+
+    def _design(self, given: Array) -> Array:
+        chosen = given[:, self.covariates] - self.covariate_mean
+        return np.where(np.isfinite(chosen), chosen, 0)
+
+    def _sites(self, given: Array) -> NDArray[np.intp]:
+        """Find each row's site, -1 for one that is not known."""
+        member = np.nan_to_num(given[:, -len(self.known) :]) * self.known
+        found = np.where(member.any(axis=1), member.argmax(axis=1), -1)
+        if self.refuses and (found < 0).any():
+            raise DataError(
+                f"{int((found < 0).sum())} participants are from a site without training participants, which this harmonisation "
+                "refuses; choose unseen = 'pooled' or 'adapt'."
+            )
+        return found
+
+
+def covariates_of(given: Array, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[Array, Array]:
+    """Centre the protected covariates by their mean over some rows; returns (participant, covariate) and the mean."""
+    chosen = given[:, columns]
+    known = np.isfinite(chosen[rows])
+    mean = np.where(known, chosen[rows], 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(np.isfinite(chosen), chosen - mean, 0), mean
+
+
+def ranges(n_values: int, n_rows: int, n_bytes: int = 2**27) -> list[slice]:
+    """Cut values into ranges that fit into memory for all rows."""
+    step = max(1, n_bytes // (8 * max(1, n_rows)))
+    return [slice(start, min(n_values, start + step)) for start in range(0, n_values, step)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Ordinary least squares of values on sites and protected covariates.
+
+    ``centre`` is the mean over all rows, (value,); ``shift`` (site, value) each site's deviation from it; ``variance``
+    (value,) of the residuals, ``within`` (site, value) theirs in each site; ``n`` (site,) the rows.
+    """
+
+    centre: Array
+    slopes: Array
+    shift: Array
+    variance: Array
+    within: Array
+    n: NDArray[np.intp]
+    covariates: NDArray[np.intp]
+    covariate_mean: Array
+
+
+def estimate(
+    values: Array, rows: NDArray[np.intp], given: Array, n_sites: int, labels: Sequence[str], protect: Sequence[str],
+    unseen: str,
+) -> Estimate:  # fmt: skip
+    """Estimate what sites and protected covariates explain, a range of values at a time.
+
+    Parameters
+    ----------
+    values, rows, given, n_sites, labels, protect, unseen
+        As the harmonizers' ``fit`` takes them.
+
+    Raises
+    ------
+    UsageError
+        If the policy for unseen sites is none of those there are.
+    """
+    if unseen not in POLICIES:
+        raise UsageError(f"harmonizers: unseen is '{unseen}'; choose from {', '.join(POLICIES)}.")
+    columns = np.array([k for k, name in enumerate(labels) if name.partition("=")[0] in protect], np.intp)
+    covariates, mean = covariates_of(given, rows, columns)
+    member = np.nan_to_num(given[:, given.shape[1] - n_sites :])
+    rows = rows[member[rows].any(axis=1)]
+    flat = values.reshape(len(values), -1)
+    made = _empty(flat.shape[1], n_sites, columns, mean, member[rows].sum(axis=0).astype(np.intp))
+    for part in ranges(flat.shape[1], len(rows)):
+        _estimate_range(np.asarray(flat[rows, part], np.float64), member[rows], covariates[rows], made, part)
+    if unseen == "adapt":
+        _adapt(flat, rows, member, covariates, made)
+    return made
+
+
+def _empty(n_values: int, n_sites: int, columns: NDArray[np.intp], mean: Array, n: NDArray[np.intp]) -> Estimate:
+    centre, variance = np.zeros(n_values, np.float32), np.zeros(n_values, np.float32)
+    slopes = np.zeros((len(columns), n_values), np.float32)
+    shift, within = np.zeros((n_sites, n_values), np.float32), np.zeros((n_sites, n_values), np.float32)
+    return Estimate(centre, slopes, shift, variance, within, n, columns, mean)
+
+
+def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, part: slice) -> None:
+    """Regress one range of values and write it into the estimate."""
+    known = np.isfinite(x)
+    x = np.where(known, x, np.where(known, x, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+    design = np.hstack([member, covariates])
+    weights = np.linalg.pinv(design) @ x  # (site + covariate, value)
+    share = made.n / made.n.sum()
+    n_sites = member.shape[1]
+    made.centre[part] = share @ weights[:n_sites]
+    made.shift[:, part] = np.where((made.n > 0)[:, None], weights[:n_sites] - made.centre[part], 0)
+    made.slopes[:, part] = weights[n_sites:]
+    residual = x - design @ weights
+    made.variance[part] = (residual**2).mean(axis=0)
+    made.within[:, part] = (member.T @ residual**2) / np.maximum(made.n - 1, 1)[:, None]
+
+
+def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array, made: Estimate) -> None:
+    """Learn the location and spread of sites without training rows from their unlabelled ones."""
+    for site in np.flatnonzero(made.n == 0):
+        mine = np.flatnonzero(member[:, site] > 0)
+        if not len(mine):
+            continue
+        made.n[site] = len(mine)
+        for part in ranges(flat.shape[1], len(mine)):
+            explained = made.centre[part] + covariates[mine] @ made.slopes[:, part]
+            left = np.nan_to_num(np.asarray(flat[mine, part], np.float64) - explained)
+            made.shift[site, part] = left.mean(axis=0)
+            made.within[site, part] = left.var(axis=0) * len(mine) / max(1, len(mine) - 1)
