@@ -15,7 +15,7 @@ SCHEDULE = {
     "n_epochs": 40,
     "patience": 8,
     "batch_size": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "weight_decay": 1e-2,
     "n_members": 1,
 }
@@ -42,7 +42,8 @@ class Layer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return (participant, region, unit)."""
         h = self.norms[0](h + self.dropout(self.attend(h)))  # (participant, region, unit)
-        return self.norms[1](h + self.dropout(self.feed(h)))  # (participant, region, unit)
+        out: Tensor = self.norms[1](h + self.dropout(self.feed(h)))  # (participant, region, unit)
+        return out
 
 
 class ClusterReadout(nn.Module):

@@ -11,10 +11,10 @@ from bids_dl.layers import Connectome
 
 SUITS = ("edge",)
 SCHEDULE = {
-    "n_epochs": 30,
+    "n_epochs": 25,
     "patience": 6,
     "batch_size": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "weight_decay": 1e-2,
     "n_members": 1,
 }
@@ -94,7 +94,7 @@ class BrainNetCNN(nn.Module):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, edge_filters: Sequence[int] = (8,), node_filters: int = 16,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, edge_filters: Sequence[int] = (4,), node_filters: int = 8,
     graph_filters: int = 32, input_dropout: float = 0.5, dropout: float = 0.5,
 ) -> BrainNetCNN:  # fmt: skip
     """Build a convolutional network for brain networks [1]_.

@@ -37,29 +37,21 @@ class GraphAttention(nn.Module):
 
     def scores(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each region adds to a score as listener and as neighbour, (participant, head, region) both."""
-        parts = h.unflatten(2, self.own.shape)  # (participant, region, head, unit)
+        parts = h.reshape(*h.shape[:2], *self.own.shape)  # (participant, region, head, unit)
         listener = torch.einsum("prhu,hu->phr", parts, self.own)
         return listener, torch.einsum("prhu,hu->phr", parts, self.other)
 
     def weights(self, h: Tensor, graph: Tensor) -> Tensor:
-        """Return each region's shares of its neighbours, (participant, head, region, neighbour).
-
-        As the leaky ReLU is the larger of x and SLOPE x, and exp of a sum is a product, there is no exp over pairs.
-        Both factors are at most 1, whatever the scores: the greatest score of a region is taken off first.
-        """
+        """Return each region's shares of its neighbours, (participant, head, region, neighbour)."""
         listener, neighbour = self.scores(h)
-        greatest = neighbour.amax(dim=2, keepdim=True)
-        top, below = listener + greatest, neighbour - greatest
-        most = nn.functional.leaky_relu(top, SLOPE)
-        steep = (top - most).exp().unsqueeze(3) * below.exp().unsqueeze(2)
-        flat = (SLOPE * top - most).exp().unsqueeze(3) * (SLOPE * below).exp().unsqueeze(2)
-        shares = torch.maximum(steep, flat) * graph.unsqueeze(1)
-        return shares / shares.sum(dim=3, keepdim=True).clamp(min=1e-30)
+        scores = nn.functional.leaky_relu(listener.unsqueeze(3) + neighbour.unsqueeze(2), SLOPE)
+        return torch.softmax(scores.masked_fill(~graph.unsqueeze(1), -torch.inf), dim=3)
 
     def forward(self, h: Tensor, graph: Tensor) -> Tensor:
-        """Return (participant, region, unit); ``graph`` is 1 for a neighbour, else 0."""
-        parts = h.unflatten(2, self.own.shape).transpose(1, 2)  # (participant, head, region, unit)
-        return (self.weights(h, graph) @ parts).transpose(1, 2).flatten(2)
+        """Return (participant, region, unit); ``graph`` is True for a neighbour; each region must have one."""
+        parts = h.reshape(*h.shape[:2], *self.own.shape).transpose(1, 2)  # (participant, head, region, unit)
+        found: Tensor = (self.weights(h, graph) @ parts).transpose(1, 2).flatten(2)
+        return found
 
 
 class GAT(nn.Module):
@@ -87,8 +79,8 @@ class GAT(nn.Module):
         """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
         loops = torch.eye(self.connectome.n, dtype=torch.bool, device=x.device)
-        graph = ((adjacency > 0) | loops).to(adjacency.dtype)
-        h = self.features(self.connectome.profiles(self.input_dropout(x)), adjacency)
+        graph = (adjacency > 0) | loops
+        h: Tensor = self.features(self.connectome.profiles(self.input_dropout(x)), adjacency)
         h = self.dropout(nn.functional.elu(self.attend[0](h, graph)))  # (participant, region, unit)
         for layer, attend in zip(self.between, self.attend[1:], strict=True):
             h = self.dropout(nn.functional.elu(attend(layer(h), graph)))  # (participant, region, unit)
@@ -106,8 +98,8 @@ class GAT(nn.Module):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), n_heads: int = 2,
-    density: float = 0.1, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (16,), n_heads: int = 2,
+    density: float = 0.3, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GAT:  # fmt: skip
     """Build a graph attention network [1]_ with one graph a participant, as compared for connectomes in [2]_.

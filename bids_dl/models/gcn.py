@@ -45,7 +45,9 @@ class GCN(nn.Module):
         """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
         graph = normalised(adjacency)
-        h = self.features(self.connectome.profiles(self.input_dropout(x)), adjacency)  # the first layer's W; then its A
+        h: Tensor = self.features(
+            self.connectome.profiles(self.input_dropout(x)), adjacency
+        )  # the first layer's W; then its A
         h = self.dropout(torch.relu(graph @ h))  # (participant, region, unit)
         for layer in self.layers:
             h = self.dropout(torch.relu(graph @ layer(h)))  # (participant, region, unit)
@@ -63,7 +65,7 @@ class GCN(nn.Module):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.1,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.3,
     node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GCN:  # fmt: skip

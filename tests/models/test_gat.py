@@ -44,7 +44,7 @@ def slow_attention(layer, h, graph):
 
 
 def looped(n_participants, n_regions):
-    return ((torch.rand(n_participants, n_regions, n_regions) > 0.6) | torch.eye(n_regions, dtype=torch.bool)).float()
+    return (torch.rand(n_participants, n_regions, n_regions) > 0.6) | torch.eye(n_regions, dtype=torch.bool)
 
 
 def test_attention_follows_the_paper_word_for_word():
@@ -58,10 +58,10 @@ def test_shares_sum_to_one_and_lie_on_neighbours_only_however_large_the_scores_a
     torch.manual_seed(0)
     layer, graph = GraphAttention(6, 2), looped(2, 7)
     for size in (1.0, 1e4):
-        shares = layer.weights(size * torch.randn(2, 7, 6), torch.ones(2, 7, 7))
+        shares = layer.weights(size * torch.randn(2, 7, 6), torch.ones(2, 7, 7, dtype=torch.bool))
         torch.testing.assert_close(shares.sum(dim=3), torch.ones(2, 2, 7))
     shares = layer.weights(torch.randn(2, 7, 6), graph)
-    assert not shares[(graph == 0).unsqueeze(1).expand_as(shares)].any()
+    assert not shares[(~graph).unsqueeze(1).expand_as(shares)].any()
 
 
 def moved(edges, order):
@@ -90,7 +90,7 @@ def test_order_of_the_regions_does_not_matter_if_the_projection_is_moved_with_th
 
 
 def test_heads_that_do_not_divide_the_units_are_refused():
-    with pytest.raises(UsageError, match="gat: 3 heads do not divide 32 units"):
+    with pytest.raises(UsageError, match="gat: 3 heads do not divide 16 units"):
         build([(28,)], 1, n_heads=3)
 
 
