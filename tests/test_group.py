@@ -418,4 +418,4 @@ def test_participant_without_a_family_is_tied_to_nobody():
 
 def test_leaving_sites_out_without_a_column_of_sites_is_refused():
     with pytest.raises(DataError, match="leave-site-out needs a column of sites; participants.tsv has age"):
-        group._column(plan(age=["1", "2", "3"]), "", quality.SITE_COLUMNS, needed=True)
+        group._column(plan(age=["1", "2", "3"]), "", quality.SITE_COLUMNS, needed="leave-site-out")
