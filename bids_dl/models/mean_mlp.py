@@ -59,6 +59,6 @@ def build(
 
     References
     ----------
-    .. [1] Popov et al. (2024), NeuroImage 286. doi:10.1016/j.neuroimage.2024.120516
+    .. [1] Popov et al. (2024), NeuroImage 303. doi:10.1016/j.neuroimage.2024.120909
     """
     return MeanMLP(shapes[0][-1], n_outputs, hidden, dropout)
