@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bids_dl import augmentation, harmonization, splits, zoo
+from bids_dl import augmentation, harmonization, splits, stacking, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
@@ -347,9 +347,10 @@ def _check_present(target: Target, split: Split, what: str) -> None:
 
 def has_values(values: Array) -> NDArray[np.bool_]:
     """Tell which participants have the feature: at least one value that is not missing."""
-    if not np.prod(values.shape[1:]):
+    n_values = int(np.prod(values.shape[1:]))
+    if not n_values:
         return np.ones(len(values), bool)
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), n_values)
     found: NDArray[np.bool_] = np.asarray(np.isfinite(flat[:, :: max(1, flat.shape[1] // 50)]).any(axis=1))
     for row in np.flatnonzero(~found):
         found[row] = np.isfinite(flat[row]).any()
@@ -416,7 +417,10 @@ def _fit(
     if hasattr(probe, "solve"):
         return _solve(definition, data, split, settings)
     parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
-    once = [_Once(definition, data, settings, number, *rows) for number, rows in enumerate(parts)]
+    once = [
+        _Once(definition, data, settings, number, *rows, _unlabelled(definition, data.cohort.target, split, rows[0]))
+        for number, rows in enumerate(parts)
+    ]
     if small and hasattr(probe, "first") and not getattr(probe, "on_values", False):
         members, history = _fit_in_span(once, data, pool)
     else:
@@ -426,6 +430,23 @@ def _fit(
         return members[0], dict(definition), history
     built = {"_target_": "bids_dl.training.Ensemble", "members": [dict(definition)] * len(members)}
     return Ensemble(members), built, history
+
+
+def _unlabelled(definition: Mapping[str, Any], target: Target, split: Split, train: Rows) -> Rows:
+    """Find who has no target, for a model whose file says ``USES_UNLABELLED``.
+
+    Nobody is taken whose group has a member with a target outside of ``train``, or whose site is tested.
+    """
+    module = importlib.import_module(str(definition["_target_"]).rpartition(".")[0])
+    rows = np.flatnonzero(np.isnan(target.values))
+    if not getattr(module, "USES_UNLABELLED", False):
+        return rows[:0]
+    outside = np.setdiff1d(np.flatnonzero(np.isfinite(target.values)), train)
+    for labels, held in ((split.groups, outside), (split.sites, split.test)):
+        if labels:
+            refused = {labels[row] for row in held}
+            rows = np.array([row for row in rows if labels[row] not in refused], np.intp)
+    return rows
 
 
 def _solve(
@@ -529,13 +550,76 @@ def null_scores(
     usable = present(cohort, split, inputs)
     pool = np.sort(np.concatenate([usable.train, usable.validation]))
     prepared = prepare(cohort, usable, inputs, settings)
-    linear = not isinstance(_without_weights(definition, is_class=cohort.target.is_class), nn.Module)
-    if not (linear and spans.is_smaller([cohort.features[n].shape for n in inputs], len(pool))):
+    probe = _without_weights(definition, is_class=cohort.target.is_class)
+    small = spans.is_smaller([cohort.features[n].shape for n in inputs], len(pool))
+    if small and getattr(probe, "is_plain", False):
+        return _null_stacked(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
+    if isinstance(probe, nn.Module) or not small:
         permuted = (replace(cohort, target=target) for target in targets)
         return [
             predict(train(definition, one, usable, inputs, settings, prepared), one, split.test) for one in permuted
         ]
     return _null_in_span(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
+
+
+def _null_stacked(
+    definition: Mapping[str, Any], cohort: Cohort, split: Split, test: Rows, inputs: Sequence[str], settings: Settings,
+    targets: Sequence[Target], prepared: Prepared,
+) -> list[Array]:  # fmt: skip
+    """Train one network for each labelling, all at once, on the coordinates of the members' training rows.
+
+    The members' rows are divided once, by the true labels, as the splits are.
+    """
+    name, confounds = inputs[0], given_of(cohort) if settings.needs_confounds else None
+    pool = np.sort(np.concatenate([split.train, split.validation]))
+    rows = np.concatenate([pool, split.test])
+    everyone = spans.kernel(cohort.features[name], prepared.normalization[name], rows, confounds)
+    units = [_standardised(target, pool) for target in targets]
+    parts = splits.inner(
+        split, cohort.target.values, is_class=cohort.target.is_class, n_parts=settings.n_members, seed=settings.seed
+    )
+    data = [
+        _Data(replace(cohort, target=target), inputs, prepared, confounds, y, is_class=target.is_class)
+        for target, (y, _, _) in zip(targets, units, strict=True)
+    ]
+    total = np.zeros((len(targets), len(split.test), cohort.target.n_outputs))
+    with torch.random.fork_rng(devices=[]), _one_answer():
+        for number, (train, validation) in enumerate(parts):
+            total += _stacked_member(definition, data, everyone, train, validation, split.test, settings, number)
+    found = np.full((len(targets), len(test), max(1, len(cohort.target.levels))), np.nan)
+    for k, (one, (_, mean, scale)) in enumerate(zip(data, units, strict=True)):
+        temperature = _calibrate(one, mean, scale).temperature
+        found[k, np.isin(test, split.test)] = calibrations.scores(
+            total[k] / len(parts), len(cohort.target.levels), mean, scale, temperature
+        )
+    return list(found)
+
+
+def _stacked_member(
+    definition: Mapping[str, Any], data: Sequence[_Data], everyone: spans.Kernel, train: Rows, validation: Rows, test: Rows,
+    settings: Settings, number: int,
+) -> Array:  # fmt: skip
+    """Train one member for each labelling; returns its outputs on the test rows, (labelling, row, output)."""
+    span = spans.of(everyone, train)
+    x = [torch.from_numpy(span.coordinates(everyone, rows)) for rows in (train, validation, test)]
+    _seed(settings, number)
+    module = instantiate({**definition, "shapes": [[x[0].shape[1]]]}, classify=data[0].is_class)
+    pool = np.concatenate([train, validation])
+    y = [torch.tensor(np.stack([d.y[rows] for d in data]), dtype=torch.float32) for rows in (train, validation)]
+    weights = [_class_weights(d, pool, weighted=settings.class_weights) for d in data] if data[0].is_class else None
+    n_outputs = data[0].cohort.target.n_outputs
+    labels = stacking.Labels(y[0], y[1], None if weights is None else torch.stack(weights), n_outputs)
+    schedule = stacking.Schedule(
+        settings.n_epochs,
+        settings.patience,
+        _batch_size(settings, len(train)),
+        settings.learning_rate,
+        settings.weight_decay,
+    )
+    found = stacking.train(module, x[0], x[1], {"test": x[2]}, labels, schedule, seed=settings.seed + 1000 * number)
+    for one, held in zip(data, found["validation"], strict=True):
+        one.held.append((validation, held))
+    return found["test"]
 
 
 def _null_in_span(
@@ -618,7 +702,7 @@ def _linear_parts(estimator: Any, n_values: int, n_outputs: int) -> tuple[Array,
 
 @dataclass
 class _Once:
-    """One member's training: its rows, its own validation part."""
+    """One member's training: its rows, its own validation part, and rows without a target that it may learn from."""
 
     definition: Mapping[str, Any]
     data: _Data
@@ -626,46 +710,53 @@ class _Once:
     number: int
     train: Rows
     validation: Rows
+    unlabelled: Rows = field(default_factory=lambda: np.array([], np.intp))
 
     def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span, list[dict[str, float]]]:
         """Train on coordinates in the span of this member's training rows."""
         span = spans.of(inner, self.train)
+        _seed(self.settings, self.number)
         parts = [torch.from_numpy(span.coordinates(inner, rows)) for rows in (self.train, self.validation)]
         module: Any = instantiate({**self.definition, "shapes": [[parts[0].shape[1]]]}, classify=self.data.is_class)
-        return module, span, self._loop(module, lambda at: (parts[0][at],), lambda at: (parts[1][at],))
+        return module, span, self._loop(module, self.train, lambda at: (parts[0][at],), lambda at: (parts[1][at],))
 
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
+        _seed(self.settings, self.number)
         return self.on_module(_adopted(self.definition, self.data))
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
-        n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(self.train) + len(self.validation))
-        kept = [self.data.rows(rows) for rows in (self.train, self.validation)] if n_bytes < 2**28 else None
+        train = np.concatenate([self.train, self._usable()])
+        n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(train) + len(self.validation))
+        kept = [self.data.rows(rows) for rows in (train, self.validation)] if n_bytes < 2**28 else None
 
         def getter(part: int, rows: Rows) -> Callable[[NDArray[np.intp]], tuple[Tensor, ...]]:
             if kept is not None:
                 return lambda at: tuple(x[at] for x in kept[part])
             return lambda at: self.data.rows(rows[at])
 
-        return module, self._loop(module, getter(0, self.train), getter(1, self.validation))
+        return module, self._loop(module, train, getter(0, train), getter(1, self.validation))
+
+    def _usable(self) -> Rows:
+        """Keep the rows without a target that have an input."""
+        blocks = [self.data.cohort.features[name].values[self.unlabelled] for name in self.data.inputs]
+        return self.unlabelled[np.any([has_values(values) for values in blocks], axis=0)]
 
     def _loop(
-        self, module: Any, training: Callable[..., Any], validation: Callable[..., Any]
+        self, module: Any, train: Rows, training: Callable[..., Any], validation: Callable[..., Any]
     ) -> list[dict[str, float]]:
         loss = _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
         if hasattr(module, "begin"):
-            module.begin(training, len(self.train))
+            module.begin(training, len(train))
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
-        history = loop.run(training, self._labels(self.train), validation, self._labels(self.validation))
+        history = loop.run(training, self._labels(train), validation, self._labels(self.validation))
         self.data.held.append((self.validation, loop.outputs(validation, len(self.validation))))
         return [{"member": self.number, **row} for row in history]
 
     def _labels(self, rows: Rows) -> Tensor:
-        return torch.tensor(
-            self.data.y[rows], dtype=torch.long if self.data.cohort.target.n_outputs > 1 else torch.float32
-        )
+        return torch.tensor(self.data.y[rows], dtype=torch.float32)  # NaN is a target that nobody knows
 
 
 def _adopted(definition: Mapping[str, Any], data: _Data) -> Any:
@@ -687,13 +778,17 @@ def _loss(data: _Data, rows: Rows, *, weighted: bool) -> Loss:
     target = data.cohort.target
     if not target.is_class:
         return lambda out, y: nn.functional.mse_loss(out[:, 0], y)
-    counts = np.bincount(data.y[rows].astype(int), minlength=len(target.levels)).clip(1)
-    weights = torch.tensor(
-        counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts)), dtype=torch.float32
-    )
+    weights = _class_weights(data, rows, weighted=weighted)
     if target.n_outputs > 1:
-        return lambda out, y: nn.functional.cross_entropy(out, y, weights.to(out.device))
+        return lambda out, y: nn.functional.cross_entropy(out, y.long(), weights.to(out.device))
     return lambda out, y: nn.functional.binary_cross_entropy_with_logits(out[:, 0], y, weights.to(out.device)[y.long()])
+
+
+def _class_weights(data: _Data, rows: Rows, *, weighted: bool) -> Tensor:
+    """Give each class the same say, (class,), or each participant."""
+    counts = np.bincount(data.y[rows].astype(int), minlength=len(data.cohort.target.levels)).clip(1)
+    shares = counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts))
+    return torch.tensor(shares, dtype=torch.float32)
 
 
 class _Loop:
@@ -754,7 +849,7 @@ class _Loop:
     def _epoch(self, rows: Callable[..., Any], y: Tensor) -> float:
         self.module.train()
         total = 0.0
-        size = min(self.settings.batch_size, max(SMALLEST_BATCH, len(y) // STEPS_AN_EPOCH))
+        size = _batch_size(self.settings, len(y))
         for at in _batches(self.generator.permutation(len(y)), size, smallest=2):
             loss = self._training_loss(self._varied(self._move(rows(at))), self._move((y[at],))[0])
             self.optimizer.zero_grad()
@@ -834,6 +929,16 @@ class _Loop:
         self.generator.bit_generator.state = state["numpy"]
         torch.set_rng_state(state["torch"])
         LOG.info("resumed after %d epochs.", len(self.history))
+
+
+def _batch_size(settings: Settings, n_rows: int) -> int:
+    """Take smaller batches than asked for where participants are few."""
+    return min(settings.batch_size, max(SMALLEST_BATCH, n_rows // STEPS_AN_EPOCH))
+
+
+def _seed(settings: Settings, number: int) -> None:
+    """Seed a member's weights and dropout, so that no member depends on how long the others trained."""
+    torch.manual_seed(settings.seed + 1000 * number)
 
 
 def _batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterator[NDArray[np.intp]]:

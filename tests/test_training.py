@@ -16,7 +16,12 @@ from bids_dl.records import Block, Cohort, Split, Target
 N = 40
 SHAPES = {"edges": (60,), "columns": (5,), "volume": (8, 8, 8)}
 TWO, THREE = ("control", "patient"), ("a", "b", "c")
-SMALL = {"linear": {"n_penalties": 3}, "mlp": {"hidden": [8]}, "cnn3d": {"channels": [4], "width": 4}}
+SMALL = {
+    "linear": {"n_penalties": 3},
+    "mlp": {"hidden": [8]},
+    "vae": {"hidden": [8]},
+    "cnn3d": {"channels": [4], "width": 4},
+}
 CASES = [("linear", "edges"), ("linear", "columns"), ("mlp", "edges"), ("mlp", "columns"), ("cnn3d", "volume")]
 TARGETS = {"two classes": TWO, "three classes": THREE, "quantity": ()}
 
@@ -97,6 +102,65 @@ def test_altered_test_rows_change_nothing_in_a_fusion(levels):
     data = cohort(levels, effect=0.5)
     split = split_of(data)
     assert same(fused(data, split), fused(with_altered_test_rows(data, split), split))
+
+
+def half_unlabelled(levels=TWO, *, alter=(), also=()):
+    """Twenty participants with a target, then twenty without; returns the cohort and a split of the first."""
+    data = cohort(levels, effect=0.5)
+    y = data.target.values.copy()
+    y[20:] = np.nan
+    features = {name: replace(block, values=block.values.copy()) for name, block in data.features.items()}
+    for row in alter:
+        features["columns"].values[row] = np.random.default_rng(row).normal(size=5)
+    features["columns"].values[list(also)] = np.nan
+    split = Split(np.arange(0, 10), np.arange(10, 14), np.arange(14, 20), "one")
+    return Cohort(data.participants, features, replace(data.target, values=y)), split
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+def test_participants_without_a_target_teach_only_models_that_say_so(levels):
+    (plain, split), (altered, _) = half_unlabelled(levels), half_unlabelled(levels, alter=range(20, 40))
+    assert not same(*(train("vae", "columns", data, split, n_epochs=2) for data in (plain, altered)))
+    assert same(*(train("mlp", "columns", data, split, n_epochs=2) for data in (plain, altered)))
+
+
+def test_participants_without_a_target_change_no_normalisation_and_test_rows_change_nothing():
+    (plain, split), (altered, _) = half_unlabelled(), half_unlabelled(alter=range(20, 40))
+    one, other = (train("vae", "columns", data, split, n_epochs=2) for data in (plain, altered))
+    np.testing.assert_array_equal(one.normalization["columns"].mean, other.normalization["columns"].mean)
+    assert same(one, train("vae", "columns", with_altered_test_rows(plain, split), split, n_epochs=2))
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_relatives_of_those_held_out_teach_nothing_though_they_have_no_target(part):
+    """Rows 20 to 29 belong to families of the held-out part, the others to nobody's."""
+    families = [f"family-{row}" for row in range(N)]
+    plain, split = half_unlabelled()
+    for row in range(20, 30):
+        families[row] = families[getattr(split, part)[row % 4]]
+    split = replace(split, groups=tuple(families))
+    related, _ = half_unlabelled(alter=range(20, 30))
+    others, _ = half_unlabelled(alter=range(30, 40))
+    fitted = [train("vae", "columns", data, split, n_epochs=2, n_members=1) for data in (plain, related, others)]
+    assert same(fitted[0], fitted[1])
+    assert not same(fitted[0], fitted[2])
+
+
+def test_nobody_without_a_target_comes_from_the_site_that_is_tested():
+    plain, split = half_unlabelled()
+    sites = ["a"] * 14 + ["b"] * 6 + ["b"] * 10 + ["c"] * 10
+    split = replace(split, sites=tuple(sites))
+    target = plain.target
+    found = training._unlabelled(training.define("vae", [(5,)], 1, {}), target, split, split.train)
+    assert found.tolist() == list(range(30, 40))
+
+
+def test_participants_without_a_target_and_without_the_feature_are_passed_over():
+    data, split = half_unlabelled(also=range(20, 30))
+    fitted = train("vae", "columns", data, split, n_epochs=2)
+    assert np.isfinite([row["train_loss"] for row in fitted.history]).all()
+    altered, _ = half_unlabelled(also=range(20, 40))
+    assert not same(fitted, train("vae", "columns", altered, split, n_epochs=2))
 
 
 @pytest.mark.parametrize(("model", "feature"), CASES)
@@ -449,3 +513,34 @@ def test_model_with_an_objective_of_its_own_is_trained_by_it(monkeypatch):
     monkeypatch.setattr(MLP, "loss", loss, raising=False)
     assert same(train("mlp", "columns", data, split_of(data)), plain)
     assert seen
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+def test_networks_trained_in_a_stack_are_those_trained_one_by_one(levels):
+    data = cohort(levels, effect=0.3)
+    split = split_of(data)
+    generator = np.random.default_rng(1)
+    targets = [replace(data.target, values=generator.permutation(data.target.values)) for _ in range(4)]
+    targets = [t for t in targets if not levels or len(set(t.values[split.train])) == len(levels)]
+    definition = training.define("mlp", [(60,)], data.target.n_outputs, {"hidden": [8]})
+    settings = training.Settings(n_epochs=9, patience=2, n_members=1, learning_rate=1e-2, device="cpu", seed=3)
+    stacked = training.null_scores(definition, data, split, ["edges"], settings, targets)
+    for target, found in zip(targets, stacked, strict=True):
+        one = training.train(definition, replace(data, target=target), split, ["edges"], settings)
+        expected = training.predict(one, data, split.test)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+def test_member_trained_alone_is_the_one_of_the_ensemble():
+    data = cohort(effect=0.5)
+    split = split_of(data)
+    whole = train("mlp", "columns", data, split)
+    definition = training.define("mlp", [(5,)], 1, SMALL["mlp"])
+    settings = training.Settings(n_epochs=6, n_members=2, learning_rate=1e-2, device="cpu")
+    parts = splits.inner(split, data.target.values, is_class=True, n_parts=2, seed=0)
+    prepared = training.prepare(data, split, ["columns"], settings)
+    given = training._Data(data, ["columns"], prepared, None, data.target.values, is_class=True)
+    with torch.random.fork_rng():
+        alone, _ = training._Once(definition, given, settings, 1, *parts[1]).on_values()
+    expected = whole.module.members[1].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in alone.state_dict().items())

@@ -25,7 +25,7 @@ SCHEDULE = {
 
 
 START, RATE = 1e-5, 0.1
-"""First strength of the L1 penalty, and how fast its logarithm follows the sparsity that is still missing."""
+"""First strength of the L1 penalty, in units of a weight a step, and how fast its logarithm follows what is missing."""
 
 PRETRAINING_BATCH, PRETRAINING_RATE = 32, 1e-3
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
     """Layers of units with dropout; ``first`` is the only layer that sees the input, and it is linear.
 
     Training rows fewer than values span all that ``first`` can learn, unless single weights are driven to 0:
-    ``on_values`` says so to the training.
+    ``on_values`` says so to the training. ``is_plain`` says that the loss of its output is all that trains it.
     """
 
     strength: Tensor
@@ -53,7 +53,8 @@ class MLP(nn.Module):
         self.rest = nn.Sequential(*layers, nn.Dropout(dropout))
         self.head = nn.Linear(widths[-1], n_outputs)
         self.sparsity, self.pretrain_epochs, self.noise = sparsity, pretrain_epochs, noise
-        self.on_values = sparsity > 0
+        self.on_values, self.is_stepping = sparsity > 0, False
+        self.is_plain = not sparsity and not pretrain_epochs
         if sparsity > 0:
             self.register_buffer("strength", torch.full((len(widths),), START))
 
@@ -83,16 +84,31 @@ class MLP(nn.Module):
                 h = torch.relu(layer(h))  # (participant, hidden)
 
     def loss(self, inputs: tuple[Tensor, ...], y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Add to the loss of the output the L1 norm of each hidden layer's weights, as strong as its sparsity needs."""
-        found = criterion(self(*inputs), y)
-        if not self.sparsity:
-            return found
-        weights = [layer.weight for layer in self.hidden_layers]
+        """Return the loss of the output; the L1 penalty has no part in it, but follows each step."""
+        self._shrink()
+        self.is_stepping = self.sparsity > 0
+        return criterion(self(*inputs), y)
+
+    def train(self, mode: bool = True) -> MLP:
+        """End the last step before anything is evaluated."""
+        if not mode:
+            self._shrink()
+        super().train(mode)
+        return self
+
+    def _shrink(self) -> None:
+        """End a step on the loss by the penalty's own, which leaves weights at 0, and see whether it should be stronger.
+
+        The gradient of an L1 norm would only make weights jump around 0, in steps as long as any other of Adam's.
+        """
+        if not self.is_stepping:
+            return
+        self.is_stepping = False
         with torch.no_grad():
-            missing = self.sparsity - torch.stack([hoyer(w) for w in weights])
-            self.strength *= torch.exp(RATE * torch.sign(missing))
-        strength = self.strength.clone()  # the gradient needs it as it is now
-        return found + torch.sum(strength * torch.stack([w.abs().sum() for w in weights]))
+            for layer, strength in zip(self.hidden_layers, self.strength, strict=True):
+                weight = layer.weight
+                weight.copy_(weight.sign() * (weight.abs() - strength).clamp(min=0))
+                strength *= torch.exp(RATE * torch.sign(self.sparsity - hoyer(weight)))
 
 
 def hoyer(weights: Tensor) -> Tensor:
@@ -162,8 +178,8 @@ def build(
         Part of the input and of the units that is left out at each step of the training.
     sparsity
         Sparsity, by Hoyer's measure, that each hidden layer's weights are driven to: 0 asks for none, values near 1
-        leave few weights. The strength of each layer's L1 penalty follows it from step to step [2]_. Single weights
-        go to 0 only if they are trained, so that the first layer is trained on all values, not within the span of the
+        leave few weights. The strength of each layer's L1 penalty follows it from step to step [2]_, and the penalty
+        is taken by its proximal operator [3]_. Single weights go to 0 only if they are trained, so that the first layer is trained on all values, not within the span of the
         training rows: with many values that takes several times as long.
     pretrain_epochs
         Passes over the training rows for each layer's autoencoder before the training itself; 0 for none. With more
@@ -181,6 +197,7 @@ def build(
     ----------
     .. [1] LeCun, Bengio and Hinton (2015), Nature 521. doi:10.1038/nature14539
     .. [2] Kim et al. (2016), NeuroImage 124. doi:10.1016/j.neuroimage.2015.05.018
+    .. [3] Parikh and Boyd (2014), Foundations and Trends in Optimization 1(3). doi:10.1561/2400000003
     """
     if not 0 <= sparsity < 1:
         raise UsageError(f"models.mlp.sparsity is {sparsity}; give a number from 0 (off) to below 1.")
