@@ -87,13 +87,32 @@ def test_network_returns_a_row_a_participant_and_a_column_an_output(name, n_outp
     torch.testing.assert_close(module.head(module.embed(x)), module(x))
 
 
+def loss_of(module, x, y):
+    """What the training would minimise: a model's own objective where it has one."""
+    if hasattr(module, "loss"):
+        return module.loss((x,), y, lambda out, y: nn.functional.cross_entropy(out, y.long()))
+    return module(x).square().sum()
+
+
 @pytest.mark.parametrize("name", BY_GRADIENTS)
 def test_gradient_reaches_every_parameter(name):
     torch.manual_seed(0)
-    module = built(name, 3).train()
-    module(torch.randn(16, *SHAPES[suited(name)])).square().sum().backward()
+    module, x = built(name, 3).train(), torch.randn(16, *SHAPES[suited(name)])
+    loss_of(module, x, torch.arange(16.0) % 3).backward()
     still = [p for p, value in module.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0]
     assert not still
+
+
+@pytest.mark.parametrize("known", [0, 1, 16])
+@pytest.mark.parametrize("name", [name for name in MODELS if zoo.constant("models", name, "USES_UNLABELLED")])
+def test_batch_with_any_number_of_labels_has_a_loss(name, known):
+    torch.manual_seed(0)
+    module, x, y = built(name, 3).train(), torch.randn(16, *SHAPES[suited(name)]), torch.arange(16.0) % 3
+    y[known:] = torch.nan
+    loss_of(module, x, y).backward()
+    learns = [value.grad for value in module.parameters() if value.grad is not None]
+    assert learns
+    assert all(torch.isfinite(gradient).all() for gradient in learns)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
