@@ -99,7 +99,7 @@ class GAT(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (16,), n_heads: int = 2,
-    density: float = 0.3, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
+    density: float = 0.1, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GAT:  # fmt: skip
     """Build a graph attention network [1]_ with one graph a participant, as compared for connectomes in [2]_.

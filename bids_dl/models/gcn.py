@@ -65,7 +65,7 @@ class GCN(nn.Module):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.3,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.1,
     node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.5, dropout: float = 0.3,
 ) -> GCN:  # fmt: skip
