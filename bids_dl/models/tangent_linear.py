@@ -165,7 +165,7 @@ def _fit(x: Array, y: Array, penalty: float, *, is_class: bool) -> tuple[Array, 
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, shrinkage: float = 0.2,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, shrinkage: float = 0.5,
     weakest: float = 1e4, strongest: float = 1e-3, n_penalties: int = 6,
 ) -> TangentLinear:  # fmt: skip
     """Build logistic or ridge regression on connectomes in the tangent space [1]_, as compared in [2]_.
