@@ -329,7 +329,7 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
         for row in query.read_json_list(step.fit_folder(model, name) / "history.json")
     ]
     described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
-                 "validation_loss": "Loss on the validation rows", "penalty": "Chosen inverse penalty (C) or penalty (alpha)"}  # fmt: skip
+                 "validation_loss": "Loss on the validation rows", "penalty": "Chosen inverse penalty (C), penalty (alpha), or number of rounds"}  # fmt: skip
     table = pd.DataFrame(rows)
     derivatives.write_table(
         Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}
