@@ -15,6 +15,7 @@ import torch
 
 from bids_dl import derivatives, training
 from bids_dl.calibration import Calibration
+from bids_dl.cohort import fingerprint
 from bids_dl.errors import DataError, MissingInputError
 from bids_dl.harmonization import Harmonization
 from bids_dl.normalization import Normalization
@@ -174,16 +175,6 @@ def _under(learned: Mapping[str, torch.Tensor], name: str) -> dict[str, Any]:
 def identity(*parts: str) -> str:
     """Hash who somebody is, so that a bundle can recognise its own participants without naming them."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def fingerprint(values: Array) -> str:
-    """Hash a feature's values, to four decimals: the same scan is recognised under another name.
-
-    Steps that only pad a sequence, those without any value, do not count.
-    """
-    held = values[np.isfinite(values).any(axis=1)] if values.ndim == 2 else values
-    known = np.nan_to_num(np.asarray(held, np.float64).ravel())
-    return hashlib.sha256((np.round(known, 4) + 0.0).astype(np.float32).tobytes()).hexdigest()[:24]
 
 
 def trained_on(cohort: Cohort, rows: Sequence[int], inputs: Sequence[str], dataset: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -26,6 +27,8 @@ MAX_CLASSES = 12
 CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
 STEPS = ("time", "window")
+FEWEST_TO_COMPARE = 10
+"""Values from which on two participants with equal ones are the same scan."""
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,7 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
     made = json.loads((root / "plan.json").read_text(encoding="utf-8"))
     described = json.loads((root / "features.json").read_text(encoding="utf-8"))
     refused = []
+    prints: dict[str, dict[str, str]] = {v["name"]: {} for v in made["variants"]}
     for variant in made["variants"]:
         values = _open_memmap(root / f"{variant['name']}.npy", mode="r+")
         for row in range(start, min(stop, len(made["participant_ids"]))):
@@ -342,11 +346,37 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
                 if participant_id in variant["files"]:
                     found = joined(variant["files"][participant_id], described[variant["name"]])
                     values[(row, slice(len(found))) if described[variant["name"]]["dims"][0] in STEPS else row] = found
+                    if found.size >= FEWEST_TO_COMPARE:
+                        prints[variant["name"]][participant_id] = fingerprint(found)
             except DataError as problem:
                 refused.append({"participant_id": participant_id, "feature": variant["name"], "reason": str(problem)})
         values.flush()
     derivatives.write_json(root / f"refused_{start:07d}.json", refused)
+    derivatives.write_json(root / f"prints_{start:07d}.json", prints)
     return refused
+
+
+def duplicates(folder: Path) -> list[dict[str, str]]:
+    """List participants whose values of a feature are those of another one: the same scan under two names."""
+    seen: dict[tuple[str, str], str] = {}
+    found = []
+    for path in sorted(folder.glob("prints_*.json")):
+        for feature, mine in query.read_json(path).items():
+            for participant_id, print_ in mine.items():
+                first = seen.setdefault((feature, print_), participant_id)
+                if first != participant_id:
+                    found.append({"participant_id": participant_id, "same_as": first, "feature": feature})
+    return found
+
+
+def fingerprint(values: Array) -> str:
+    """Hash a feature's values, to four decimals: the same scan is recognised under another name.
+
+    Steps that only pad a sequence, those without any value, do not count.
+    """
+    held = values[np.isfinite(values).any(axis=1)] if values.ndim == 2 else values
+    known = np.nan_to_num(np.asarray(held, np.float64).ravel())
+    return hashlib.sha256((np.round(known, 4) + 0.0).astype(np.float32).tobytes()).hexdigest()[:24]
 
 
 def joined(files: Sequence[str], described: Mapping[str, Any]) -> Array:

@@ -20,12 +20,12 @@ from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 Settings = Mapping[str, Any]
 
 
-def gather(folder: str) -> list[dict[str, str]]:
-    """Collect the features that did not fit into the cohort."""
+def gather(folder: str) -> dict[str, list[dict[str, str]]]:
+    """Collect the features that did not fit into the cohort, and scans that are there twice."""
     refused: list[dict[str, str]] = []
     for path in sorted(Path(folder).glob("refused_*.json")):
         refused += query.read_json_list(path)
-    return refused
+    return {"refused": refused, "duplicates": cohorts.duplicates(Path(folder))}
 
 
 class Step:
@@ -329,7 +329,8 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
         for row in query.read_json_list(step.fit_folder(model, name) / "history.json")
     ]
     described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
-                 "validation_loss": "Loss on the validation rows", "penalty": "Chosen inverse penalty (C), penalty (alpha), or number of rounds"}  # fmt: skip
+                 "validation_loss": "Loss on the validation rows",
+                 "penalty": "Chosen inverse penalty (C), penalty (alpha), or number of rounds"}  # fmt: skip
     table = pd.DataFrame(rows)
     derivatives.write_table(
         Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}

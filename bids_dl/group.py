@@ -470,10 +470,11 @@ def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: M
     """List everyone who was left out of something, with the reason."""
     import pandas as pd
 
+    gathered = done.get("cohort") or {"refused": [], "duplicates": []}
     rows = [dict(e) for e in plan.excluded]
     rows += [
         {"participant_id": r["participant_id"], "target": "", "reason": f"{r['feature']}: {r['reason']}"}
-        for r in done.get("cohort") or []
+        for r in gathered["refused"]
     ]
     for target, _ in chosen.targets:
         missing = np.flatnonzero(~np.isfinite(target.values))
@@ -483,6 +484,20 @@ def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: M
         ]
     table = pd.DataFrame(rows, columns=["participant_id", "target", "reason"])
     derivatives.write_table(config.out / "group" / "excluded.tsv", table.replace("", np.nan))
+    twice = pd.DataFrame(gathered["duplicates"], columns=["participant_id", "same_as", "feature"])
+    derivatives.write_table(config.out / "group" / "duplicates.tsv", twice, DUPLICATE_COLUMNS)
+    for row in gathered["duplicates"][:5]:
+        LOG.warning(
+            "%s has the same %s as %s: one scan under two names can be on both sides of a split.",
+            row["participant_id"], row["feature"], row["same_as"],
+        )  # fmt: skip
+
+
+DUPLICATE_COLUMNS = {
+    "participant_id": "Participant",
+    "same_as": "Participant whose values are equal to four decimals",
+    "feature": "Feature",
+}
 
 
 def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, Any], digest: str) -> int:

@@ -152,7 +152,7 @@ def _refuse_known(
     dataset = str(query.description(config.bids)["Name"])
     mine = {bundle.identity(dataset, participant_id)}
     mine |= {
-        bundle.fingerprint(one.features[n].values[0])
+        cohorts.fingerprint(one.features[n].values[0])
         for n in fitted.inputs
         if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
     }

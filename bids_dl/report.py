@@ -395,6 +395,7 @@ def _who(out: Path, choices: Json) -> Json:
         "figures": [charts.distribution(people, t) for t in known],
         "sites": _table(sites),
         "excluded": _table(excluded),
+        "duplicates": _table(written.read_table(out / "group" / "duplicates.tsv")),
     }
 
 

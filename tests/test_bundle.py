@@ -9,6 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from bids_dl import bundle, training
+from bids_dl import cohort as cohorts
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
@@ -184,9 +185,9 @@ def test_participant_is_recognised_by_name_and_by_features():
     known = bundle.trained_on(data, [3, 4], ["edges"], "my dataset")
     assert len(known) == 4
     assert bundle.identity("my dataset", "sub-03") in known
-    assert bundle.fingerprint(data.features["edges"].values[4]) in known
+    assert cohorts.fingerprint(data.features["edges"].values[4]) in known
     assert bundle.identity("other dataset", "sub-03") not in known
-    assert bundle.fingerprint(data.features["edges"].values[5]) not in known
+    assert cohorts.fingerprint(data.features["edges"].values[5]) not in known
 
 
 def test_hashes_do_not_name_anybody():
@@ -201,6 +202,6 @@ def test_absent_features_have_no_fingerprint():
 
 def test_fingerprint_does_not_see_the_sign_of_nothing():
     values = np.array([0.25, 1e-7, np.nan])
-    assert bundle.fingerprint(values) == bundle.fingerprint(values * [1, -1, 1])
-    assert bundle.fingerprint(values) == bundle.fingerprint(values.astype(np.float32))
-    assert bundle.fingerprint(values) != bundle.fingerprint(values + 0.01)
+    assert cohorts.fingerprint(values) == bundle.fingerprint(values * [1, -1, 1])
+    assert cohorts.fingerprint(values) == bundle.fingerprint(values.astype(np.float32))
+    assert cohorts.fingerprint(values) != bundle.fingerprint(values + 0.01)

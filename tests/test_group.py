@@ -283,6 +283,23 @@ def applied(out, bids, tmp_path_factory):
     return code, root / "out"
 
 
+def test_scan_under_two_names_is_listed(bids, tmp_path):
+    folder = shutil.copytree(bids, tmp_path / "bids")
+    name = "{0}/func/{0}_task-rest_atlas-six_timeseries.tsv"
+    shutil.copy(folder / name.format("sub-03"), folder / name.format("sub-05"))
+    (tmp_path / "small.toml").write_text(HARMONIZED.replace('names = ["combat"]', ""))
+    assert run(folder, tmp_path / "out", "participant") == 0
+    assert run(folder, tmp_path / "out", "group", "--config-file", tmp_path / "small.toml") == 0
+    found = table(tmp_path / "out" / "group" / "duplicates.tsv")
+    assert found.values.tolist() == [["sub-05", "sub-03", "connectivity"]]
+    assert "The same scan under two names" in (tmp_path / "out" / "group.html").read_text()
+
+
+def test_nobody_is_listed_twice_where_all_scans_differ(out):
+    assert table(out / "group" / "duplicates.tsv").empty
+    assert "The same scan under two names" not in (out / "group.html").read_text()
+
+
 HARMONIZED = """
 [targets]
 names = ["group"]
