@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from bids_dl import training
@@ -94,3 +95,38 @@ def linear_auc(held_out_auc):
         return held_out_auc("linear", Block(edges_of(series).astype(np.float32), ("edge",)), y, {"n_penalties": 3})
 
     return auc
+
+
+MIXTURE = (
+    (torch.tensor([-1.0, 0.0]), torch.tensor([[1.0, 0.0], [0.8, 0.4]])),
+    (torch.tensor([1.0, 0.6]), torch.tensor([[0.5, 0.0], [-0.3, 0.9]])),
+)
+"""Mean and square root of the covariance of two Gaussian classes."""
+
+
+@pytest.fixture(scope="session")
+def reproduced():
+    """Train a generative model on a mixture; how far its classes' means and covariances lie from the true ones."""
+
+    def distances(model, options, learning_rate, n_steps):
+        torch.manual_seed(0)
+        y = torch.arange(1000) % 2
+        x = torch.stack([MIXTURE[label][0] + MIXTURE[label][1] @ torch.randn(2) for label in y])
+        mean, scale = x.mean(dim=0), x.std(dim=0)
+        module = training.instantiate(training.define(model, [(2,)], 1, options)).train()
+        module.begin(lambda at: ((x[at] - mean) / scale,), len(x))
+        optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
+        binary = torch.nn.functional.binary_cross_entropy_with_logits
+        for _ in range(n_steps):
+            at = torch.randint(1000, (256,))
+            optimizer.zero_grad()
+            module.loss(((x[at] - mean) / scale,), y[at].float(), lambda out, t: binary(out[:, 0], t)).backward()
+            optimizer.step()
+        found = []
+        for label, (centre, root) in enumerate(MIXTURE):
+            drawn = module.synthesise(4000, label, torch.Generator().manual_seed(1)) * scale + mean
+            off = torch.cov(drawn.T) - root @ root.T
+            found.append((float((drawn.mean(dim=0) - centre).abs().max()), float(off.abs().max())))
+        return np.max(found, axis=0)
+
+    return distances
