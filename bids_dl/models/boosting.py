@@ -121,7 +121,7 @@ def _explained(x: Array, y: Array, *, is_class: bool) -> Array:
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, n_trees: int = 200, max_depth: int = 3,
-    learning_rate: float = 0.1, subsample: float = 0.5, n_values: int = 2000,
+    learning_rate: float = 0.03, subsample: float = 0.5, n_values: int = 2000,
 ) -> BoostedTrees:  # fmt: skip
     """Build stochastic gradient boosting of trees [1]_, [2]_.
 

@@ -180,8 +180,8 @@ def build(
         Sparsity, by Hoyer's measure, that each hidden layer's weights are driven to: 0 asks for none, values near 1
         leave few weights. The strength of each layer's L1 penalty follows it from step to step [2]_, and the penalty
         is taken by its proximal operator [3]_. Single weights go to 0 only if they are trained, so that the first
-        layer is trained on all values, not within the span of the training rows: with many values that takes several
-        times as long.
+        layer is trained on all values, not within the span of the training rows: that takes some
+        twenty times as long for a connectome of 400 regions.
     pretrain_epochs
         Passes over the training rows for each layer's autoencoder before the training itself; 0 for none. With more
         values than rows it works, as the training does, within the span of the training rows, where the error of a

@@ -141,7 +141,7 @@ def test_autoencoder_brings_back_inputs_of_few_dimensions(noise):
     layer = torch.nn.Linear(20, 12)
     decoder = pretrain(layer, x, n_epochs=300, noise=noise)
     error = (decoder(torch.relu(layer(x))) - x).square().mean() / x.square().mean()
-    assert float(error) < 0.1
+    assert error.item() < 0.1
 
 
 def test_denoising_lowers_the_error_on_noisy_inputs():
