@@ -56,7 +56,9 @@ def test_middle_option_is_chosen_where_no_fold_can_be_fitted():
 def test_log_loss_is_scikit_learns_at_the_best_stretch_with_classes_of_one_say(n_classes):
     generator = np.random.default_rng(0)
     y = np.array([0] * 6 + [1] * 3 + [n_classes - 1] * 3)
-    logits = generator.normal(size=(N, n_classes if n_classes > 2 else 1)) + 2 * (y[:, None] == np.arange(n_classes)[1:][:1])
+    logits = generator.normal(size=(N, n_classes if n_classes > 2 else 1)) + 2 * (
+        y[:, None] == np.arange(n_classes)[1:][:1]
+    )
     found = []
     for stretch in choice.STRETCHES:
         whole = stretch * (logits if n_classes > 2 else np.hstack([0 * logits, logits]))

@@ -14,7 +14,11 @@ from bids_dl.records import Block, Cohort, Split, Target
 N, N_VALUES = 60, 12
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(N, N_VALUES)).astype(np.float32)
-TARGETS = {"two": (X[:, 0] > 0).astype(int), "three": np.digitize(X[:, 0], [-0.5, 0.5]), "quantity": X[:, 0] + X[:, 1] ** 2}
+TARGETS = {
+    "two": (X[:, 0] > 0).astype(int),
+    "three": np.digitize(X[:, 0], [-0.5, 0.5]),
+    "quantity": X[:, 0] + X[:, 1] ** 2,
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -86,7 +90,9 @@ def test_gradients_are_refused_by_name_also_in_an_ensemble():
     fitted = training.train(definition, data, split, ["edges"], training.Settings(device="cpu"))
     with pytest.raises(UsageError, match="no gradient passes the model 'boosting'; explain it by occlusion"):
         explain(fitted, data, split)
-    assert training.without_gradients({"_target_": "bids_dl.training.Ensemble", "members": [definition]}) == ("boosting",)
+    assert training.without_gradients({"_target_": "bids_dl.training.Ensemble", "members": [definition]}) == (
+        "boosting",
+    )
 
 
 @pytest.mark.parametrize("named", [{}, {"names": ["integrated_gradients"]}])
