@@ -95,7 +95,7 @@ class BrainNetworkTransformer(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, n_units: int = 32, n_layers: int = 1, n_heads: int = 4,
-    n_clusters: int = 10, input_dropout: float = 0.5, dropout: float = 0.3,
+    n_clusters: int = 10, input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> BrainNetworkTransformer:  # fmt: skip
     """Build a Brain Network Transformer [1]_.
 

@@ -95,7 +95,7 @@ class BrainNetCNN(nn.Module):
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, edge_filters: Sequence[int] = (4,), node_filters: int = 8,
-    graph_filters: int = 32, input_dropout: float = 0.5, dropout: float = 0.5,
+    graph_filters: int = 32, input_dropout: float = 0.2, dropout: float = 0.5,
 ) -> BrainNetCNN:  # fmt: skip
     """Build a convolutional network for brain networks [1]_.
 

@@ -16,7 +16,7 @@ SCHEDULE = {
     "n_epochs": 40,
     "patience": 8,
     "batch_size": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "weight_decay": 1e-2,
     "n_members": 1,
 }
@@ -100,7 +100,7 @@ class GAT(nn.Module):
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (16,), n_heads: int = 2,
     density: float = 0.1, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
-    input_dropout: float = 0.5, dropout: float = 0.3,
+    input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> GAT:  # fmt: skip
     """Build a graph attention network [1]_ with one graph a participant, as compared for connectomes in [2]_.
 
