@@ -3,7 +3,7 @@
 Both train on the same random volumes, batches of 8, on the CPU with one thread and full precision, and look at a fifth
 of them for validation. Ours reads a memory-mapped array and its seconds include learning the normalisation; ClinicaDL
 reads the tensors that its own `to_tensors` has written, which is its fast way and is not timed. Seconds are those of the
-call that trains, without importing libraries; peak memory is the process's, libraries included. PYTHON is an environment with clinicadl 2.0.
+call that trains, without imports; peak memory is the process's, libraries included. PYTHON has clinicadl 2.0.
 """
 
 from __future__ import annotations
