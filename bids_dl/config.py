@@ -117,7 +117,8 @@ class Splits:
 class Training:
     """The one training loop's settings; 0 and "auto" leave the choice to the model.
 
-    ``augment`` changes volumes a little each time they are trained on: "auto", "on" or "off".
+    ``augment`` changes volumes a little each time they are trained on: "auto", "on" or "off". ``start_from`` is a bundle
+    whose weights a model of the same method begins with; the parts named in ``frozen`` keep them.
     """
 
     n_epochs: int = 0
@@ -127,6 +128,8 @@ class Training:
     weight_decay: float = -1.0
     n_members: int = 0
     augment: str = "auto"
+    start_from: str = ""
+    frozen: tuple[str, ...] = ()
     class_weights: bool = True
 
 
@@ -315,6 +318,7 @@ def absolute(config: Config) -> Config:
             derivatives={name: _absolute(path) for name, path in select.derivatives.items()},
         ),
         splits=dataclasses.replace(splits, file=_absolute(splits.file)),
+        training=dataclasses.replace(config.training, start_from=_absolute(config.training.start_from)),
     )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     plan = cohorts.plan(config)
     chosen = _choose(config, plan)
     device = _device(config)
+    _check_start(config, plan, chosen)
     for line in chosen.said:
         LOG.info(line)
     LOG.info(device)
@@ -70,6 +71,33 @@ def run(config: Config, modes: frozenset[str]) -> int:
     done = engine.run(config, "group", tasks)
     _write_excluded(config, plan, chosen, done)
     return _conclude(config, tasks, done, digest)
+
+
+def _check_start(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
+    """Refuse a bundle to start from that no model of the run can use, or that has seen these participants.
+
+    Raises
+    ------
+    UsageError, DataError
+        Naming the models, or how many participants it has seen.
+    """
+    if not config.training.start_from:
+        return
+    from bids_dl import bundle, training
+
+    folder = Path(config.training.start_from)
+    method = training.origin(folder).split(".")[-2]
+    if method not in {m.method for m in chosen.models}:
+        raise UsageError(
+            f"training.start_from: {folder.name} holds a {method}, and this run trains none; add --models {method}."
+        )
+    dataset, known = str(query.description(config.bids)["Name"]), set(bundle.about(folder)["participants"])
+    seen = [i for i in plan.participant_ids if bundle.identity(dataset, i) in known]
+    if seen:
+        raise DataError(
+            f"training.start_from: {folder.name} was trained on {len(seen)} of these participants ({', '.join(seen[:3])}, …); "
+            "start from a model of other people, or its results will flatter."
+        )
 
 
 def _device(config: Config) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
 from bids_dl import span as spans
-from bids_dl.errors import DataError, UsageError
+from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 LOG = logging.getLogger("bids_dl")
@@ -90,6 +91,8 @@ class Settings:
     augment: bool = False
     class_weights: bool = True
     remove_confounds: bool = False
+    start_from: str = ""
+    frozen: tuple[str, ...] = ()
     harmonizer: str = "none"
     harmonizer_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -112,6 +115,8 @@ def settings_for(
         for key, value in vars(config.training).items()
         if key != "class_weights" and value != configuration.Training.__dataclass_fields__[key].default
     }
+    if "start_from" in wishes and origin(Path(wishes["start_from"])) != definition["_target_"]:
+        wishes |= {"start_from": "", "frozen": ()}
     if "augment" in wishes:
         wishes["augment"] = wishes["augment"] == "on"
     return replace(
@@ -120,6 +125,21 @@ def settings_for(
         harmonizer_options=config.harmonizers.of(config.harmonizer), seed=config.random_seed, device=config.run.device,
         checkpoint=checkpoint,
     )  # fmt: skip
+
+
+def origin(folder: Path) -> str:
+    """Read which model a bundle holds; an ensemble holds several of one.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder is no bundle.
+    """
+    path = folder / "configs" / "inference.json"
+    if not path.is_file():
+        raise MissingInputError(f"training.start_from: {folder} is no bundle, as it has no configs/inference.json.")
+    found: Any = json.loads(path.read_text(encoding="utf-8"))["network_def"]
+    return str((found["members"][0] if "members" in found else found)["_target_"])
 
 
 def define(model: str, shapes: Sequence[tuple[int, ...]], n_outputs: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,7 +441,8 @@ def _fit(
         _Once(definition, data, settings, number, *rows, _unlabelled(definition, data.cohort.target, split, rows[0]))
         for number, rows in enumerate(parts)
     ]
-    if small and hasattr(probe, "first") and not getattr(probe, "on_values", False):
+    in_span = small and hasattr(probe, "first") and not getattr(probe, "on_values", False)
+    if in_span and not settings.start_from:
         members, history = _fit_in_span(once, data, pool)
     else:
         fitted = [one.on_values() for one in once]
@@ -723,7 +744,10 @@ class _Once:
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
         _seed(self.settings, self.number)
-        return self.on_module(_adopted(self.definition, self.data))
+        module = _adopted(self.definition, self.data)
+        if self.settings.start_from:
+            _start(module, Path(self.settings.start_from), self.settings.frozen, self.number)
+        return self.on_module(module)
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
@@ -765,6 +789,35 @@ def _adopted(definition: Mapping[str, Any], data: _Data) -> Any:
     if hasattr(module, "adopt"):
         module.adopt(*(data.normalization[name] for name in data.inputs))
     return module
+
+
+def _start(module: nn.Module, folder: Path, frozen: Sequence[str], number: int) -> None:
+    """Begin with the weights of a bundle's member, but for a head of another size, and freeze what is to keep them.
+
+    Raises
+    ------
+    UsageError
+        If anything but the head does not fit, or a part to freeze does not exist.
+    """
+    from safetensors.torch import load_file
+
+    given = load_file(folder / "models" / "model.safetensors")
+    n_members = len({key.split(".")[1] for key in given if key.startswith("members.")})
+    prefix = f"members.{number % n_members}." if n_members else ""
+    own = module.state_dict()
+    fitting = {k: given[prefix + k] for k in own if prefix + k in given and given[prefix + k].shape == own[k].shape}
+    lacking = [key for key in own if key not in fitting and not key.startswith("head.")]
+    if lacking:
+        raise UsageError(
+            f"training.start_from: '{lacking[0]}' of {folder.name} does not fit; it was trained on other features or with "
+            "other options."
+        )
+    module.load_state_dict({**own, **fitting})
+    parts = [name for name, _ in module.named_children()]
+    for name in frozen:
+        if name not in parts:
+            raise UsageError(f"training.frozen: the model has no part '{name}'; {zoo.nearest(name, parts)}")
+        module.get_submodule(name).requires_grad_(False)
 
 
 def _without_weights(definition: Mapping[str, Any], *, is_class: bool) -> Any:

@@ -283,6 +283,24 @@ def applied(out, bids, tmp_path_factory):
     return code, root / "out"
 
 
+def test_start_from_a_bundle_that_has_seen_these_participants_is_refused(out, bids, tmp_path, capsys):
+    given = out / "group" / "bundles" / "target-group_model-connectivity_mlp"
+    (tmp_path / "tune.toml").write_text(
+        f'[training]\nstart_from = "{given}"\n[models]\nnames = ["mlp"]\n[models.mlp]\nhidden = [4]\n'
+    )
+    assert run(bids, tmp_path / "out", "participant") == 0
+    assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 65
+    assert f"was trained on {N} of these participants" in capsys.readouterr().err
+
+
+def test_start_from_a_bundle_of_another_model_is_refused(out, bids, tmp_path, capsys):
+    given = out / "group" / "bundles" / "target-group_model-connectivity_mlp"
+    (tmp_path / "tune.toml").write_text(f'[training]\nstart_from = "{given}"\n[models]\nnames = ["linear"]\n')
+    assert run(bids, tmp_path / "out", "participant") == 0
+    assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 64
+    assert "holds a mlp, and this run trains none" in capsys.readouterr().err
+
+
 def test_scan_under_two_names_is_listed(bids, tmp_path):
     folder = shutil.copytree(bids, tmp_path / "bids")
     name = "{0}/func/{0}_task-rest_atlas-six_timeseries.tsv"

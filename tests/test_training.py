@@ -7,9 +7,9 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import calibration, splits, training
+from bids_dl import bundle, calibration, splits, training
 from bids_dl import config as configuration
-from bids_dl.errors import DataError, UsageError
+from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
 
@@ -544,3 +544,48 @@ def test_member_trained_alone_is_the_one_of_the_ensemble():
         alone, _ = training._Once(definition, given, settings, 1, *parts[1]).on_values()
     expected = whole.module.members[1].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in alone.state_dict().items())
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A bundle of an ensemble, trained on one cohort."""
+    data = cohort(effect=0.5)
+    fitted = train("mlp", "columns", data, split_of(data))
+    return bundle.save(fitted, tmp_path / "start", {"participants": []}), fitted
+
+
+def test_training_starts_from_a_bundles_weights_member_by_member(started):
+    folder, fitted = started
+    data = cohort(effect=0.5, seed=7)
+    tuned = train("mlp", "columns", data, split_of(data), n_epochs=0, start_from=str(folder))
+    for one, other in zip(tuned.module.members, fitted.module.members, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_frozen_parts_keep_the_bundles_weights_and_the_others_learn(started):
+    folder, fitted = started
+    data = cohort(effect=-3.0, seed=7)
+    tuned = train("mlp", "columns", data, split_of(data), n_epochs=8, start_from=str(folder), frozen=("first",))
+    one, other = tuned.module.members[0], fitted.module.members[0]
+    assert torch.equal(one.first.weight, other.first.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_head_of_another_target_begins_anew(started):
+    folder, fitted = started
+    data = cohort(THREE, effect=0.5, seed=7)
+    tuned = train("mlp", "columns", data, split_of(data), n_epochs=0, start_from=str(folder))
+    assert torch.equal(tuned.module.members[0].first.weight, fitted.module.members[0].first.weight)
+    assert tuned.module.members[0].head.out_features == 3
+
+
+def test_bundle_of_other_features_and_unknown_parts_are_refused(started):
+    folder, _ = started
+    data = cohort()
+    with pytest.raises(UsageError, match="'first.weight' of start does not fit"):
+        train("mlp", "edges", data, split_of(data), start_from=str(folder))
+    with pytest.raises(UsageError, match="the model has no part 'frist'; did you mean 'first'"):
+        train("mlp", "columns", data, split_of(data), start_from=str(folder), frozen=("frist",))
+    assert training.origin(folder) == "bids_dl.models.mlp.build"
+    with pytest.raises(MissingInputError, match="is no bundle"):
+        training.origin(folder / "models")
