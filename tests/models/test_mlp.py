@@ -154,7 +154,7 @@ def test_denoising_lowers_the_error_on_noisy_inputs():
         torch.manual_seed(1)
         layer = torch.nn.Linear(20, 12)
         decoder = pretrain(layer, x, n_epochs=300, noise=noise)
-        errors.append(float((decoder(torch.relu(layer(noisy))) - x).square().mean()))
+        errors.append((decoder(torch.relu(layer(noisy))) - x).square().mean().item())
     assert errors[1] < 0.7 * errors[0]
 
 
