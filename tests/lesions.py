@@ -8,8 +8,10 @@ from bids_dl import config, splits, training, zoo
 from bids_dl.records import Block, Cohort, Target
 
 
-def cohort(n=120, size=24, *, edge=5, step=1, brighter=2.5, seed=0):
+def cohort(n=120, size=24, *, edge=5, step=1, brighter=2.5, seed=0, scattered="controls"):
     """Noise; a cube of a patient's voxels is brighter, and as many scattered voxels of a control's.
+
+    Where ``scattered`` is "all", patients have scattered voxels too, and the same mean: only the cube tells them.
 
     Returns the cohort and, for each participant, the lesion's first corner (a control's is -1).
     """
@@ -21,7 +23,8 @@ def cohort(n=120, size=24, *, edge=5, step=1, brighter=2.5, seed=0):
         if ill:
             corners[row] = step * generator.integers(0, (size - edge) // step + 1, 3)
             values[row][tuple(slice(c, c + edge) for c in corners[row])] += brighter
-        else:
+            values[row] -= brighter * edge**3 / size**3 if scattered == "all" else 0
+        if not ill or scattered == "all":
             values[row].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += brighter
     people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
     return Cohort(people, {"volume": Block(values, ())}, Target("target", y, ("control", "patient"))), corners

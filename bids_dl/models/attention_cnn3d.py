@@ -33,11 +33,11 @@ class AttentionCNN3D(nn.Module):
         for before, after in zip([1, *channels], channels, strict=False):
             layers += [
                 nn.Conv3d(before, after, 3, padding=1),
-                nn.GroupNorm(4, after),
+                nn.BatchNorm3d(after),
                 nn.ReLU(),
                 nn.MaxPool3d(2, ceil_mode=True),
             ]
-        mix = [nn.Conv3d(channels[-1], width, 1), nn.GroupNorm(4, width), nn.ReLU()]
+        mix = [nn.Conv3d(channels[-1], width, 1), nn.BatchNorm3d(width), nn.ReLU()]
         self.backbone = nn.Sequential(*layers, *mix)
         self.signal, self.gate = nn.Conv3d(width, width, 1), nn.Conv3d(width, width, 1)
         self.score = nn.Conv3d(width, 1, 1, bias=False)

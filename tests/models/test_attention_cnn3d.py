@@ -52,7 +52,7 @@ def test_map_is_on_the_grid_of_the_input_and_sums_to_one(shape):
 
 def test_lesion_at_a_random_place_is_found_and_the_map_shows_where():
     """Only labels were given; the map of held-out patients peaks at most a cell (8 voxels) from the lesion."""
-    data, corners = lesions.cohort()
+    data, corners = lesions.cohort(scattered="all")
     assert lesions.held_out_auc("linear", data) < 0.65
     fitted = lesions.fit("attention_cnn3d", data)
     test = fitted.split.test
