@@ -27,6 +27,7 @@ MAX_CLASSES = 12
 CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
 STEPS = ("time", "window")
+DECODERS = ("linear", "mean_mlp", "lstm")
 FEWEST_TO_COMPARE = 10
 """Values from which on two participants with equal ones are the same scan."""
 
@@ -158,11 +159,13 @@ def _wanted(config: Config) -> tuple[str, ...]:
 def kinds_taken(config: Config) -> set[str]:
     """Name the kinds of feature that the models of this run take."""
     suited = (zoo.constant("models", name, "SUITS") or () for name in ("linear", *models_named(config)))
-    return {kind for kinds in suited for kind in kinds}
+    return {kind for kinds in suited for kind in kinds} | ({"sequence"} if config.decodes else set())
 
 
 def models_named(config: Config) -> tuple[str, ...]:
     """Name the models to train: as the user says, else those that suit a first look."""
+    if config.decodes and not config.models.names:
+        return DECODERS
     return config.models.names or tuple(n for n in zoo.names("models") if zoo.constant("models", n, "BY_DEFAULT"))
 
 
@@ -632,9 +635,9 @@ def target_of(config: Config, made: Plan, name: str) -> Target:
     return replace(target, values=shuffled)
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path, name: str = "plan.json") -> Plan:
     """Read a plan back from the cohort's folder."""
-    made = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    made = json.loads((folder / name).read_text(encoding="utf-8"))
     made["variants"] = [Variant(**v) for v in made["variants"]]
     listed = {key: tuple(made[key]) for key in ("participant_ids", "variants", "excluded", "notes")}
     return Plan(**{**made, **listed})

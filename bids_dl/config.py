@@ -85,6 +85,25 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How conditions are decoded from series, where ``targets.names`` is ``["events"]``.
+
+    A row is a ``context`` of volumes: if ``causal`` it ends with the volume that is decoded and series are standardised by
+    the past alone, of which the first ``baseline_s`` are not decoded; else it lies around the volume. Every ``stride``-th
+    volume is a row. Events count ``delay_s`` late. ``conditions`` are told apart, all if empty; volumes without any belong
+    to the class named in ``rest``, or are left out.
+    """
+
+    context: int = 8
+    stride: int = 1
+    delay_s: float = 5.0
+    causal: bool = True
+    baseline_s: float = 20.0
+    conditions: tuple[str, ...] = ()
+    rest: str = ""
+
+
+@dataclass(frozen=True)
 class Quality:
     """Which participants the group level leaves out for their scans' quality; 0 and false leave out nobody."""
 
@@ -162,6 +181,7 @@ class Config:
     features: Methods = field(default_factory=Methods)
     networks: Networks = field(default_factory=Networks)
     targets: Targets = field(default_factory=Targets)
+    decoding: Decoding = field(default_factory=Decoding)
     quality: Quality = field(default_factory=Quality)
     harmonizers: Methods = field(default_factory=Methods)
     models: Methods = field(default_factory=Methods)
@@ -176,6 +196,11 @@ class Config:
     def harmonizer(self) -> str:
         """The one harmonizer of the run, or ``none``."""
         return self.harmonizers.names[0] if self.harmonizers.names else "none"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the target is what was going on at each time point, not a column of participants.tsv."""
+        return self.targets.names == ("events",)
 
     @property
     def bids(self) -> Path:
@@ -292,6 +317,7 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             "'networks.n_components' must be 0 (off) or at least 2, and 'networks.smoothing_mm' 0 (off) or more."
         )
+    _check_decoding(config)
     if len(config.harmonizers.names) > 1:
         raise UsageError(f"'harmonizers.names' has {len(config.harmonizers.names)} names; a run has one harmonizer.")
     if not 0 < config.metrics.coverage < 1:
@@ -300,6 +326,22 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
         )
+
+
+def _check_decoding(config: Config) -> None:
+    given = config.decoding
+    if "events" in config.targets.names and not config.decodes:
+        raise UsageError(
+            "'targets.names' has events beside others; decode in a run of its own, with another output folder."
+        )
+    if given != Decoding() and not config.decodes:
+        raise UsageError('[decoding] is set, but nothing is decoded; write names = ["events"] in [targets].')
+    for key in ("context", "stride"):
+        if getattr(given, key) < 1:
+            raise UsageError(f"'decoding.{key}' is {getattr(given, key)}; choose 1 volume or more.")
+    for key in ("delay_s", "baseline_s"):
+        if not 0 <= getattr(given, key) < float("inf"):
+            raise UsageError(f"'decoding.{key}' is {getattr(given, key):g}; choose 0 seconds or more.")
 
 
 def absolute(config: Config) -> Config:

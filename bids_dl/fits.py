@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bids_dl import attributions, bundle, comparison, derivatives, metrics, query, splits, training, zoo
+from bids_dl import attributions, bundle, comparison, decoding, derivatives, metrics, query, splits, training, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
@@ -38,6 +39,10 @@ class Step:
         self.cohort = self._cohort(covariates)
 
     def _cohort(self, covariates: Sequence[str]) -> Cohort:
+        if self.config.decodes:
+            return decoding.load(
+                self.folder, decoding.target_of(self.config, decoding.read_plan(self.folder), self.target)
+            )
         plan = cohorts.read_plan(self.folder)
         target = cohorts.target_of(self.config, plan, self.target)
         columns = self.config.features.of("phenotype").get("columns", ())
@@ -47,6 +52,16 @@ class Step:
     def ids(self) -> list[str]:
         """Participants, in the order of the rows."""
         return list(self.cohort.participants["participant_id"])
+
+    def people(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Number the participants that rows belong to."""
+        if not self.config.decodes:
+            return rows
+        return decoding.codes_of(self.cohort.participants[decoding.PERSON])[rows]
+
+    def runs(self, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
+        """Number the runs that rows are moments of; nothing where they are participants."""
+        return decoding.codes_of(self.cohort.participants[decoding.RUN])[rows] if self.config.decodes else None
 
     def split(self, name: str) -> Split:
         """Read one split back from its table."""
@@ -131,7 +146,7 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
     chosen = step.split(split)
     definition = step.definition(model)
     settings = training.settings_for(definition, step.config)
-    targets = [permuted(step.cohort.target, step.config.random_seed + 1 + number) for number in range(n)]
+    targets = [_permuted(step, step.config.random_seed + 1 + number) for number in range(n)]
     scores = training.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
     folder = step.fit_folder(model["id"], split)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +157,12 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
         scores=np.array(scores),
     )
     return n
+
+
+def _permuted(step: Step, seed: int) -> Target:
+    if step.config.decodes:
+        return decoding.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
+    return permuted(step.cohort.target, seed)
 
 
 def permuted(target: Target, seed: int) -> Target:
@@ -177,7 +198,7 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
             retrained=null,
         )
         rows += [{"model": model["id"], **row} for row in table]
-        levels += [{"model": model["id"], **row} for row in _by_level(step, joined)]
+        levels += [{"model": model["id"], **row} for row in _by_level(step, held)]
         said.append(_sentence(step.target, model["id"], table[0]))
     folder = step.config.out / "group" / "metrics"
     derivatives.write_table(folder / f"target-{step.target}_metrics.tsv", pd.DataFrame(rows), METRIC_COLUMNS)
@@ -226,6 +247,7 @@ class Held:
     """A model's held-out predictions over all splits, before and after calibration, and how far each may be off."""
 
     predictions: metrics.Predictions
+    rows: NDArray[np.intp]
     uncalibrated: Array
     reach: Array
 
@@ -242,8 +264,10 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
             columns = [found[key][known] for key in ("truth", "scores", "rows", "uncalibrated", "reach")]
             parts.append([*columns, np.full(known.sum(), fold)])
     truth, scores, rows, before, reach, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
-    predictions = metrics.Predictions(truth, scores, rows, folds, len(step.cohort.target.levels))
-    return Held(predictions, before, reach) if len(truth) else None
+    predictions = metrics.Predictions(
+        truth, scores, step.people(rows), folds, len(step.cohort.target.levels), step.runs(rows)
+    )
+    return Held(predictions, rows, before, reach) if len(truth) else None
 
 
 def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
@@ -304,7 +328,7 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str])
     target, joined = step.cohort.target, held.predictions
     levels = np.asarray(target.levels, dtype=object)
     table = pd.DataFrame({
-        "participant_id": np.asarray(step.ids, dtype=object)[joined.participants], "split": np.asarray(names, dtype=object)[joined.folds],
+        "participant_id": np.asarray(step.ids, dtype=object)[held.rows], "split": np.asarray(names, dtype=object)[joined.folds],
         "y_true": levels[joined.truth.astype(int)] if target.is_class else joined.truth, "y_score": joined.scores[:, -1],
     })  # fmt: skip
     if len(levels) > 2:
@@ -346,15 +370,15 @@ def _limits(held: Held, levels: Any) -> dict[str, list[Any]]:
     return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
 
 
-def _by_level(step: Step, joined: metrics.Predictions) -> list[dict[str, Any]]:
+def _by_level(step: Step, held: Held) -> list[dict[str, Any]]:
     """Score sites, sexes and thirds of age by themselves."""
     people = step.cohort.participants
     named = {c for c in people if str(c).lower() in SUBGROUPS} | ({step.site} if step.site else set())
     rows = []
     for column in sorted(named - {step.target}):
-        labels = np.asarray(_levels_of(people[column]), dtype=object)[joined.participants]
+        labels = np.asarray(_levels_of(people[column]), dtype=object)[held.rows]
         if len(set(labels)) > 1:
-            rows += [{"column": column, **row} for row in metrics.by_level(joined, list(labels))]
+            rows += [{"column": column, **row} for row in metrics.by_level(held.predictions, list(labels))]
     return rows
 
 
@@ -472,7 +496,8 @@ def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[Fi
     """Load each split's model when its turn comes: many repeats take no more memory than one."""
     for name in names:
         fitted = bundle.load(step.fit_folder(model, name) / "model")
-        yield fitted, training.present(step.cohort, step.split(name), fitted.inputs)
+        split = training.present(step.cohort, step.split(name), fitted.inputs)
+        yield fitted, replace(split, test=decoding.thinned(split.test)) if step.config.decodes else split
 
 
 def keep(model: Settings, **common: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, outputs, quality, query, splits, zoo
+from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
@@ -25,8 +25,8 @@ GROUP_COLUMNS = ("family_id", "family", "familyid")
 SMALL_COHORT = 200
 N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
-DECISIVE = ("features", "targets", "quality", "harmonizers", "models", "fusions", "explainers", "normalization", "splits", "training",
-            "metrics",
+DECISIVE = ("features", "targets", "decoding", "quality", "harmonizers", "models", "fusions", "explainers", "normalization", "splits",
+            "training", "metrics",
             "random_seed", "bids_dir", "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     if modes & {"reports_only", "boilerplate_only"}:
         return outputs.reports_only(config, modes)
     plan = cohorts.plan(config)
+    plan = decoding.plan(config, plan) if config.decodes else plan
     chosen = _choose(config, plan)
     device = _device(config)
     _check_start(config, plan, chosen)
@@ -128,11 +129,12 @@ class Choices:
 def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     """Choose targets, confounds, models and splits: as the user says, else what suits the data."""
     named = cohorts.choose_targets(config, plan.columns)
-    covariates = tuple(cohorts.choose_covariates(config, plan.columns))
-    targets = tuple((cohorts.target_of(config, plan, name), why) for name, why in named)
+    covariates = (decoding.MINUTES,) if config.decodes else tuple(cohorts.choose_covariates(config, plan.columns))
+    make = decoding.target_of if config.decodes else cohorts.target_of
+    targets = tuple((make(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
     site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=_needs_sites(config))
-    groups = _column(plan, config.splits.group_column, GROUP_COLUMNS, needed="")
+    groups = decoding.TIES if config.decodes else _column(plan, config.splits.group_column, GROUP_COLUMNS, needed="")
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
     final = {
         t.name: splits.final(
@@ -140,13 +142,21 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
         )
         for t, _ in targets
     }
-    said = [f"{len(plan.participant_ids)} participants, {len(plan.excluded)} left out."]
+    said = [
+        f"{len(_people(plan))} participants, {len(plan.excluded)} left out.",
+        *(plan.notes if config.decodes else ()),
+    ]
     said += [f"target: {t.name} ({', '.join(t.levels) or 'a quantity'}): {why}." for t, why in targets]
     said += [
         f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."
     ]
     said += [f"models: {', '.join(m.id for m in models)}."]
     return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
+
+
+def _people(plan: cohorts.Plan) -> tuple[str, ...]:
+    """Name the participants whose features are laid out; rows may be windows of theirs."""
+    return plan.stored.participant_ids if isinstance(plan, decoding.Plan) else plan.participant_ids
 
 
 def _feature_names(plan: cohorts.Plan) -> list[str]:
@@ -248,7 +258,10 @@ def _lay_out(config: Config, plan: cohorts.Plan) -> str:
     mark = folder / "digest"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != digest:
         derivatives.remove([folder, config.work / "fits"])
-        cohorts.write(plan, folder)
+        if isinstance(plan, decoding.Plan):
+            decoding.write(plan, folder, config.decoding)
+        else:
+            cohorts.write(plan, folder)
         derivatives.write_text(mark, digest)
         (folder / "fresh").touch()
     return digest
@@ -266,12 +279,18 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     folder = config.out / "group"
     used = list(
         dict.fromkeys(
-            [*(t.name for t, _ in chosen.targets), *chosen.covariates, *filter(None, (chosen.site, chosen.groups))]
+            [
+                *(t.name for t, _ in chosen.targets),
+                *chosen.covariates,
+                *filter(None, (chosen.site, chosen.groups)),
+                *((decoding.PERSON, decoding.RUN) if config.decodes else ()),
+            ]
         )
     )
     people = pd.DataFrame({"participant_id": plan.participant_ids, **{c: plan.columns[c] for c in used}})
+    owners = plan.columns[decoding.PERSON] if config.decodes else plan.participant_ids
     for variant in plan.variants:
-        people[f"feature:{variant.name}"] = [int(i in variant.files) for i in plan.participant_ids]
+        people[f"feature:{variant.name}"] = [int(i in variant.files) for i in owners]
     for name, path in plan.tables.items():
         rows = set(query.read_people(Path(path)).index)
         people[f"feature:{name}"] = [int(i in rows) for i in plan.participant_ids]
@@ -305,7 +324,7 @@ def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str,
     first = next(iter(chosen.splits.values()))
     return {
         "dataset": query.description(config.bids)["Name"],
-        "targets": [_described_target(t, why) for t, why in chosen.targets],
+        "targets": [_described_target(t, why) | _described_rows(plan) for t, why in chosen.targets],
         "covariates": list(chosen.covariates), "features": features, "harmonizer": config.harmonizer,
         "models": [{"id": m.id, "model": m.method, "feature": ", ".join(m.inputs), "role": m.role,
                     "summary": zoo.summary("fusions" if m.role == "fusion" else "models", m.method)} for m in chosen.models],
@@ -334,6 +353,13 @@ def _described_target(target: Target, why: str) -> dict[str, Any]:
     }
 
 
+def _described_rows(plan: cohorts.Plan) -> dict[str, str]:
+    """Say what the rows are, where they are not participants."""
+    if not isinstance(plan, decoding.Plan):
+        return {}
+    return {"rows": f"volumes of {len(set(plan.columns[decoding.PERSON]))} participants"}
+
+
 def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
     notes = list(plan.notes)
     if config.metrics.shuffle_labels:
@@ -353,12 +379,13 @@ def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> 
     """Write the steps down, in their order."""
     folder = cohort_folder(config)
     fresh = (folder / "fresh").is_file()
-    rows = range(0, len(plan.participant_ids), ROWS_PER_TASK) if plan.variants else range(0)
+    rows = range(0, len(_people(plan)), ROWS_PER_TASK) if plan.variants else range(0)
+    filled = {"folder": str(folder)} | ({"causal": config.decoding.causal} if config.decodes else {})
     fills = [
         engine.Task(
             f"fill_{start}",
-            "bids_dl.cohort:fill",
-            {"folder": str(folder), "start": start, "stop": start + ROWS_PER_TASK},
+            f"bids_dl.{'decoding' if config.decodes else 'cohort'}:fill",
+            {**filled, "start": start, "stop": start + ROWS_PER_TASK},
             stamp=digest,
             redo=fresh,
         )
@@ -396,7 +423,7 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
     tasks: list[engine.Task] = []
     for model in chosen.models:
         given = {**common, "model": asdict(model)}
-        for split in [*names, "final"]:
+        for split in names if config.decodes else [*names, "final"]:
             before = [task_name("fit", target.name, member, split) for member in model.members] or ["cohort"]
             tasks.append(
                 engine.Task(
@@ -454,6 +481,8 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
                         memory_gb=0.8,
                     )
                 )
+            if config.decodes:
+                continue  # a bundle predicts participants, not moments
             tasks.append(
                 engine.Task(
                     task_name("bundle", target.name, model.id),

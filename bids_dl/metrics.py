@@ -6,13 +6,15 @@ the AUC is the part of the pairs (positive, negative) *of one fold* that are in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dl import decoding
 from bids_dl.records import Array
 
 CLASS_METRICS = ("auc", "balanced_accuracy", "f1", "brier", "accuracy")
@@ -25,7 +27,8 @@ LEVEL = 0.95
 class Predictions:
     """Held-out predictions: one row a participant and split.
 
-    ``scores`` is (row, level) for classes, (row, 1) for a quantity; ``participants`` and ``folds`` are numbers.
+    ``scores`` is (row, level) for classes, (row, 1) for a quantity; ``participants`` and ``folds`` are numbers, and so are
+    ``runs`` where rows are moments of runs, in order of time.
     """
 
     truth: Array
@@ -33,6 +36,7 @@ class Predictions:
     participants: NDArray[np.intp]
     folds: NDArray[np.intp]
     n_levels: int = 0
+    runs: NDArray[np.intp] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,8 +105,11 @@ def _auc_of(scores: Array, positive: NDArray[np.bool_], folds: NDArray[np.intp],
     for fold in np.unique(folds):
         at = folds == fold
         up, down = w[:, at] * positive[:, at], w[:, at] * ~positive[:, at]
-        difference = scores[at][:, None] - scores[at][None, :]
-        ordered = ordered + np.einsum("di,di->d", up @ ((difference > 0) + 0.5 * (difference == 0)), down)
+        values, equal = np.unique(scores[at], return_inverse=True)
+        order = np.argsort(equal, kind="stable")
+        first = np.searchsorted(equal[order], np.arange(len(values)))
+        up_at, down_at = (np.add.reduceat(part[:, order], first, axis=1) for part in (up, down))
+        ordered = ordered + (up_at * (down_at.cumsum(axis=1) - 0.5 * down_at)).sum(axis=1)
         pairs = pairs + up.sum(axis=1) * down.sum(axis=1)
     return _ratio(ordered, pairs)
 
@@ -155,24 +162,30 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
 def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:
     """Permute the labels against the held-out predictions, within folds: how often is chance as good [1]_.
 
-    A participant keeps one label over repeats, so permutations move people, not rows.
+    A participant keeps one label over repeats, so permutations move people, not rows. Where rows are moments of runs, the
+    labels of each run are moved in a circle instead (`bids_dl.decoding.shifts`).
 
     References
     ----------
     .. [1] Ojala and Garriga (2010), Journal of Machine Learning Research 11, 1833-1863.
     """
     observed = score(predictions)
-    people, first, code = np.unique(predictions.participants, return_index=True, return_inverse=True)
-    strata = predictions.folds[first] if len(people) == len(predictions.truth) else np.zeros(len(people), int)
-    own = predictions.truth[first]
-    generator = np.random.default_rng(seed)
+    null_labels = _relabelled(predictions, np.random.default_rng(seed))
     extreme = dict.fromkeys(predictions.names, 1)
     for size in _draws(n, len(predictions.truth)):
-        moved = np.stack([_permuted(own, strata, generator) for _ in range(size)])[:, code]
-        null = score(predictions, truth=moved)
+        null = score(predictions, truth=np.stack([next(null_labels) for _ in range(size)]))
         for name in predictions.names:
             extreme[name] += int(as_good(null[name], observed[name], name).sum())
     return {name: count / (n + 1) for name, count in extreme.items()}
+
+
+def _relabelled(p: Predictions, generator: np.random.Generator) -> Iterator[Array]:
+    """Draw labels under the null without end: of people, or of each run's course."""
+    if p.runs is not None:
+        return decoding.shifts(p.truth, p.runs, generator, p.folds)
+    people, first, code = np.unique(p.participants, return_index=True, return_inverse=True)
+    strata = p.folds[first] if len(people) == len(p.truth) else np.zeros(len(people), int)
+    return (_permuted(p.truth[first], strata, generator)[code] for _ in itertools.count())
 
 
 def as_good(null: Array, observed: Array | float, metric: str) -> NDArray[np.bool_]:
@@ -238,7 +251,8 @@ def table(
 def some(predictions: Predictions, at: NDArray[np.bool_]) -> Predictions:
     """Keep some of the rows."""
     p = predictions
-    return Predictions(p.truth[at], p.scores[at], p.participants[at], p.folds[at], p.n_levels)
+    runs = None if p.runs is None else p.runs[at]
+    return Predictions(p.truth[at], p.scores[at], p.participants[at], p.folds[at], p.n_levels, runs)
 
 
 def by_level(predictions: Predictions, levels: Sequence[str]) -> list[dict[str, Any]]:

@@ -139,9 +139,8 @@ def said_target(target: Json) -> str:
         said = "mean {mean:.3g}, SD {sd:.3g}, range {min:.3g} to {max:.3g}".format(
             **{"mean": 0, "sd": 0, "min": 0, "max": 0, **counts}
         )
-    return (
-        f"{target['kind'].capitalize()} of {target.get('n', '?')} participants: {said}. {_sentence(target.get('why'))}"
-    )
+    rows = f"{target.get('n', '?')} {target.get('rows', 'participants')}"
+    return f"{target['kind'].capitalize()} of {rows}: {said}. {_sentence(target.get('why'))}"
 
 
 def _sentence(text: str | None) -> str:
@@ -458,7 +457,7 @@ def _said_targets(choices: Json, settings: Json) -> str:
         counts, n = target.get("counts", {}), target.get("n", "?")
         if target["kind"] == "classification":
             levels = ", ".join(f"{k} {level}" for level, k in counts.items())
-            said.append(f"'{target['name']}' was classified in {n} participants ({levels}).")
+            said.append(f"'{target['name']}' was classified in {n} {target.get('rows', 'participants')} ({levels}).")
         else:
             spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
             said.append(f"'{target['name']}' was predicted by regression in {n} participants ({spread}).")
@@ -514,7 +513,9 @@ def _said_scores(out: Path, settings: Json) -> str:
     said += (
         f", with 95 % intervals from {n_drawn} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
     )
-    said += f", and compared with {n_permuted} permutations of the labels [@permutation]" if has["p_value"] else ""
+    decodes = settings.get("targets", {}).get("names") == ["events"]
+    null = "circular shifts of each run's conditions" if decodes else "permutations of the labels [@permutation]"
+    said += f", and compared with {n_permuted} {null}" if has["p_value"] else ""
     said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
     return said + "."
 
