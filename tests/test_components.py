@@ -1,8 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from bids_dl import training
 from bids_dl.components import Components, class_logits, codes
+from bids_dl.records import Block, Cohort, Split, Target
 
 
 def learned(x, n_components):
@@ -68,3 +71,25 @@ def test_one_logit_spelled_out_as_two_has_the_same_probability():
     logit = torch.linspace(-4, 4, 9)[:, None]
     torch.testing.assert_close(torch.softmax(class_logits(logit), dim=1)[:, 1:], torch.sigmoid(logit))
     assert class_logits(torch.zeros(2, 3)).shape == (2, 3)
+
+
+def first_axis(model, *, unlabelled):
+    """Six labels in forty noisy columns that shift with the class, two hundred more participants without a label."""
+    generator = np.random.default_rng(0)
+    y = np.arange(240) % 2.0
+    x = (generator.normal(size=(240, 40)) + 0.3 * (2 * y - 1)[:, None]).astype(np.float32)
+    y[40:] = np.nan
+    x[40:] = x[40:] if unlabelled else np.nan
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(240)]})
+    data = Cohort(people, {"input": Block(x, ("column",))}, Target("target", y, ("control", "patient")))
+    split = Split(np.arange(6), np.arange(6, 20), np.arange(20, 40), "one")
+    definition = training.define(model, [(40,)], 1, {"n_components": 6})
+    fitted = training.train(definition, data, split, ["input"], training.Settings(n_epochs=1, device="cpu"))
+    return fitted.module.components.axes[0].numpy()
+
+
+@pytest.mark.parametrize("model", ["gan", "vae"])
+def test_participants_without_a_label_show_the_axis_along_which_the_classes_differ(model):
+    classes = np.full(40, 1 / np.sqrt(40))
+    assert abs(first_axis(model, unlabelled=True) @ classes) > 0.9
+    assert abs(first_axis(model, unlabelled=False) @ classes) < 0.8

@@ -171,7 +171,8 @@ def build(
     classify
         Whether the target is a class; set by the training.
     n_components
-        Principal components of the training rows that both players see.
+        Principal components of the training rows that both players see; few, such as 6, where few participants
+        have a label, as more are learned by heart.
     hidden
         Units of each hidden layer, of the discriminator and of the generator.
     dropout

@@ -140,7 +140,8 @@ def build(
     classify
         Whether the target is a class; set by the training.
     n_components
-        Principal components of the training rows that are encoded and decoded.
+        Principal components of the training rows that are encoded and decoded; few, such as 6, where few participants
+        have a label, as more are learned by heart.
     hidden
         Units of each hidden layer of the encoder; the decoder's are the same, the other way round.
     n_latent

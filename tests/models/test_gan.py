@@ -60,7 +60,8 @@ def test_one_loss_gives_each_player_the_gradient_of_its_own_game():
 def test_discriminator_is_more_certain_of_what_it_can_classify(n_outputs):
     """Salimans et al., equation of D: Z / (Z + 1) with Z the sum of exp logits; a known label adds its projection."""
     module, real, _, code, known = players(n_outputs)
-    h, logit = (found.detach() for found in module.discriminator(real, code, known))
+    module.requires_grad_(False)
+    h, logit = module.discriminator(real, code, known)
     for row in range(len(real)):
         outputs = module.head(h[row]).tolist()
         outputs = outputs if n_outputs > 1 else [-outputs[0] / 2, outputs[0] / 2]
