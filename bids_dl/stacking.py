@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 from bids_dl.records import Array
 
 Weights = dict[str, Tensor]
-FEWER = 0.75
+FEWER = 0.9
 """The stack is made smaller when this part of it, or less, still learns."""
 
 
@@ -56,7 +56,8 @@ def train(
     Parameters
     ----------
     module
-        A network that maps rows to outputs, with its first weights; it is not changed.
+        A network of ``input_dropout``, ``first`` (linear), ``rest`` and ``head``, in this order, with its first weights;
+        it is not changed.
     x, x_validation
         Rows (row, value) that all networks share.
     others
@@ -98,10 +99,12 @@ class _Stack:
     """Weights with one more axis, the network, in front; those that still learn, and the best of each so far."""
 
     def __init__(self, module: nn.Module, labels: Labels, schedule: Schedule) -> None:
-        self.module, self.labels, self.schedule = copy.deepcopy(module), labels, schedule
+        copied: Any = copy.deepcopy(module)
+        self.before, self.after = copied.input_dropout, nn.Sequential(copied.rest, copied.head)
+        self.labels, self.schedule = labels, schedule
         n = len(labels.train)
-        first = {name: p.detach() for name, p in module.named_parameters()}
-        self.weights = {name: p.expand(n, *p.shape).clone().requires_grad_() for name, p in first.items()}
+        start = {"weight": copied.first.weight, "bias": copied.first.bias, **dict(self.after.named_parameters())}
+        self.weights = {name: p.detach().expand(n, *p.shape).clone().requires_grad_() for name, p in start.items()}
         self.best = {name: p.detach().clone() for name, p in self.weights.items()}
         self.lowest, self.waited = torch.full((n,), torch.inf), torch.zeros(n, dtype=torch.long)
         self.alive = torch.arange(n)
@@ -116,8 +119,16 @@ class _Stack:
 
     def _run(self, weights: Weights, x: Tensor) -> Tensor:
         """Return (network, row, output); all networks draw the same units to leave out, as each would by itself."""
-        one = lambda w: functional_call(self.module, w, (x,))  # noqa: E731
-        return vmap(one, randomness="same")(weights)  # type: ignore[no-any-return]
+        first, bias = weights["weight"], weights["bias"]
+        h = nn.functional.linear(self.before(x), first.flatten(0, 1), bias.flatten())  # one product for all networks
+        h = h.view(len(x), len(first), -1).transpose(0, 1)  # (network, row, unit)
+        others = {name: p for name, p in weights.items() if name not in {"weight", "bias"}}
+        call = vmap(lambda w, rows: functional_call(self.after, w, (rows,)), randomness="same")
+        return call(others, h)  # type: ignore[no-any-return]
+
+    def _switch(self, *, learns: bool) -> None:
+        self.before.train(learns)
+        self.after.train(learns)
 
     def _losses(self, out: Tensor, y: Tensor) -> Tensor:
         """Return each network's mean loss over its rows, (network,)."""
@@ -133,7 +144,7 @@ class _Stack:
 
     def step(self, x: Tensor, at: NDArray[np.intp]) -> None:
         """Take one step with some of the rows."""
-        self.module.train()
+        self._switch(learns=True)
         rows = torch.from_numpy(at)
         losses = self._losses(self._run(self.weights, x[rows]), self.labels.train[self.alive][:, rows])
         self.optimizer.zero_grad()
@@ -143,7 +154,7 @@ class _Stack:
 
     def judge(self, x: Tensor) -> bool:
         """Keep the weights of those that never were better; returns whether anybody still learns."""
-        self.module.eval()
+        self._switch(learns=False)
         with torch.no_grad():
             held = self._losses(self._run(self.weights, x), self.labels.validation[self.alive])
         better = held < self.lowest[self.alive]
@@ -171,6 +182,6 @@ class _Stack:
 
     def outputs(self, x: Tensor) -> Array:
         """Return the outputs of each network's best weights, (network, row, output)."""
-        self.module.eval()
+        self._switch(learns=False)
         with torch.no_grad():
             return np.asarray(self._run(self.best, x).numpy(), np.float64)
