@@ -84,7 +84,7 @@ def test_gradient_without_a_past_is_that_of_infomax():
 @pytest.mark.parametrize("lasting", [0.5, 0.95])
 def test_sources_are_found_where_principal_components_mix_them(lasting):
     true, series = drawn(np.random.default_rng(0), lasting=lasting)
-    module = unmixed(series, n_pretraining=150)
+    module = unmixed(series, n_pretraining=250)
     found = module.sources(series).detach().numpy()
     assert matched(found, true).min() > 0.98
     assert matched((series @ module.whitening.T).numpy(), true).min() < 0.8
