@@ -771,7 +771,7 @@ class _Once:
         self, module: Any, train: Rows, training: Callable[..., Any], validation: Callable[..., Any]
     ) -> list[dict[str, float]]:
         loss = _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
-        if hasattr(module, "begin"):
+        if hasattr(module, "begin") and not self.settings.start_from:  # what a bundle has learned is not learned anew
             module.begin(training, len(train))
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)

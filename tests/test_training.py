@@ -589,3 +589,17 @@ def test_bundle_of_other_features_and_unknown_parts_are_refused(started):
     assert training.origin(folder) == "bids_dl.models.mlp.build"
     with pytest.raises(MissingInputError, match="is no bundle"):
         training.origin(folder / "models")
+
+
+def test_what_a_model_begins_with_is_not_learned_anew_where_it_starts_from_a_bundle(tmp_path):
+    definition = training.define("vae", [(60,)], 1, {"n_components": 4})
+    settings = training.Settings(n_epochs=1, n_members=1, device="cpu")
+    data = cohort(effect=0.5)
+    fitted = training.train(definition, data, split_of(data), ["edges"], settings)
+    folder = bundle.save(fitted, tmp_path / "start", {"participants": []})
+    other = cohort(effect=0.5, seed=8)
+    tuned = training.train(definition, other, split_of(other), ["edges"], replace(settings, start_from=str(folder)))
+    before, after = fitted.module.state_dict(), tuned.module.state_dict()
+    axes = [key for key in before if key.endswith("axes")]
+    assert axes
+    assert all(torch.equal(before[key], after[key]) for key in axes)
