@@ -395,7 +395,7 @@ def _levels_of(cells: Any) -> list[str]:
         return [str(c) if isinstance(c, str) else "" for c in cells]
     edges = np.unique(np.quantile(numbers.dropna(), [0, 1 / 3, 2 / 3, 1]))
     at = np.clip(np.searchsorted(edges, numbers.to_numpy(), side="right") - 1, 0, len(edges) - 2)
-    names = [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+    names = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)]
     return [names[k] if known else "" for k, known in zip(at, numbers.notna(), strict=True)]
 
 
