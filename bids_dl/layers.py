@@ -12,6 +12,21 @@ from torch import Tensor, nn
 from bids_dl.errors import UsageError
 
 
+class Network(nn.Module):
+    """What every model of one input is: it represents participants, and a linear head reads the representation."""
+
+    head: nn.Linear
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant, (participant, unit)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (participant, output)."""
+        out: Tensor = self.head(self.embed(x))  # (participant, output)
+        return out
+
+
 def masked(x: Tensor) -> tuple[Tensor, Tensor]:
     """Tell the steps of sequences from padding.
 
@@ -127,7 +142,7 @@ def _taken(x: Tensor, order: Tensor) -> Tensor:
     return torch.gather(x, 1, order[..., None].expand(-1, -1, x.shape[2]))
 
 
-class RecurrentNetwork(nn.Module):
+class RecurrentNetwork(Network):
     """Steps brought to a few units, recurrent layers, their states averaged over time, plainly or by attention."""
 
     def __init__(
@@ -159,11 +174,6 @@ class RecurrentNetwork(nn.Module):
         pooled: Tensor = masked_mean(h, mask) if self.pool is None else self.pool(h, mask)
         found: Tensor = self.dropout(pooled)  # (participant, unit)
         return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def n_regions(n_edges: int) -> tuple[int, bool]:
@@ -328,7 +338,7 @@ class Grown(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
 
-class Solved(Grown):
+class Solved(Network, Grown):
     """A module that solves for what it learns: ``embed`` has the outputs already, and ``head`` passes them on."""
 
     def __init__(self, n_outputs: int) -> None:
@@ -336,12 +346,3 @@ class Solved(Grown):
         self.head = nn.Linear(n_outputs, n_outputs).requires_grad_(False)
         nn.init.eye_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Represent each participant by the outputs, (participant, output)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out

@@ -24,6 +24,7 @@ from bids_dl import config as configuration
 from bids_dl import normalization as norm
 from bids_dl import span as spans
 from bids_dl.errors import DataError, MissingInputError, UsageError
+from bids_dl.layers import Network
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 LOG = logging.getLogger("bids_dl")
@@ -37,7 +38,7 @@ Rows = NDArray[np.intp]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Affine(nn.Module):
+class Affine(Network):
     """What a linear estimator has learned, as a layer: it explains and saves like any network."""
 
     def __init__(self, n_values: int, n_outputs: int) -> None:
@@ -49,13 +50,8 @@ class Affine(nn.Module):
         """Return the values themselves, flattened."""
         return x.flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(x.flatten(1))  # (participant, output)
-        return out
 
-
-class Ensemble(nn.Module):
+class Ensemble(Network):
     """The mean output of several networks, written as one: their embeddings side by side, one head."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -70,11 +66,6 @@ class Ensemble(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Put the members' embeddings side by side."""
         return torch.cat([m.embed(x) for m in self.members], dim=1)  # type: ignore[operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 @dataclass(frozen=True)

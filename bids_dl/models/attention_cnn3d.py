@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.grid import one_volume
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -20,7 +21,7 @@ SCHEDULE = {
 }
 
 
-class AttentionCNN3D(nn.Module):
+class AttentionCNN3D(Network):
     """Convolutions, a score a cell, and the mean of the cells weighed by their score.
 
     Without a normalisation the scores hardly move from even ones. It is over the batch: one over a participant's whole
@@ -60,11 +61,6 @@ class AttentionCNN3D(nn.Module):
         """Represent each participant by the mean of its cells, weighed by attention."""
         h = self.backbone(x[:, None])  # (participant, width, x/8, y/8, z/8)
         out: Tensor = self.dropout((h * self.weights(h)).sum(dim=(2, 3, 4)))  # (participant, width)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.layers import Connectome
+from bids_dl.layers import Connectome, Network
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -63,7 +63,7 @@ class ClusterReadout(nn.Module):
         return self.shares(h).transpose(1, 2) @ h
 
 
-class BrainNetworkTransformer(nn.Module):
+class BrainNetworkTransformer(Network):
     """Profiles, projected; layers of attention; the clusters' sums, put side by side, through one hidden layer."""
 
     def __init__(
@@ -85,11 +85,6 @@ class BrainNetworkTransformer(nn.Module):
         h = self.layers(self.project(self.connectome.profiles(self.input_dropout(x))))  # (participant, region, unit)
         h = self.norm(self.readout(h)).flatten(1)  # the sums grow with the regions: they are brought to one scale
         out: Tensor = self.dropout(nn.functional.leaky_relu(self.graph(self.dropout(h))))  # (participant, unit)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

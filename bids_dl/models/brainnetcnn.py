@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bids_dl.layers import Connectome
+from bids_dl.layers import Connectome, Network
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -62,7 +62,7 @@ class EdgeToNode(nn.Module):
         return found if self.column is None else found + torch.einsum("pcki,ock->poi", matrix, self.column)
 
 
-class BrainNetCNN(nn.Module):
+class BrainNetCNN(Network):
     """Edge-to-edge layers, edge-to-node, node-to-graph."""
 
     def __init__(
@@ -85,11 +85,6 @@ class BrainNetCNN(nn.Module):
             h = activated(layer(h))  # (participant, filter, region, region)
         h = self.dropout(activated(self.nodes(h)).flatten(1))  # (participant, filter and region)
         out: Tensor = self.dropout(activated(self.graph(h)))  # (participant, unit)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

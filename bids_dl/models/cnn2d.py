@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
 from bids_dl.grid import one_volume
-from bids_dl.layers import AttentionPool
+from bids_dl.layers import AttentionPool, Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -22,7 +22,7 @@ SCHEDULE = {
 }
 
 
-class CNN2D(nn.Module):
+class CNN2D(Network):
     """Each slice through the same 2-D convolutions; a participant's slices stay together, so no split divides them.
 
     As in `cnn3d`, nothing normalises over a slice: how bright it is *is* the signal.
@@ -58,11 +58,6 @@ class CNN2D(nn.Module):
         """Represent each participant by the weighted mean of its slices."""
         h = self.slices(x)
         return torch.einsum("ps,psu->pu", self.votes(h), h)  # (participant, unit)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def build(

@@ -9,6 +9,7 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 BY_DEFAULT = True
@@ -22,7 +23,7 @@ SCHEDULE = {
 }
 
 
-class CNN3D(nn.Module):
+class CNN3D(Network):
     """Pooling and strided convolutions down to a few cells; where a pattern lies stays known, as brains are registered.
 
     No layer normalises over the volume: how bright a region is *is* the signal, and a normalisation over the volume or
@@ -52,11 +53,6 @@ class CNN3D(nn.Module):
         """Represent each participant by the layer before the output."""
         h = self.convolutions(x[:, None])  # (participant, channel, x/8, y/8, z/8)
         out: Tensor = self.squeeze(h)  # (participant, width)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

@@ -8,6 +8,7 @@ from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 
 from bids_dl.grid import one_volume
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -20,7 +21,7 @@ SCHEDULE = {
 }
 
 
-class DenseNet3D(nn.Module):
+class DenseNet3D(Network):
     """Blocks in which each layer sees all before it, averaged over the volume: where a pattern lies is not looked at.
 
     Layers are normalised over groups of channels of one participant. Batches here are small, and their statistics would
@@ -50,11 +51,6 @@ class DenseNet3D(nn.Module):
         """Represent each participant by the mean of each channel over the volume."""
         h = self.relu(self.features(x[:, None]))  # (participant, channel, x/16, y/16, z/16)
         out: Tensor = self.dropout(h.mean(dim=(2, 3, 4)))  # (participant, channel)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

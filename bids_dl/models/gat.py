@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.layers import Connectome, RegionFeatures, n_pooled, pooled
+from bids_dl.layers import Connectome, Network, RegionFeatures, n_pooled, pooled
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -54,7 +54,7 @@ class GraphAttention(nn.Module):
         return found
 
 
-class GAT(nn.Module):
+class GAT(Network):
     """Layers of attention over each participant's own graph; the regions are pooled at the end."""
 
     def __init__(
@@ -89,11 +89,6 @@ class GAT(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by one hidden layer over its pooled regions."""
         out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bids_dl.layers import Connectome, RegionFeatures, n_pooled, normalised, pooled
+from bids_dl.layers import Connectome, Network, RegionFeatures, n_pooled, normalised, pooled
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -21,7 +21,7 @@ SCHEDULE = {
 }
 
 
-class GCN(nn.Module):
+class GCN(Network):
     """Layers of ``relu(A h W)``, ``A`` being the participant's own normalised graph; the regions are pooled at the end."""
 
     def __init__(
@@ -56,11 +56,6 @@ class GCN(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by one hidden layer over its pooled regions."""
         out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

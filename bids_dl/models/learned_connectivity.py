@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bids_dl.layers import AttentionPool, Recurrent, masked
+from bids_dl.layers import AttentionPool, Network, Recurrent, masked
 
 SUITS = ("sequence",)
 SCHEDULE = {
@@ -22,7 +22,7 @@ SCHEDULE = {
 }
 
 
-class LearnedConnectivity(nn.Module):
+class LearnedConnectivity(Network):
     """Attention between networks at every time point, averaged by attention over time, read by a perceptron."""
 
     def __init__(
@@ -71,11 +71,6 @@ class LearnedConnectivity(nn.Module):
         """Represent each participant by a hidden layer over the connectivity."""
         h: Tensor = self.rest(self._scaled(self.connectivity(x)))  # (participant, unit)
         return h
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def build(

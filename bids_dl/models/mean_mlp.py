@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bids_dl.layers import masked, masked_mean
+from bids_dl.layers import Network, masked, masked_mean
 
 SUITS = ("sequence",)
 SCHEDULE = {
@@ -19,7 +19,7 @@ SCHEDULE = {
 }
 
 
-class MeanMLP(nn.Module):
+class MeanMLP(Network):
     """The same layers at every time point; ``embed`` is the mean of their last one over time."""
 
     def __init__(self, n_values: int, n_outputs: int, hidden: Sequence[int], dropout: float) -> None:
@@ -34,11 +34,6 @@ class MeanMLP(nn.Module):
         """Represent each participant by the mean over time."""
         values, mask = masked(x)
         return masked_mean(self.layers(values), mask)  # (participant, unit)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def build(

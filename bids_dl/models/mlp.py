@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
+from bids_dl.layers import Network
 
 SUITS = ("edge", "column")
 BY_DEFAULT = True
@@ -30,7 +31,7 @@ START, RATE = 1e-5, 0.1
 PRETRAINING_BATCH, PRETRAINING_RATE = 32, 1e-3
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Layers of units with dropout; ``first`` is the only layer that sees the input, and it is linear.
 
     Training rows fewer than values span all that ``first`` can learn, unless single weights are driven to 0:
@@ -67,11 +68,6 @@ class MLP(nn.Module):
         """Represent each participant by the last hidden layer."""
         h: Tensor = self.rest(self.first(self.input_dropout(x.flatten(1))))  # (participant, hidden)
         return h
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
     def begin(self, rows: Callable[..., tuple[Tensor, ...]], n: int) -> None:
         """Start each hidden layer as the encoder of an autoencoder of what the layer before it gives."""

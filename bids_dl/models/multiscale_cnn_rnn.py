@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bids_dl.layers import Recurrent, masked, masked_mean
+from bids_dl.layers import Network, Recurrent, masked, masked_mean
 
 SUITS = ("sequence",)
 SCHEDULE = {
@@ -21,7 +21,7 @@ SCHEDULE = {
 }
 
 
-class MultiscaleCNNRNN(nn.Module):
+class MultiscaleCNNRNN(Network):
     """One convolution a scale, side by side and pooled over neighbours, then recurrent layers averaged over time."""
 
     def __init__(
@@ -54,11 +54,6 @@ class MultiscaleCNNRNN(nn.Module):
         h = self.recurrent(self.dropout(found), mask)  # (participant, step, unit)
         embedded: Tensor = self.dropout(masked_mean(h, mask))  # (participant, unit)
         return embedded
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def _extended(x: Tensor, scale: int) -> Tensor:

@@ -8,6 +8,7 @@ from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 
 from bids_dl.grid import one_volume
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -26,7 +27,7 @@ def _block(before: int, after: int) -> ResNetBlock:
     return ResNetBlock(before, after, 3, stride=2, downsample=shortcut, norm="batch", act=("relu", {"inplace": False}))
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(Network):
     """Residual blocks, averaged over the volume: where a pattern lies is not looked at.
 
     Normalised over the batch, as in the paper. Deeper ones, or those normalised over a participant's own channels, often
@@ -45,11 +46,6 @@ class ResNet3D(nn.Module):
         """Represent each participant by the mean of each channel over the volume."""
         h = self.blocks(self.stem(x[:, None]))  # (participant, channel, x/8, y/8, z/8)
         out: Tensor = self.dropout(h.mean(dim=(2, 3, 4)))  # (participant, channel)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.layers import masked, masked_mean
+from bids_dl.layers import Network, masked, masked_mean
 
 SUITS = ("sequence",)
 SCHEDULE = {
@@ -32,7 +32,7 @@ CHUNK = 64
 """Participants whose time points are held in memory at once while the covariance is summed."""
 
 
-class RNNICA(nn.Module):
+class RNNICA(Network):
     """Whitening, unmixing, and gated recurrent units that give each source's density at a time point from those before.
 
     ``embed`` has the recurrent states' mean over time and the sources' correlations, arctanh(r), each standardised.
@@ -150,11 +150,6 @@ class RNNICA(nn.Module):
         r = standard.transpose(1, 2) @ standard  # (participant, source, source)
         first, second = torch.triu_indices(self.n, self.n, 1, device=source.device)
         return torch.atanh(r[:, first, second].clamp(-0.999, 0.999))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
     def loss(self, inputs: tuple[Tensor, ...], y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Add the weighted surprise at the series to the loss of the outputs."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from bids_dl.grid import one_volume
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -19,7 +20,7 @@ SCHEDULE = {
 }
 
 
-class SFCN(nn.Module):
+class SFCN(Network):
     """Convolution, normalisation, maximum pooling, again and again, then a mixing of channels and a mean over space."""
 
     def __init__(self, n_outputs: int, channels: Sequence[int], width: int, dropout: float) -> None:
@@ -41,11 +42,6 @@ class SFCN(nn.Module):
         """Represent each participant by the mean of each channel over the volume."""
         h = self.features(x[:, None])  # (participant, width, x/16, y/16, z/16)
         out: Tensor = self.dropout(h.mean(dim=(2, 3, 4)))  # (participant, width)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 

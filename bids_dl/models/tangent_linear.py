@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bids_dl import choice
 from bids_dl import span as spans
 from bids_dl.errors import DataError, UsageError
-from bids_dl.layers import Connectome
+from bids_dl.layers import Connectome, Network
 from bids_dl.records import Array
 
 SUITS = ("edge",)
@@ -63,7 +63,7 @@ def logarithm(matrices: Tensor) -> Tensor:
     return found
 
 
-class TangentLinear(nn.Module):
+class TangentLinear(Network):
     """``log(W C W)``, ``W`` being the inverse root of the training rows' mean covariance, read by a linear layer."""
 
     fisher_z: Tensor
@@ -99,11 +99,6 @@ class TangentLinear(nn.Module):
         tangent = logarithm(self.whitener @ self.covariances(x) @ self.whitener)  # (participant, region, region)
         weight = torch.where(self.row == self.column, 1.0, math.sqrt(2))
         return tangent[:, self.row, self.column] * weight  # (participant, pair of regions)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
     def solve(
         self, inputs: Sequence[Tensor], y: Array, folds: Sequence[tuple[choice.Rows, choice.Rows]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.layers import Steps, masked, masked_mean, positions
+from bids_dl.layers import Network, Steps, masked, masked_mean, positions
 
 SUITS = ("sequence",)
 SCHEDULE = {
@@ -21,7 +21,7 @@ SCHEDULE = {
 }
 
 
-class Transformer(nn.Module):
+class Transformer(Network):
     """Projected time points plus their positions through encoder layers; ``embed`` is their mean over time."""
 
     def __init__(
@@ -44,11 +44,6 @@ class Transformer(nn.Module):
         h = self.encoder(h, src_key_padding_mask=ignored)  # (participant, time, unit)
         found: Tensor = self.dropout(masked_mean(h, mask))  # (participant, unit)
         return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
 
 def build(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl.components import Components, class_logits, codes, perceptron
+from bids_dl.layers import Network
 
 SUITS = ("edge", "column")
 USES_UNLABELLED = True
@@ -24,7 +25,7 @@ SCHEDULE = {
 }
 
 
-class VAE(nn.Module):
+class VAE(Network):
     """Encoder and decoder of principal components; a target shifts the mean of the latent units' prior.
 
     ``embed`` is the mean of the latent units, and, while training, a draw around it.
@@ -62,11 +63,6 @@ class VAE(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the latent units."""
         return self.drawn(*self.latent(self.components(x)))  # (participant, unit)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
-        return out
 
     def loss(self, inputs: tuple[Tensor, ...], y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Add the labelled rows' loss and the negative evidence lower bound a component, averaged over participants."""

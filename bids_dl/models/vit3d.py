@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
 from bids_dl.grid import one_volume
+from bids_dl.layers import Network
 
 SUITS = ("volume",)
 SCHEDULE = {
@@ -23,7 +24,7 @@ SCHEDULE = {
 }
 
 
-class ViT3D(nn.Module):
+class ViT3D(Network):
     """Cubes as tokens with a learned position each; a participant is the mean of its tokens."""
 
     def __init__(
@@ -53,11 +54,6 @@ class ViT3D(nn.Module):
         cubes = self.cubes(nn.functional.pad(x, after)[:, None])  # (participant, width, x/8, y/8, z/8)
         tokens = self.transformer(cubes.flatten(2).transpose(1, 2) + self.position)  # (participant, token, width)
         out: Tensor = tokens.mean(dim=1)  # (participant, width)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (participant, output)."""
-        out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
 
 
