@@ -23,6 +23,7 @@ from bids_dl.records import Array, Block, Cohort, Target
 LOG = logging.getLogger("bids_dl")
 TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition", "patient", "age", "sex", "gender")
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
+FAMILIES = ("family_id", "family", "familyid")
 MAX_CLASSES = 12
 CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
@@ -411,9 +412,15 @@ def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
     kept = values[np.isfinite(values).any(axis=1)]
     if described["dims"][0] == "window" or not len(kept):
         return kept
-    n = np.isfinite(kept).sum(axis=0).clip(1)
-    centred = kept - np.nansum(kept, axis=0) / n
-    deviation = np.sqrt(np.nansum(centred**2, axis=0) / n)
+    return standardised(kept)
+
+
+def standardised(series: Array) -> Array:
+    """Bring each region to mean 0 and deviation 1 over the run, (volume, region)."""
+    known = np.isfinite(series)
+    n = known.sum(axis=0).clip(1)
+    centred = series - np.where(known, series, 0).sum(axis=0) / n
+    deviation = np.sqrt((np.where(known, centred, 0) ** 2).sum(axis=0) / n)
     return np.asarray(centred / np.where(deviation > 0, deviation, np.inf), np.float32)
 
 

@@ -265,7 +265,9 @@ def _columns(
     """Give each row its condition, whose it is, which run, when in it, and what sets people apart."""
     number = {person: k for k, person in enumerate(given.participant_ids)}
     kept = {c: v for c, v in given.columns.items() if str(c).lower() in KEPT or c == config.splits.site_column}
-    family = next((c for c in given.columns if c == config.splits.group_column or str(c).lower() in FAMILIES), "")
+    family = next(
+        (c for c in given.columns if c == config.splits.group_column or str(c).lower() in cohorts.FAMILIES), ""
+    )
     ties = given.columns.get(family, [None] * len(number))
     period = {person: mine[0].period for person, mine in runs.items()}
     return {
@@ -280,7 +282,6 @@ def _columns(
 
 TIES = "family_or_participant"
 """Column of what keeps to one side of a split: a family, or the participant alone."""
-FAMILIES = ("family_id", "family", "familyid")
 
 
 def _features(series: cohorts.Variant, context: int) -> tuple[cohorts.Variant, ...]:
@@ -394,16 +395,7 @@ def volumes_of(file: Path, described: Mapping[str, Any], n_volumes: int, *, caus
         )
     whole = np.full((n_volumes, values.shape[1]), np.nan)
     whole[np.setdiff1d(np.arange(n_volumes), censored)] = values
-    return standardised_so_far(whole) if causal else standardised(whole)
-
-
-def standardised(series: Array) -> Array:
-    """Bring each region to mean 0 and deviation 1 over the run, (volume, region)."""
-    known = np.isfinite(series)
-    n = known.sum(axis=0).clip(1)
-    centred = series - np.where(known, series, 0).sum(axis=0) / n
-    deviation = np.sqrt((np.where(known, centred, 0) ** 2).sum(axis=0) / n)
-    return np.asarray(centred / np.where(deviation > 0, deviation, np.inf), np.float32)
+    return standardised_so_far(whole) if causal else cohorts.standardised(whole)
 
 
 def standardised_so_far(series: Array) -> Array:

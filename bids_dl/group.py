@@ -21,7 +21,6 @@ from bids_dl.records import Split, Target
 
 LOG = logging.getLogger("bids_dl")
 ROWS_PER_TASK = 32
-GROUP_COLUMNS = ("family_id", "family", "familyid")
 SMALL_COHORT = 200
 N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
@@ -134,7 +133,7 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     targets = tuple((make(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
     site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=_needs_sites(config))
-    groups = decoding.TIES if config.decodes else _column(plan, config.splits.group_column, GROUP_COLUMNS, needed="")
+    groups = decoding.TIES if config.decodes else _column(plan, config.splits.group_column, cohorts.FAMILIES, needed="")
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
     final = {
         t.name: splits.final(
