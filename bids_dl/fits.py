@@ -179,12 +179,12 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
 
     step = Step(**common)
     rows, levels, said, sureness = [], [], [], []
-    found: dict[str, metrics.Predictions] = {}
+    found: dict[str, Held] = {}
     for model in models:
         held = _joined(step, model["id"], splits)
         if held is None:
             continue
-        joined = found[model["id"]] = held.predictions
+        found[model["id"]], joined = held, held.predictions
         _write_predictions(step, model["id"], held, splits)
         _write_history(step, model["id"], splits)
         sureness += [{"model": model["id"], **row} for row in _sureness(step, held)]
@@ -205,7 +205,7 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
     for name, table in (
         ("subgroups", levels),
         ("calibration", sureness),
-        ("comparisons", _compared(step, models, found, splits)),
+        ("comparisons", _compared(step, models, found)),
     ):
         if table:
             path = folder / f"target-{step.target}_{name}.tsv"
@@ -244,17 +244,21 @@ def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Held:
-    """A model's held-out predictions over all splits, before and after calibration, and how far each may be off."""
+    """A model's held-out predictions over all splits, before and after calibration, and how far each may be off.
+
+    ``n_train`` is how many each split trained on.
+    """
 
     predictions: metrics.Predictions
     rows: NDArray[np.intp]
     uncalibrated: Array
     reach: Array
+    n_train: tuple[int, ...]
 
 
 def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
     """Read a model's held-out predictions of all splits; participants without the feature are left out."""
-    parts = []
+    parts, n_train = [], []
     for fold, name in enumerate(names):
         path = step.fit_folder(model, name) / "predictions.npz"
         if not path.is_file():
@@ -263,11 +267,12 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
             known = np.isfinite(found["scores"]).all(axis=1) & np.isfinite(found["truth"])
             columns = [found[key][known] for key in ("truth", "scores", "rows", "uncalibrated", "reach")]
             parts.append([*columns, np.full(known.sum(), fold)])
+            n_train.append(int(found["n_train"]))
     truth, scores, rows, before, reach, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
     predictions = metrics.Predictions(
         truth, scores, step.people(rows), folds, len(step.cohort.target.levels), step.runs(rows)
     )
-    return Held(predictions, rows, before, reach) if len(truth) else None
+    return Held(predictions, rows, before, reach, tuple(n_train)) if len(truth) else None
 
 
 def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
@@ -283,15 +288,13 @@ def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
     return [{"metric": k, "value": v, "promised": step.config.metrics.coverage, "n": n} for k, v in values.items()]
 
 
-def _compared(
-    step: Step, models: Sequence[Settings], found: Mapping[str, metrics.Predictions], names: Sequence[str]
-) -> list[dict[str, Any]]:
+def _compared(step: Step, models: Sequence[Settings], found: Mapping[str, Held]) -> list[dict[str, Any]]:
     """Compare networks and fusions with their baselines, and count how many comparisons that makes."""
     rows = []
     for one, other in comparison.pairs([m for m in models if m["id"] in found]):
-        n_train = [int(np.load(step.fit_folder(one, name) / "predictions.npz")["n_train"]) for name in names]
-        metric = found[one].names[0] if step.cohort.target.is_class else "r"
-        compared = comparison.compare(found[one], found[other], metric, n_train)
+        ours, theirs = found[one].predictions, found[other].predictions
+        metric = ours.names[0] if step.cohort.target.is_class else "r"
+        compared = comparison.compare(ours, theirs, metric, found[one].n_train)
         rows.append({"model": one, "other": other, **compared})
     adjusted = comparison.holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
@@ -301,7 +304,7 @@ def _null(
     step: Step, model: str, names: Sequence[str], joined: metrics.Predictions
 ) -> Callable[[str, float], float] | None:
     """Score every retraining under permuted labels; returns the p-value of a metric's observed value."""
-    found = [np.load(p) for n in names if (p := step.fit_folder(model, n) / "null.npz").is_file()]
+    found = [dict(np.load(p)) for n in names if (p := step.fit_folder(model, n) / "null.npz").is_file()]
     if len(found) < len(names):
         return None
     values: dict[str, list[float]] = {m: [] for m in joined.names}
