@@ -49,15 +49,13 @@ class Harmonization:
         """
         flat = np.asarray(values, np.float32).reshape(len(values), -1)
         at = self._sites(given)
-        explained = self.centre[columns] + self._design(given) @ self.slopes[:, columns]
-        centred = flat - explained.astype(np.float32)
+        explained = (
+            self.centre[columns] + centred(given[:, self.covariates], self.covariate_mean) @ self.slopes[:, columns]
+        )
+        left = flat - explained.astype(np.float32)
         shift = np.where((at >= 0)[:, None], self.shift[at][:, columns], 0)
         spread = np.where((at >= 0)[:, None], self.spread[at][:, columns], 1)
-        return np.asarray((centred - shift) / spread + explained, np.float32).reshape(np.shape(values))
-
-    def _design(self, given: Array) -> Array:
-        chosen = given[:, self.covariates] - self.covariate_mean
-        return np.where(np.isfinite(chosen), chosen, 0)
+        return np.asarray((left - shift) / spread + explained, np.float32).reshape(np.shape(values))
 
     def _sites(self, given: Array) -> NDArray[np.intp]:
         """Find each row's site, -1 for one that is not known."""
@@ -76,7 +74,12 @@ def covariates_of(given: Array, rows: NDArray[np.intp], columns: NDArray[np.intp
     chosen = given[:, columns]
     known = np.isfinite(chosen[rows])
     mean = np.where(known, chosen[rows], 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(np.isfinite(chosen), chosen - mean, 0), mean
+    return centred(chosen, mean), mean
+
+
+def centred(values: Array, mean: Array) -> Array:
+    """Take the mean off; a missing value is the mean."""
+    return np.where(np.isfinite(values), values - mean, 0)
 
 
 def ranges(n_values: int, n_rows: int, n_bytes: int = 2**27) -> list[slice]:

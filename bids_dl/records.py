@@ -155,6 +155,11 @@ class Split:
     groups: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
 
+    @property
+    def pool(self) -> NDArray[np.intp]:
+        """Everybody on the training side, validation included, in order."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
     def __post_init__(self) -> None:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         sides = {"train": np.concatenate([self.train, self.validation]), "test": self.test}

@@ -161,7 +161,7 @@ def inner(split: Split, values: Array, *, is_class: bool, n_parts: int, seed: in
     list
         (training rows, validation rows) of each member; never a test row, and no test row's value is looked at.
     """
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     if n_parts < 2:
         return [(split.train, split.validation)]
     known = np.full(len(values), np.nan)

@@ -6,7 +6,7 @@ Each takes the steps that it would take by itself; those whose validation loss h
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,21 +78,20 @@ def train(
     generator = np.random.default_rng(seed)
     stack.judge(x_validation)
     for _ in range(schedule.n_epochs):
-        for start in _starts(len(x), schedule.batch_size):
-            if start[0] == 0:
-                order = generator.permutation(len(x))
-            stack.step(x, order[start[0] : start[1]])
+        for at in batches(generator.permutation(len(x)), schedule.batch_size, smallest=2):
+            stack.step(x, at)
         if not stack.judge(x_validation):
             break
     return {name: stack.outputs(rows) for name, rows in {"validation": x_validation, **others}.items()}
 
 
-def _starts(n: int, size: int) -> list[tuple[int, int]]:
-    """Cut rows into batches as the training loop does: a last row alone joins the batch before."""
-    starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] < 2:
+def batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterator[NDArray[np.intp]]:
+    """Cut rows into batches; a last one below the smallest joins the one before, as one row has no batch statistics."""
+    starts = list(range(0, len(order), size))
+    if len(starts) > 1 and len(order) - starts[-1] < smallest:
         starts.pop()
-    return list(zip(starts, [*starts[1:], n], strict=True))
+    for start, stop in zip(starts, [*starts[1:], len(order)][: len(starts)], strict=True):
+        yield order[start:stop]
 
 
 class _Stack:

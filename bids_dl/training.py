@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,12 @@ class Prepared:
 def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Settings) -> Prepared:
     """Learn harmonisation and normalisation from the training rows (validation included) of a split."""
     split = present(cohort, split, inputs)
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     given = given_of(cohort) if settings.needs_confounds else None
+    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
     found = {}
     for name in inputs:
         block = cohort.features[name]
-        confounds = cohort.features["confounds"].values if settings.remove_confounds else None
         found[name] = norm.fit(
             block.values, pool, confounds, one_scale=block.has_one_scale, steps=block.is_sequence, given=given,
             harmonization=_harmonize(cohort, name, pool, given, settings),
@@ -216,9 +216,9 @@ def _harmonize(
     return found
 
 
-def given_of(cohort: Cohort) -> Array | None:
-    """Put the confounds and, a column each, the sites side by side, (participant, confound + site)."""
-    blocks = [cohort.features[name].values for name in ("confounds", "sites") if name in cohort.features]
+def given_of(cohort: Cohort, rows: Rows | slice = slice(None)) -> Array | None:
+    """Put the confounds and, a column each, the sites of some rows side by side, (participant, confound + site)."""
+    blocks = [cohort.features[name].values[rows] for name in ("confounds", "sites") if name in cohort.features]
     return np.hstack(blocks) if blocks else None
 
 
@@ -267,7 +267,7 @@ def _fitted(
     fit: Callable[[_Data], tuple[nn.Module, Mapping[str, Any], Sequence[Mapping[str, float]]]],
 ) -> FittedModel:  # fmt: skip
     """Run a training on normalised rows, seeded and deterministic, and keep what a prediction needs."""
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     confounds = given_of(cohort) if settings.needs_confounds else None
     y, mean, scale = _standardised(cohort.target, pool)
     data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
@@ -420,7 +420,7 @@ def _fit(
     definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Fit in the span of the training rows where that is smaller, else on the values themselves."""
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     small = spans.is_smaller(data.shapes, len(pool))
     probe = _without_weights(definition, is_class=data.is_class)
     if not isinstance(probe, nn.Module):
@@ -465,7 +465,7 @@ def _solve(
     definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Let a module that needs no gradients solve for what it learns; it gets inner folds to choose its options by."""
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     folds = _inner_folds(split, data, pool, settings)
     module: Any = _adopted(definition, data)
     with torch.no_grad():
@@ -501,7 +501,7 @@ def _fit_estimator(
     definition: Mapping[str, Any], data: _Data, split: Split, settings: Settings, *, small: bool
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Fit a scikit-learn baseline and keep what it learned as a linear layer."""
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     name = data.inputs[0]
     block, normalization = data.cohort.features[name], data.normalization[name]
     n_values = int(np.prod(block.shape))
@@ -528,7 +528,7 @@ def _estimate(
     """Fit an estimator on the training rows' values or coordinates; returns weights, biases and the penalty chosen."""
     from sklearn import config_context
 
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     x = x if x.shape[1] else np.zeros((len(pool), 1), np.float32)
     estimator = instantiate({**definition, "shapes": [[x.shape[1]]]}, classify=data.is_class)
     _set_inner_folds(estimator, split, data, pool, settings)
@@ -560,7 +560,7 @@ def null_scores(
         Scores of the test rows for each of ``targets``, as `predict` gives them.
     """
     usable = present(cohort, split, inputs)
-    pool = np.sort(np.concatenate([usable.train, usable.validation]))
+    pool = usable.pool
     prepared = prepare(cohort, usable, inputs, settings)
     probe = _without_weights(definition, is_class=cohort.target.is_class)
     small = spans.is_smaller([cohort.features[n].shape for n in inputs], len(pool))
@@ -582,10 +582,8 @@ def _null_stacked(
 
     The members' rows are divided once, by the true labels, as the splits are.
     """
-    name, confounds = inputs[0], given_of(cohort) if settings.needs_confounds else None
-    pool = np.sort(np.concatenate([split.train, split.validation]))
-    rows = np.concatenate([pool, split.test])
-    everyone = spans.kernel(cohort.features[name], prepared.normalization[name], rows, confounds)
+    confounds = given_of(cohort) if settings.needs_confounds else None
+    pool, everyone = _kernel_with_test(cohort, split, inputs[0], prepared, confounds)
     units = [_standardised(target, pool) for target in targets]
     parts = splits.inner(
         split, cohort.target.values, is_class=cohort.target.is_class, n_parts=settings.n_members, seed=settings.seed
@@ -598,13 +596,28 @@ def _null_stacked(
     with torch.random.fork_rng(devices=[]), _one_answer():
         for number, (train, validation) in enumerate(parts):
             total += _stacked_member(definition, data, everyone, train, validation, split.test, settings, number)
-    found = np.full((len(targets), len(test), max(1, len(cohort.target.levels))), np.nan)
-    for k, (one, (_, mean, scale)) in enumerate(zip(data, units, strict=True)):
-        temperature = _calibrate(one, mean, scale).temperature
-        found[k, np.isin(test, split.test)] = calibrations.scores(
-            total[k] / len(parts), len(cohort.target.levels), mean, scale, temperature
-        )
-    return list(found)
+    return [
+        _null_score(one, outputs / len(parts), test, split.test, mean, scale)
+        for one, outputs, (_, mean, scale) in zip(data, total, units, strict=True)
+    ]
+
+
+def _kernel_with_test(
+    cohort: Cohort, split: Split, name: str, prepared: Prepared, given: Array | None
+) -> tuple[Rows, spans.Kernel]:
+    """Return the training rows, and the inner products of these and the test rows."""
+    pool = split.pool
+    rows = np.concatenate([pool, split.test])
+    return pool, spans.kernel(cohort.features[name], prepared.normalization[name], rows, given)
+
+
+def _null_score(data: _Data, outputs: Array, test: Rows, tested: Rows, mean: float, scale: float) -> Array:
+    """Turn outputs on the rows that were tested into calibrated scores of all test rows; NaN where the input is absent."""
+    n_levels = len(data.cohort.target.levels)
+    found = np.full((len(test), max(1, n_levels)), np.nan)
+    temperature = _calibrate(data, mean, scale).temperature
+    found[np.isin(test, tested)] = calibrations.scores(outputs, n_levels, mean, scale, temperature)
+    return found
 
 
 def _stacked_member(
@@ -638,12 +651,8 @@ def _null_in_span(
     definition: Mapping[str, Any], cohort: Cohort, split: Split, test: Rows, inputs: Sequence[str], settings: Settings,
     targets: Sequence[Target], prepared: Prepared,
 ) -> list[Array]:  # fmt: skip
-    pool = np.sort(np.concatenate([split.train, split.validation]))
     confounds = given_of(cohort) if settings.needs_confounds else None
-    name = inputs[0]
-    everyone = spans.kernel(
-        cohort.features[name], prepared.normalization[name], np.concatenate([pool, split.test]), confounds
-    )
+    pool, everyone = _kernel_with_test(cohort, split, inputs[0], prepared, confounds)
     span = spans.of(everyone, pool)
     x, held = span.coordinates(everyone, pool), span.coordinates(everyone, split.test)
     found = []
@@ -652,11 +661,7 @@ def _null_in_span(
         y, mean, scale = _standardised(target, pool)
         data = _Data(one, inputs, prepared, confounds, y, is_class=target.is_class)
         weights, bias, _ = _estimate(definition, x, data, split, settings, held_out=True)
-        scores = np.full((len(test), max(1, len(target.levels))), np.nan)
-        scores[np.isin(test, split.test)] = calibrations.scores(
-            held @ weights.T + bias, len(target.levels), mean, scale, _calibrate(data, mean, scale).temperature
-        )
-        found.append(scores)
+        found.append(_null_score(data, held @ weights.T + bias, test, split.test, mean, scale))
     return found
 
 
@@ -674,7 +679,7 @@ def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> l
 
 def _held_by(estimator: Any, x: Array, data: _Data, split: Split, settings: Settings) -> Array:
     """Fit the inner folds once more with the penalty that was chosen; returns each row's output by a fit without it."""
-    pool = np.sort(np.concatenate([split.train, split.validation]))
+    pool = split.pool
     n_outputs = data.cohort.target.n_outputs
     found = np.full((len(pool), n_outputs), np.nan)
     for train, held in _inner_folds(split, data, pool, settings):
@@ -894,7 +899,7 @@ class _Loop:
         self.module.train()
         total = 0.0
         size = _batch_size(self.settings, len(y))
-        for at in _batches(self.generator.permutation(len(y)), size, smallest=2):
+        for at in stacking.batches(self.generator.permutation(len(y)), size, smallest=2):
             loss = self._training_loss(self._varied(self._move(rows(at))), self._move((y[at],))[0])
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
@@ -928,7 +933,7 @@ class _Loop:
         with torch.no_grad():
             parts = [
                 float(self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])) * len(at)
-                for at in _batches(np.arange(len(y)), max(64, self.settings.batch_size))
+                for at in stacking.batches(np.arange(len(y)), max(64, self.settings.batch_size))
             ]
         return sum(parts) / len(y)
 
@@ -936,7 +941,9 @@ class _Loop:
         """Return the trained module's outputs on held-out rows, (row, output)."""
         self.bare.eval()
         with torch.no_grad():
-            parts = [self.bare(*rows(at)).numpy() for at in _batches(np.arange(n), max(64, self.settings.batch_size))]
+            parts = [
+                self.bare(*rows(at)).numpy() for at in stacking.batches(np.arange(n), max(64, self.settings.batch_size))
+            ]
         return np.asarray(np.concatenate(parts), np.float64)
 
     def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -985,19 +992,9 @@ def _seed(settings: Settings, number: int) -> None:
     torch.manual_seed(settings.seed + 1000 * number)
 
 
-def _batches(order: NDArray[np.intp], size: int, *, smallest: int = 1) -> Iterator[NDArray[np.intp]]:
-    """Cut rows into batches; a last one below the smallest joins the one before, as one row has no batch statistics."""
-    starts = list(range(0, len(order), size))
-    if len(starts) > 1 and len(order) - starts[-1] < smallest:
-        starts.pop()
-    for start, stop in zip(starts, [*starts[1:], len(order)][: len(starts)], strict=True):
-        yield order[start:stop]
-
-
 def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, ...]:
     """Normalise some rows as the model was taught; an absent input stays NaN."""
-    everyone = given_of(cohort)
-    given = None if everyone is None else everyone[rows]
+    given = given_of(cohort, rows)
     return tuple(
         torch.from_numpy(fitted.normalization[n].apply(cohort.features[n].values[rows], given)) for n in fitted.inputs
     )
@@ -1008,7 +1005,7 @@ def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows, *, batch_size: int 
     head: Any = fitted.module.head
     parts = [np.zeros((0, head.out_features))]
     with torch.no_grad():
-        for at in _batches(rows, batch_size):
+        for at in stacking.batches(rows, batch_size):
             inputs = inputs_of(fitted, cohort, at)
             out = fitted.module(*inputs).numpy().astype(np.float64)
             absent = np.all([torch.isnan(x.flatten(1)).all(dim=1).numpy() & bool(x[0].numel()) for x in inputs], axis=0)

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import bundle, calibration, splits, training
+from bids_dl import bundle, calibration, splits, stacking, training
 from bids_dl import config as configuration
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.fusions.postfusion import fuse
@@ -494,9 +494,9 @@ def test_loss_that_stops_being_a_number_names_model_feature_split_and_epoch():
 
 
 def test_last_row_alone_joins_the_batch_before():
-    sizes = [len(b) for b in training._batches(np.arange(9), 4, smallest=2)]
+    sizes = [len(b) for b in stacking.batches(np.arange(9), 4, smallest=2)]
     assert sizes == [4, 5]
-    assert [len(b) for b in training._batches(np.arange(1), 4, smallest=2)] == [1]
+    assert [len(b) for b in stacking.batches(np.arange(1), 4, smallest=2)] == [1]
 
 
 def test_model_with_an_objective_of_its_own_is_trained_by_it(monkeypatch):

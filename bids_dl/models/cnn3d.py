@@ -8,7 +8,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from bids_dl.errors import UsageError
+from bids_dl.grid import one_volume
 from bids_dl.layers import Network
 
 SUITS = ("volume",)
@@ -91,9 +91,4 @@ def build(
     ----------
     .. [1] Abrol et al. (2021), Nature Communications 12, 353. doi:10.1038/s41467-020-20655-6
     """
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        shape = tuple(shapes[0])
-        raise UsageError(
-            f"cnn3d takes one volume (x, y, z); this input has the shape {shape}. Use mlp or linear for it."
-        )
-    return CNN3D(tuple(shapes[0]), n_outputs, channels, width, dropout, pool)
+    return CNN3D(one_volume(shapes, "cnn3d"), n_outputs, channels, width, dropout, pool)
