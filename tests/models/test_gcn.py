@@ -1,32 +1,13 @@
 import itertools
 
+import connectomes
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
-from bids_dl import training, zoo
 from bids_dl.layers import Connectome
 from bids_dl.models.gcn import build
 from bids_dl.normalization import Normalization
-from bids_dl.records import Block, Cohort, Split, Target
-
-SETTINGS = {"n_epochs": 40, "patience": 40, "learning_rate": 3e-3, "batch_size": 32}
-
-
-def cohort(edges, y):
-    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(len(y))]})
-    return Cohort(people, {"edges": Block(edges, ("edge",))}, Target("target", y.astype(float), ("a", "b")))
-
-
-def held_out_auc(model, data, **options):
-    n = len(data.target.values)
-    split = Split(np.arange(0, n // 2), np.arange(n // 2, 3 * n // 5), np.arange(3 * n // 5, n), "one")
-    definition = training.define(model, [data.features["edges"].shape], 1, options)
-    asked = {**(zoo.constant("models", model, "SCHEDULE") or {}), **SETTINGS} if model != "linear" else {}
-    fitted = training.train(definition, data, split, ["edges"], training.Settings(**asked, device="cpu"))
-    return roc_auc_score(data.target.values[split.test], training.predict(fitted, data, split.test)[:, 1])
 
 
 def slow_graph(values, density):
@@ -61,19 +42,12 @@ def test_convolutions_follow_the_paper_word_for_word():
     np.testing.assert_allclose(module.regions(x).detach(), expected, atol=1e-5)
 
 
-def moved(edges, order):
-    """Give the regions another order: the edges of the matrix whose rows and columns are moved."""
-    connectome = Connectome(edges.shape[1])
-    matrix = connectome(edges)[:, order][:, :, order]
-    return matrix[:, connectome.row, connectome.column]
-
-
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_order_of_the_regions_does_not_matter_where_only_degrees_are_known(pooling):
     torch.manual_seed(0)
     module = build([(28,)], 1, node_features="degree", pooling=pooling, density=0.3).eval()
     x, order = torch.randn(3, 28), torch.randperm(8)
-    torch.testing.assert_close(module(moved(x, order)), module(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(module(connectomes.moved(x, order)), module(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("node_features", ["profile", "identity"])
@@ -82,10 +56,12 @@ def test_order_of_the_regions_does_not_matter_if_the_projection_is_moved_with_th
     module = build([(28,)], 1, node_features=node_features, pooling="mean", density=0.3).eval()
     x, order = torch.randn(3, 28), torch.randperm(8)
     expected = module(x)
-    assert not torch.allclose(module(moved(x, order)), expected, atol=1e-4)  # a region is known by its column
+    assert not torch.allclose(
+        module(connectomes.moved(x, order)), expected, atol=1e-4
+    )  # a region is known by its column
     with torch.no_grad():
         module.features.project.weight.copy_(module.features.project.weight[:, order].clone())
-    torch.testing.assert_close(module(moved(x, order)), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(module(connectomes.moved(x, order)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_directed_connectome_takes_up_from_the_row():
@@ -112,29 +88,21 @@ def one_module_or_two(n=300, n_regions=32, seed=0):
         member = generator.permutation(member)
         inside = (member[row] == member[column]) & (member[row] > 0)
         edges.append(inside + generator.normal(0, 0.5, len(row)))
-    return cohort(np.array(edges, np.float32), y)
+    return connectomes.cohort(np.array(edges, np.float32), y)
 
 
 @pytest.mark.slow
 def test_number_of_modules_is_learned_where_a_linear_model_cannot():
     data = one_module_or_two()
-    assert held_out_auc("linear", data) < 0.65
-    assert held_out_auc("gcn", data, node_features="degree", pooling="mean", density=0.4, hidden=[16, 16]) > 0.8
-
-
-def product_of_two_parts(n=400, n_regions=12, shift=1.0, seed=0):
-    """Two sets of edges are both up or both down in one class, else one up and one down: no edge differs in its mean."""
-    generator = np.random.default_rng(seed)
-    first, second = generator.choice([-1, 1], (2, n))
-    edges = generator.normal(size=(n, n_regions * (n_regions - 1) // 2)).astype(np.float32)
-    row, column = np.triu_indices(n_regions, 1)
-    edges[:, (row < 4) & (column < 4)] += shift * first[:, None]
-    edges[:, (row >= 8) & (column >= 8)] += shift * second[:, None]
-    return cohort(edges, first * second > 0)
+    assert connectomes.held_out_auc("linear", data) < 0.65
+    assert (
+        connectomes.held_out_auc("gcn", data, node_features="degree", pooling="mean", density=0.4, hidden=[16, 16])
+        > 0.8
+    )
 
 
 @pytest.mark.slow
 def test_product_of_two_sets_of_edges_is_learned_where_a_linear_model_cannot():
-    data = product_of_two_parts()
-    assert held_out_auc("linear", data) < 0.65
-    assert held_out_auc("gcn", data) > 0.8
+    data = connectomes.product_of_two_parts()
+    assert connectomes.held_out_auc("linear", data) < 0.65
+    assert connectomes.held_out_auc("gcn", data) > 0.8
