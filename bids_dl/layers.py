@@ -328,6 +328,28 @@ def pooled(h: Tensor, pooling: str) -> Tensor:
     return h.mean(dim=1) if pooling == "mean" else h.amax(dim=1)
 
 
+class GraphNetwork(Network):
+    """A model that represents the regions of a connectome, pools them, and puts one hidden layer over all."""
+
+    connectome: Connectome
+    graph: nn.Linear
+    dropout: nn.Dropout
+    pooling: str
+
+    def adopt(self, normalization: Any) -> None:
+        """Learn what undoes the normalisation: the graph is that of the edges as measured."""
+        self.connectome.learn(normalization)
+
+    def regions(self, x: Tensor) -> Tensor:
+        """Represent each region, (participant, region, unit)."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Represent each participant by one hidden layer over its pooled regions."""
+        out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
+        return out
+
+
 class Grown(nn.Module):
     """A module whose buffers take the size that the data gave them, also when they are loaded."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.layers import Connectome, Network, RegionFeatures, n_pooled, pooled
+from bids_dl.layers import Connectome, GraphNetwork, RegionFeatures, n_pooled
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -54,7 +53,7 @@ class GraphAttention(nn.Module):
         return found
 
 
-class GAT(Network):
+class GAT(GraphNetwork):
     """Layers of attention over each participant's own graph; the regions are pooled at the end."""
 
     def __init__(
@@ -71,10 +70,6 @@ class GAT(Network):
         self.graph = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), graph_units)
         self.head = nn.Linear(graph_units, n_outputs)
 
-    def adopt(self, normalization: Any) -> None:
-        """Learn what undoes the normalisation: the graph is that of the edges as measured."""
-        self.connectome.learn(normalization)
-
     def regions(self, x: Tensor) -> Tensor:
         """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
@@ -85,11 +80,6 @@ class GAT(Network):
         for layer, attend in zip(self.between, self.attend[1:], strict=True):
             h = self.dropout(nn.functional.elu(attend(layer(h), graph)))  # (participant, region, unit)
         return h
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Represent each participant by one hidden layer over its pooled regions."""
-        out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
-        return out
 
 
 def build(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bids_dl.layers import Connectome, Network, RegionFeatures, n_pooled, normalised, pooled
+from bids_dl.layers import Connectome, GraphNetwork, RegionFeatures, n_pooled, normalised
 
 SUITS = ("edge",)
 SCHEDULE = {
@@ -21,7 +20,7 @@ SCHEDULE = {
 }
 
 
-class GCN(Network):
+class GCN(GraphNetwork):
     """Layers of ``relu(A h W)``, ``A`` being the participant's own normalised graph; the regions are pooled at the end."""
 
     def __init__(
@@ -37,10 +36,6 @@ class GCN(Network):
         self.graph = nn.Linear(n_pooled(self.connectome.n, widths[-1], pooling), graph_units)
         self.head = nn.Linear(graph_units, n_outputs)
 
-    def adopt(self, normalization: Any) -> None:
-        """Learn what undoes the normalisation: the graph is that of the edges as measured."""
-        self.connectome.learn(normalization)
-
     def regions(self, x: Tensor) -> Tensor:
         """Represent each region, (participant, region, unit)."""
         adjacency = self.connectome.strongest(x, self.density)  # (participant, region, region)
@@ -52,11 +47,6 @@ class GCN(Network):
         for layer in self.layers:
             h = self.dropout(torch.relu(graph @ layer(h)))  # (participant, region, unit)
         return h
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Represent each participant by one hidden layer over its pooled regions."""
-        out: Tensor = self.dropout(torch.relu(self.graph(pooled(self.regions(x), self.pooling))))  # (participant, unit)
-        return out
 
 
 def build(
