@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_dl import derivatives, query, volumes
+from bids_dl import derivatives, query, regions, volumes
 from bids_dl.errors import DataError, damaged
 from bids_dl.records import Array, Scan
 
@@ -22,6 +22,8 @@ SPACE = "MNI152NLin2009aSym"
 """The space of the template that nilearn ships, as BIDS calls it."""
 
 SEED = 1
+NUCLEI = ("Caudate", "Putamen", "Pallidum", "Thalamus", "Accumbens")
+"""Starts of the names of deep grey matter in the atlas Neuromorphometrics, after the side."""
 LARGEST_DISAGREEMENT_MM = 4.0
 """Two orientations of one header may differ by this much at a corner of the image."""
 
@@ -45,13 +47,17 @@ class Volume:
 
 @dataclass(frozen=True)
 class Template:
-    """The MNI152 template: the brain's intensities, its mask, and the probabilities of CSF, grey and white matter."""
+    """The MNI152 template: the brain's intensities, its mask, and the probabilities of CSF, grey and white matter.
+
+    ``nuclei`` is the probability of grey matter that lies deep, and is nearly as bright as white matter on a T1w.
+    """
 
     brain: Volume
     mask: Volume
     csf: Volume
     gm: Volume
     wm: Volume
+    nuclei: Volume
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,18 @@ def template(resolution_mm: int) -> Template:
     gm, wm = (np.clip(values[name] / values[name].max(), 0, 1) * mask for name in ("gm", "wm"))
     parts = {"brain": values["brain"] * mask, "mask": mask.astype(np.float32), "gm": gm, "wm": wm}
     parts["csf"] = np.clip(mask - gm - wm, 0, 1)
-    return Template(**{name: Volume(part, affine) for name, part in parts.items()})
+    held = {name: Volume(part, affine) for name, part in parts.items()}
+    return Template(**held, nuclei=_nuclei(held["mask"]))
+
+
+def _nuclei(mask: Volume, fwhm_mm: float = 2.4) -> Volume:
+    """Take deep grey matter from an atlas, smoothed by as much as a registration errs."""
+    atlas = regions.load_atlas("neuromorphometrics")
+    inside = [i for i, label in zip(atlas.indices, atlas.labels, strict=True) if label.partition("_")[2].startswith(NUCLEI)]
+    image = nib.load(atlas.path)
+    sigma = fwhm_mm / 2.355 / np.array(image.header.get_zooms()[:3])
+    smooth = ndimage.gaussian_filter(np.isin(np.asarray(image.dataobj), inside).astype(np.float32), sigma)
+    return mask.like(resample(Volume(smooth, np.asarray(image.affine)), mask).values * mask.values)
 
 
 def largest_part(inside: Any) -> Any:

@@ -112,17 +112,26 @@ def _extract(head: Volume) -> Any:
 def _segment(
     brain: Volume, mask: Volume, template: reg.Template, transforms: Transforms, prior_weight: float
 ) -> dict[str, Volume]:
-    """Give each voxel its probability of CSF, grey and white matter (Atropos, from the template's maps)."""
+    """Give each voxel its probability of CSF, grey and white matter (Atropos, from the template's maps).
+
+    Deep nuclei are nearly as bright as white matter: they are a class of their own while intensities are learned, and where
+    they lie counts in full, whatever the weight of the other maps.
+    """
     import ants
 
-    priors = [
-        reg.to_ants(reg.resample(getattr(template, t), brain, transforms.backward, inverted=transforms.inverted()))
-        for t in TISSUES
-    ]
+    expected = {
+        t: reg.resample(getattr(template, t), brain, transforms.backward, inverted=transforms.inverted()).values
+        for t in (*TISSUES, "nuclei")
+    }
+    full = 1 / max(prior_weight, 0.05)  # Atropos raises all maps to the power of their weight
+    deep, elsewhere = expected["nuclei"].clip(0, 1) ** full, (1 - expected["nuclei"]).clip(0, 1) ** full
+    priors = [*(expected[t] * elsewhere for t in TISSUES), deep * (1 - expected["csf"]).clip(0)]
     found = ants.atropos(
-        reg.to_ants(brain), reg.to_ants(mask), i=priors, m="[0.1,1x1x1]", c="[5,0]", priorweight=prior_weight
-    )
-    return {t: brain.like(image.numpy()) for t, image in zip(TISSUES, found["probabilityimages"], strict=True)}
+        reg.to_ants(brain), reg.to_ants(mask), i=[reg.to_ants(brain.like(p)) for p in priors], m="[0.1,1x1x1]",
+        c="[5,0]", priorweight=prior_weight,
+    )["probabilityimages"]  # fmt: skip
+    csf, cortex, wm, nuclei = (image.numpy() for image in found)
+    return {"csf": brain.like(csf), "gm": brain.like(cortex + nuclei), "wm": brain.like(wm)}
 
 
 class _Written:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_dl import derivatives, registration
+from bids_dl import derivatives, regions, registration
 from bids_dl.errors import DataError
 from bids_dl.preparations import t1w
 from bids_dl.records import Scan
@@ -47,6 +47,18 @@ def test_tissues_are_probabilities_of_the_brain(anatomy: Scan, planted: Any) -> 
     parts = [values(anatomy.related[t]) for t in ("gm", "wm", "csf")]
     assert np.quantile(np.abs(sum(parts)[inside] - 1), 0.99) < 0.05
     assert np.corrcoef(parts[1][inside], planted.template.wm.values[inside])[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("name", ["Putamen", "Pallidum", "Thalamus", "Caudate"])
+def test_deep_nuclei_are_grey_matter(anatomy: Scan, planted: Any, name: str) -> None:
+    atlas = regions.load_atlas("neuromorphometrics")
+    inside = [i for i, label in zip(atlas.indices, atlas.labels, strict=True) if name in label]
+    image = nib.load(atlas.path)
+    held = registration.Volume(np.isin(np.asarray(image.dataobj), inside).astype(np.float32), image.affine)
+    core = registration.resample(held, planted.template.mask).values > 0.9
+    grey, white = values(anatomy.related["gm"])[core], values(anatomy.related["wm"])[core]
+    assert core.sum() > 10
+    assert grey.mean() > 0.6 > 0.3 > white.mean()
 
 
 def test_transforms_lead_there_and_back(anatomy: Scan, planted: Any) -> None:
