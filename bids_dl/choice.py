@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,37 @@ def _surprise(logits: Array, y: NDArray[np.int_]) -> Array:
 
 def _squared_error(outputs: Array, y: Array) -> float:
     return float(np.mean((outputs[:, 0] - y) ** 2))
+
+
+def penalised(
+    x: Array, y: Array, folds: Sequence[tuple[Rows, Rows]], penalties: Array, *, n_outputs: int, is_class: bool
+) -> tuple[int, Array, Array, Array]:
+    """Choose an inverse penalty of logistic or ridge regression by the inner folds, and fit all rows with it.
+
+    Returns
+    -------
+    chosen, held_out, weights, bias
+        As `choose` does, the strongest penalty being the simplest; then weights (output, value) and biases (output,).
+    """
+
+    def outputs(train: Rows, held: Rows) -> Array:
+        fits = [_linear(x[train], y[train], penalty, is_class=is_class) for penalty in penalties]
+        return np.stack([x[held] @ weights.T + bias for weights, bias in fits])
+
+    best, held_out = choose(outputs, y, folds, n_options=len(penalties), n_outputs=n_outputs, is_class=is_class)
+    return best, held_out, *_linear(x, y, float(penalties[best]), is_class=is_class)
+
+
+def _linear(x: Array, y: Array, penalty: float, *, is_class: bool) -> tuple[Array, Array]:
+    """Fit logistic regression or ridge regression with an inverse penalty; returns weights (output, value), biases."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    estimator: Any = Ridge(alpha=1 / penalty)
+    if is_class:
+        estimator = LogisticRegression(C=penalty, class_weight="balanced", max_iter=500)
+        y = y.astype(int)
+    estimator.fit(x, y)
+    return np.atleast_2d(estimator.coef_), np.atleast_1d(np.asarray(estimator.intercept_, np.float32))
 
 
 def each_class(y: Array, n_outputs: int, *, is_class: bool) -> list[Array]:

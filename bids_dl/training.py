@@ -469,10 +469,18 @@ def _solve(
     folds = _inner_folds(split, data, pool, settings)
     module: Any = _adopted(definition, data)
     with torch.no_grad():
-        chosen, held = module.solve(data.rows(pool), data.y[pool], folds)
+        inputs = _begun(module, data, pool) if hasattr(module, "begin") else data.rows(pool)
+        chosen, held = module.solve(inputs, data.y[pool], folds)
     data.held.append((pool, np.asarray(held, np.float64)))
     row = {"member": 0, "epoch": 0, "train_loss": float("nan"), "validation_loss": float("nan")}
     return module, dict(definition), [{**row, "penalty": float(chosen)}]
+
+
+def _begun(module: Any, data: _Data, pool: Rows) -> tuple[Tensor, ...]:
+    """Let a module that solves for little start from rows on demand; returns its ``summary`` of them, some at a time."""
+    module.begin(lambda at: data.rows(pool[at]), len(pool))
+    n_bytes = 4 * sum(int(np.prod(shape)) for shape in data.shapes)
+    return (torch.cat([module.summary(*data.rows(rows)) for rows in norm.chunks(pool, n_bytes)]),)
 
 
 def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[nn.Module], list[dict[str, float]]]:

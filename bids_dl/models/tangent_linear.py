@@ -115,15 +115,9 @@ class TangentLinear(Network):
         inner = spans.Kernel((tangent @ tangent.T).numpy().astype(np.float64), rows)
         span = spans.of(inner, rows)
         x = span.coordinates(inner, rows)
-
-        def outputs(train: choice.Rows, held: choice.Rows) -> Array:
-            fits = [_fit(x[train], y[train], p / x.shape[1], is_class=self.is_class) for p in self.penalties]
-            return np.stack([x[held] @ weights.T + bias for weights, bias in fits])
-
-        best, held_out = choice.choose(
-            outputs, y, folds, n_options=len(self.penalties), n_outputs=self.head.out_features, is_class=self.is_class
+        best, held_out, weights, bias = choice.penalised(
+            x, y, folds, self.penalties / x.shape[1], n_outputs=self.head.out_features, is_class=self.is_class
         )
-        weights, bias = _fit(x, y, self.penalties[best] / x.shape[1], is_class=self.is_class)
         self.head.weight.copy_(torch.from_numpy(span.mixing(weights)) @ tangent)
         self.head.bias.copy_(torch.from_numpy(bias))
         return float(self.penalties[best]), held_out
@@ -145,18 +139,6 @@ class TangentLinear(Network):
             total += logarithm(self.covariances(part)).sum(dim=0)
         values, vectors = torch.linalg.eigh(total / len(edges))
         self.whitener = (vectors * torch.exp(-values / 2)) @ vectors.T
-
-
-def _fit(x: Array, y: Array, penalty: float, *, is_class: bool) -> tuple[Array, Array]:
-    """Fit logistic regression or ridge regression with an inverse penalty; returns weights (output, value), biases."""
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    estimator: Any = Ridge(alpha=1 / penalty)
-    if is_class:
-        estimator = LogisticRegression(C=penalty, class_weight="balanced", max_iter=500)
-        y = y.astype(int)
-    estimator.fit(x, y)
-    return np.atleast_2d(estimator.coef_), np.atleast_1d(np.asarray(estimator.intercept_, np.float32))
 
 
 def build(
