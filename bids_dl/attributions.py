@@ -148,14 +148,10 @@ def write_participant(
                         values[0],
                         config.out,
                         participant_id,
-                        f"{_word(bundle)}{_word(found.method)}",
+                        f"{derivatives.word(bundle)}{derivatives.word(found.method)}",
                     )
                 )
     return [str(path.relative_to(config.out)) for path in written]
-
-
-def _word(name: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in "".join(c if c.isalnum() else " " for c in name).split())
 
 
 def _write_one(

@@ -341,6 +341,32 @@ def learning_curves(view: View) -> list[Json]:
     return figures
 
 
+def state_bars(view: View) -> list[Json]:
+    """Draw how much of the time participants of each level are in each state, and for how long at a stretch.
+
+    A row of figures a model that has states; bars are means over participants, lines standard deviations.
+    """
+    tables = {model: view.read("descriptions", f"model-{model}_states") for model in view.models}
+    return [
+        _state_bars(table[table["measure"] == measure], f"{model}: {title}", unit)
+        for model, table in tables.items() if not table.empty for measure, (title, unit) in STATE_MEASURES.items()
+    ]  # fmt: skip
+
+
+STATE_MEASURES = {"occupancy": ("occupancy", "part of the windows"), "dwell": ("mean dwell time", "windows")}
+
+
+def _state_bars(rows: Any, title: str, unit: str) -> Json:
+    bars = [
+        {"type": "bar", "name": f"{level} (n = {mine['n'].max()})", "x": mine["state"], "y": mine["mean"],
+         "error_y": {"type": "data", "array": mine["sd"], "thickness": 1.2, "width": 3},
+         "marker": {"color": LEVELS[number % len(LEVELS)]}}
+        for number, (level, mine) in enumerate(rows.astype({"level": str}).groupby("level", sort=False))
+    ]  # fmt: skip
+    axes = {"xaxis": {"type": "category"}, "barmode": "group", "title": _heading(title), "margin": {"t": 46}}
+    return _figure(bars, _layout(270, "state", unit, **{**axes, **ABOVE}))
+
+
 def subgroup_dots(view: View) -> list[Json]:
     """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines."""
     table = view.read("metrics", "subgroups")

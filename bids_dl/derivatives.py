@@ -31,7 +31,8 @@ CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
     "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_dwimap.*",
     "*_dwi.bval", "*_dwi.bvec", "*_snp.*", "genetics", "*_morphometry.*", "*_volumes.*", "*_timeseries.*",
-    "*_relmat.*", "*_statmap.*", "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
+    "*_relmat.*", "*_mixing.*", "*_components.*", "*_statmap.*",
+    "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
 )  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def name(entities: Mapping[str, str], suffix: str, extension: str) -> str:
     """Join entities in the order of the specification."""
     parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if entities.get(key)]
     return "_".join([*parts, suffix]) + extension
+
+
+def word(text: str) -> str:
+    """Make a value of an entity of any text: its words run together, each with a capital."""
+    return "".join(part[:1].upper() + part[1:] for part in "".join(c if c.isalnum() else " " for c in text).split())
 
 
 @contextmanager

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import attributions, bundle, comparison, decoding, derivatives, metrics, query, splits, training, zoo
+from bids_dl import (
+    attributions,
+    bundle,
+    comparison,
+    decoding,
+    derivatives,
+    descriptions,
+    metrics,
+    query,
+    splits,
+    training,
+    zoo,
+)
 from bids_dl import calibration as calibrations
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
@@ -493,6 +505,36 @@ def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) 
         stem = stem.with_name(f"{stem.name}_feature-{name}_desc-{method.replace('_', '')}")
         written += attributions.write_group(summary, step.cohort.features[name], stem, additive=additive)
     return [str(path) for path in written]
+
+
+def describe(model: Settings, splits: Sequence[str], **common: Any) -> list[str]:
+    """Write what the models say of held-out participants beside a prediction: courses and maps, or figures by level."""
+    step = Step(**common)
+    part = zoo.constant("models", model["method"], "PARTS")
+    reference = bundle.load(step.fit_folder(model["id"], "final") / "model")
+    block, stem = step.cohort.features[model["inputs"][0]], step.stem("descriptions", model["id"])
+    files = next(v.files for v in cohorts.read_plan(step.folder).variants if v.name == model["inputs"][0])
+    written, kept = [descriptions.write_parts(reference, block, stem, part)], []
+    for told in descriptions.held_out(_held_out(step, model["id"], splits), step.cohort, reference, part):
+        written += descriptions.write_participant(
+            told, block, files[step.ids[told.row]], step.config.out, model=model["id"], target=step.target, part=part
+        )
+        kept.append(
+            replace(told, values={k: v for k, v in told.values.items() if descriptions.is_figure(told.dims[k], part)})
+        )
+    kept.sort(key=lambda told: step.cohort.target.values[told.row])  # levels in the target's order
+    written += descriptions.write_figures(kept, step.ids, _target_levels(step), stem, part)
+    return [str(path) for path in written]
+
+
+def _target_levels(step: Step) -> list[str]:
+    """Name each row's level of the target; a quantity's are its thirds, nothing is empty."""
+    import pandas as pd
+
+    target = step.cohort.target
+    if not target.is_class:
+        return _levels_of(pd.Series([f"{v:g}" if np.isfinite(v) else None for v in target.values], dtype=object))
+    return [target.levels[int(v)] if np.isfinite(v) else "" for v in target.values]
 
 
 def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[FittedModel, Split]]:

@@ -482,6 +482,18 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
                 )
             if config.decodes:
                 continue  # a bundle predicts participants, not moments
+            if model.role == "network" and zoo.constant("models", model.method, "PARTS"):
+                waits = [*fits, task_name("fit", target.name, model.id, "final")]
+                tasks.append(
+                    engine.Task(
+                        task_name("describe", target.name, model.id),
+                        "bids_dl.fits:describe",
+                        {**given, "splits": names},
+                        waits,
+                        stamp=digest,
+                        memory_gb=0.8,
+                    )
+                )
             tasks.append(
                 engine.Task(
                     task_name("bundle", target.name, model.id),

@@ -546,6 +546,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
         "comparisons": _comparisons(view), "sureness": _sureness(view),
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
+        "states": charts.state_bars(view),
     }  # fmt: skip
 
 

@@ -106,7 +106,3 @@ def test_volume_becomes_a_map_and_its_regions(tmp_path, atlas, additive):
     for code, name in ((1, "left"), (2, "right")):
         inside = found.share[labels == code]
         assert written.loc[name, "share"] == pytest.approx(inside.sum() if additive else inside.mean(), rel=1e-5)
-
-
-def test_bundles_name_becomes_a_label():
-    assert attributions._word("target-group_model-edges_mlp") == "TargetGroupModelEdgesMlp"

@@ -49,3 +49,21 @@ def test_a_strip_of_thousands_is_thinned_but_keeps_the_flagged():
 def test_the_limit_of_a_rule_is_drawn_only_where_there_is_one():
     assert "shapes" not in charts.strip(measured(12), "tsnr", "1")["layout"]
     assert charts.strip(measured(12), "tsnr", "1", 40)["layout"]["shapes"][0]["x0"] == 40
+
+
+def test_bars_of_states_have_each_levels_mean_and_deviation(tmp_path):
+    rows = [
+        (measure, state, level, 0.1 * state + offset, 0.05, 8)
+        for measure in ("occupancy", "dwell", "transition") for level, offset in (("hc", 0.0), ("mdd", 0.3)) for state in (1, 2)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["measure", "state", "level", "mean", "sd", "n"])
+    path = tmp_path / "group" / "descriptions" / "target-group_model-windows_dynamic_states_states.tsv"
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, sep="\t", index=False)
+    models = {"windows_dynamic_states": {}, "edges_linear": {}}
+    figures = charts.state_bars(charts.View(tmp_path, {"name": "group"}, models, "auc", "edges_linear", [], 2))
+    titles = [figure["layout"]["title"]["text"] for figure in figures]
+    assert titles == ["windows_dynamic_states: occupancy", "windows_dynamic_states: mean dwell time"]
+    hc, mdd = figures[0]["data"]
+    assert (hc["name"], hc["y"], hc["error_y"]["array"]) == ("hc (n = 8)", [0.1, 0.2], [0.05, 0.05])
+    assert mdd["y"] == [0.4, 0.5]

@@ -83,3 +83,7 @@ def test_any_matrix_reads_back(tmp_path: Path, seed: int) -> None:
     values[generator.random((9, 4)) < 0.2] = 0
     _, found = query.read_matrix(derivatives.write_matrix(tmp_path / "m.tsv", values, list("abcd")))
     np.testing.assert_allclose(found, values, atol=1e-6 * np.nanmax(np.abs(values)))
+
+
+def test_name_becomes_the_value_of_an_entity():
+    assert derivatives.word("target-group_model-edges_mlp") == "TargetGroupModelEdgesMlp"

@@ -313,6 +313,72 @@ def test_scan_under_two_names_is_listed(bids, tmp_path):
     assert "The same scan under two names" in (tmp_path / "out" / "group.html").read_text()
 
 
+DESCRIBED = """
+[targets]
+names = ["group"]
+[features]
+names = ["timeseries", "dynamic_connectivity"]
+[features.dynamic_connectivity]
+window = 10
+step = 3
+[models]
+names = ["dynamic_states", "rnn_ica"]
+[models.dynamic_states]
+n_states = 2
+[models.rnn_ica]
+n_sources = 3
+n_pretraining = 10
+hidden = 4
+[fusions]
+names = ["postfusion"]
+[explainers]
+names = ["occlusion"]
+[splits]
+n_folds = 2
+[training]
+n_epochs = 2
+n_members = 2
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = -1
+"""
+
+
+@pytest.fixture(scope="module")
+def described(bids, tmp_path_factory):
+    """Both levels, with a model that has states and one that has sources."""
+    folder = tmp_path_factory.mktemp("described")
+    (folder / "config.toml").write_text(DESCRIBED)
+    for level in ("participant", "group"):
+        assert run(bids, folder / "out", level, "--config-file", folder / "config.toml") == 0
+    return folder / "out"
+
+
+def test_states_are_described_by_level_and_shown(described):
+    stem = described / "group" / "descriptions" / "target-group_model-dynamic_connectivity_dynamic_states"
+    states = table(stem.with_name(f"{stem.name}_states.tsv"))
+    assert set(zip(states["level"], states["n"], strict=True)) == {("hc", N // 2), ("mdd", N // 2)}
+    shares = states[states["measure"] == "occupancy"].groupby("level", sort=False)["mean"]
+    assert list(shares.groups) == ["hc", "mdd"]
+    np.testing.assert_allclose(shares.sum(), 1, atol=1e-5)
+    centroids = table(stem.with_name(f"{stem.name}_centroids.tsv")).set_index(["region_a", "region_b"])
+    assert np.ptp(centroids.loc[("region0", "region1")]) > 0.5  # the planted edge sets the states apart
+    page = (described / "group.html").read_text()
+    assert "dynamic_connectivity_dynamic_states: occupancy" in page
+    assert "<h3>States</h3>" in page
+
+
+def test_everybody_gets_courses_and_maps_of_their_own_by_a_model_that_had_not_seen_them(described):
+    splits = table(described / "group" / "splits" / "target-group_splits.tsv").set_index("participant_id")
+    for participant_id in IDS:
+        stem = described / participant_id / "func" / f"{participant_id}_task-rest_atlas-six_desc-GroupTimeseriesRnnIca"
+        assert table(stem.with_name(f"{stem.name}_mixing.tsv")).shape == (N_VOLUMES, 3)
+        assert table(stem.with_name(f"{stem.name}_components.tsv")).shape == (3, N_REGIONS)
+        said = json.loads(stem.with_name(f"{stem.name}_mixing.json").read_text())
+        assert splits.loc[participant_id, said["Split"]] == "test"
+
+
 def test_nobody_is_listed_twice_where_all_scans_differ(out):
     assert table(out / "group" / "duplicates.tsv").empty
     assert "The same scan under two names" not in (out / "group.html").read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ SCHEDULE = {
     "n_members": 3,
     "clip_norm": 1.0,
 }
+PARTS = "source"
 NARROWEST = 0.01
 """Sources have standard deviation 1; no density is narrower than a hundredth of it, so that none can collapse."""
 
@@ -107,6 +108,25 @@ class RNNICA(Network):
         """
         found: Tensor = torch.linalg.pinv(self.unmixing() @ self.whitening).T
         return found
+
+    def parts(self) -> Tensor:
+        """Return the maps of all participants, as `maps` does."""
+        return self.maps()
+
+    @torch.no_grad()
+    def describe(self, x: Tensor) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
+        """Return each participant's courses, and maps of their own: the series regressed on all their courses.
+
+        That is the second step of a dual regression [1]_, for one standard deviation of a course over the training rows.
+
+        References
+        ----------
+        .. [1] Nickerson et al. (2017), Frontiers in Neuroscience 11. doi:10.3389/fnins.2017.00115
+        """
+        courses, series = self.sources(x), masked(x)[0]
+        design = torch.nan_to_num(courses)
+        own = torch.linalg.pinv(design) @ series  # (participant, source, roi)
+        return {"courses": (courses, ("time", "source")), "maps": (own, ("source", "roi"))}
 
     def states(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the steps that there are, brought to the front: sources, mask, and the state before each step.

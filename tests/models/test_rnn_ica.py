@@ -104,6 +104,21 @@ def test_sources_and_maps_give_the_series_back():
     torch.testing.assert_close(module.sources(series) @ module.maps(), series, atol=0.1, rtol=0.0)
 
 
+def test_own_maps_are_the_least_squares_of_a_participants_series_on_their_courses():
+    _, series = drawn(np.random.default_rng(1), lasting=0.5, n=3, n_steps=60)
+    series[1, 40:], series[2, 5] = torch.nan, torch.nan
+    module = unmixed(series, n_pretraining=20)
+    found = module.describe(series)
+    for row in range(3):
+        there = ~torch.isnan(series[row]).any(dim=1)
+        course = module.sources(series)[row, there].detach().numpy()
+        expected = np.linalg.lstsq(course, series[row, there].numpy(), rcond=None)[0]
+        np.testing.assert_allclose(found["maps"][0][row], expected, atol=1e-4)
+        np.testing.assert_array_equal(found["courses"][0][row, there], course)
+    assert [dims for _, dims in found.values()] == [("time", "source"), ("source", "roi")]
+    torch.testing.assert_close(module.parts(), module.maps())
+
+
 def test_embedding_has_the_mean_state_and_the_correlations_of_the_sources():
     torch.manual_seed(0)
     module, x = build([(9, 6)], 1, n_sources=3, hidden=5).eval(), torch.randn(2, 9, 6)

@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bids_dl import descriptions, training
+from bids_dl.descriptions import Told
+from bids_dl.normalization import Normalization
+from bids_dl.records import Block, Cohort, FittedModel, Split, Target
+
+GENERATOR = np.random.default_rng(0)
+LABELS = tuple(f"region{n}" for n in range(5))
+
+
+def table(path):
+    return pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False)
+
+
+class Teller(torch.nn.Module):
+    """Three sources of five regions, each course the series times its map; and how large each is."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = torch.as_tensor(maps, dtype=torch.float32)
+
+    def parts(self):
+        return self.maps
+
+    def describe(self, x):
+        return {
+            "courses": (x @ self.maps.T, ("time", "source")),
+            "size": (torch.nan_to_num(x @ self.maps.T).square().sum(dim=1), ("source",)),
+            "maps": (self.maps.expand(len(x), -1, -1), ("source", "roi")),
+        }
+
+
+def fitted(maps, scale=1.0):
+    nobody = np.array([], np.intp)
+    normalization = {"input": Normalization(np.zeros(5, np.float32), np.full(5, scale, np.float32))}
+    return FittedModel(Teller(maps), {}, ("input",), normalization, Split(nobody, nobody, nobody, "x"), "target")
+
+
+MAPS = GENERATOR.normal(size=(3, 5))
+SERIES = GENERATOR.normal(size=(4, 6, 5)).astype(np.float32)
+SERIES[1, 4:] = np.nan
+COHORT = Cohort(
+    pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(4)]}),
+    {"input": Block(SERIES, ("time", "roi"), LABELS)},
+    Target("target", np.arange(4) % 2.0, ("a", "b")),
+)
+
+
+def split(name, test):
+    rest = np.setdiff1d(np.arange(4), test)
+    return Split(rest[:1], rest[1:], np.array(test), name)
+
+
+def told():
+    """Two splits whose models have the same sources in another order, one of them turned round; row 0 is tested twice."""
+    turned = -MAPS[[2, 0, 1]]
+    models = [(fitted(MAPS), split("first", [0, 1])), (fitted(turned), split("second", [0, 2, 3]))]
+    return list(descriptions.held_out(models, COHORT, fitted(MAPS), "source"))
+
+
+def test_sources_are_paired_whatever_their_order_and_sign():
+    order, sign = np.array([2, 0, 1]), np.array([-1.0, 1, -1])
+    matching = descriptions.match(2 * (sign[:, None] * MAPS)[order] + 0.01, MAPS, "source")
+    np.testing.assert_array_equal(order[matching.order], [0, 1, 2])
+    np.testing.assert_array_equal(matching.sign, sign)
+
+
+def test_states_are_paired_by_their_distance_and_keep_their_sign():
+    places = np.array([[0.0, 0], [1, 0], [-1, 0]])  # the last two correlate with one another like a source turned round
+    matching = descriptions.match(places[[1, 2, 0]] + 0.1, places, "state")
+    np.testing.assert_array_equal(matching.order, [2, 0, 1])
+    np.testing.assert_array_equal(matching.sign, 1)
+
+
+def test_every_axis_of_parts_is_rearranged_and_no_other():
+    matching = descriptions.Matching(np.array([1, 0]), np.array([1.0, 1.0]))
+    values = np.arange(4.0).reshape(2, 2)
+    np.testing.assert_array_equal(matching.apply(values, ("state", "state"), "state"), [[3, 2], [1, 0]])
+    np.testing.assert_array_equal(matching.apply(values, ("time", "state"), "state"), [[1, 0], [3, 2]])
+
+
+def test_each_participant_is_described_once_by_the_first_model_that_had_not_seen_them():
+    assert [(one.row, one.split) for one in told()] == [(0, "first"), (1, "first"), (2, "second"), (3, "second")]
+
+
+def test_parts_have_the_order_and_signs_of_the_model_of_everybody_in_every_split():
+    for one in told():
+        np.testing.assert_allclose(one.values["courses"], SERIES[one.row] @ MAPS.T, atol=1e-5)
+        np.testing.assert_allclose(one.values["maps"], MAPS, atol=1e-6)
+
+
+def test_maps_have_the_features_unit_and_what_never_varied_is_at_its_mean():
+    model = fitted(MAPS, scale=3.0)
+    np.testing.assert_allclose(descriptions.parts_of(model, "source"), 3 * MAPS, rtol=1e-6)
+    scale = np.array([2, 2, 2, 2, np.inf], np.float32)
+    model.normalization["input"] = Normalization(np.full(5, 7, np.float32), scale)
+    expected = 7 + 2 * MAPS * [1, 1, 1, 1, 0]
+    np.testing.assert_allclose(descriptions.parts_of(model, "state"), expected, rtol=1e-6)
+
+
+def test_ensemble_describes_by_its_first_member():
+    head = torch.nn.Linear(2, 1)
+    members = [Teller(MAPS), Teller(-MAPS)]
+    for one in members:
+        one.head = head
+    ensemble = training.Ensemble(members)
+    assert descriptions.teller(FittedModel(ensemble, {}, ("input",), {}, split("x", [0]), "t")) is members[0]
+
+
+@pytest.fixture
+def written(tmp_path):
+    source = tmp_path / "sub-1" / "ses-a" / "func" / "sub-1_ses-a_task-rest_run-1_atlas-five_stat-mean_timeseries.tsv"
+    source.parent.mkdir(parents=True)
+    source.with_suffix(".json").write_text('{"RepetitionTime": 2.5}')
+    options = {"model": "timeseries_rnn_ica", "target": "group", "part": "source"}
+    return source, descriptions.write_participant(
+        told()[1], COHORT.features["input"], [str(source)], tmp_path, **options
+    )
+
+
+def test_courses_and_maps_are_derivatives_beside_the_features(written, tmp_path):
+    stem = "sub-1_ses-a_task-rest_run-1_atlas-five_desc-GroupTimeseriesRnnIca"
+    courses, maps = written[1]
+    assert [courses.name, maps.name] == [f"{stem}_mixing.tsv", f"{stem}_components.tsv"]
+    assert {path.parent for path in written[1]} == {written[0].parent}
+    np.testing.assert_allclose(table(courses), SERIES[1, :4] @ MAPS.T, atol=1e-5)  # the padding is left out
+    assert list(table(courses)) == ["source1", "source2", "source3"]
+    np.testing.assert_allclose(table(maps), MAPS, atol=1e-5)
+    assert tuple(table(maps)) == LABELS
+
+
+def test_sidecars_say_which_model_and_that_it_had_not_seen_the_participant(written):
+    said = [json.loads(path.with_suffix(".json").read_text()) for path in written[1]]
+    assert {one["Split"] for one in said} == {"first"}
+    assert all("had not seen this participant" in one["Description"] for one in said)
+    assert said[0]["Sources"] == [f"bids::sub-1/ses-a/func/{written[0].name}"]
+    assert [one.get("RepetitionTime") for one in said] == [2.5, None]
+
+
+def test_several_runs_are_no_run(written, tmp_path):
+    files = [str(written[0]), str(written[0]).replace("run-1", "run-2")]
+    options = {"model": "m", "target": "t", "part": "source"}
+    found = descriptions.write_participant(told()[1], COHORT.features["input"], files, tmp_path, **options)
+    assert found[0].name == "sub-1_ses-a_task-rest_atlas-five_desc-TM_mixing.tsv"
+
+
+def test_figures_are_written_for_everybody_and_by_level(tmp_path):
+    dims = {"occupancy": ("state",), "transition": ("state", "state"), "courses": ("time", "state")}
+    share, follows = GENERATOR.random((4, 2)), GENERATOR.random((4, 2, 2))
+    given = [
+        Told(row, "one", {"occupancy": share[row], "transition": follows[row], "courses": share}, dims)
+        for row in range(4)
+    ]
+    people, states = descriptions.write_figures(given, list("wxyz"), ["a", "b", "a", "b"], tmp_path / "m", "state")
+    everybody, groups = table(people), table(states)
+    assert [people.name, states.name] == ["m_participants.tsv", "m_states.tsv"]
+    assert len(everybody) == 4 * (2 + 4)
+    one = everybody[(everybody["participant_id"] == "y") & (everybody["measure"] == "transition")]
+    np.testing.assert_allclose(one["value"], follows[2].ravel(), rtol=1e-5)
+    row = groups[(groups["measure"] == "occupancy") & (groups["state"] == 2) & (groups["level"] == "b")].iloc[0]
+    assert row["mean"] == pytest.approx(share[[1, 3], 1].mean(), rel=1e-5)
+    assert row["sd"] == pytest.approx(share[[1, 3], 1].std(ddof=1), rel=1e-5)
+    assert row["n"] == 2
+    assert set(groups["measure"]) == {"occupancy", "transition"}
+
+
+def test_parts_of_the_model_of_everybody_stand_over_regions_or_edges(tmp_path):
+    maps = table(descriptions.write_parts(fitted(MAPS), COHORT.features["input"], tmp_path / "m", "source"))
+    assert list(maps["region"]) == list(LABELS)
+    np.testing.assert_allclose(maps[["source1", "source2", "source3"]], MAPS.T, rtol=1e-5)
+    windows = Block(np.zeros((4, 6, 5)), ("window", "edge"), tuple(f"a~b{n}" for n in range(5)))
+    path = descriptions.write_parts(fitted(MAPS), windows, tmp_path / "m", "state")
+    assert path.name == "m_centroids.tsv"
+    assert list(table(path)["region_b"]) == [f"b{n}" for n in range(5)]
