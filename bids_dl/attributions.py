@@ -72,8 +72,12 @@ def summarise(
 def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
-    Those of a sequence are summed over its steps: regions for series, edges for windows.
+    Those of a sequence are summed over its steps: regions for series, edges for windows. Those of several networks' maps
+    are written for each of them, and joined as one map: summed, or averaged where they are not additive. Only additive
+    ones tell the networks apart in a table.
     """
+    if len(block.shape) == 4 and block.affine is not None:
+        return _write_maps(summary, block, stem, atlas, additive=additive)
     if len(block.shape) == 3 and block.affine is not None:
         written = [derivatives.write_image(stem.with_name(f"{stem.name}_statmap.nii.gz"), summary.share, block.affine)]
         return [*written, _write_volume_regions(summary, block, stem, atlas, additive=additive)]
@@ -85,6 +89,22 @@ def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, a
         return [_write(stem, "edges", {"region_a": list(first), "region_b": list(second)}, values)]
     kind = "region" if block.is_sequence else "column"
     return [_write(stem, f"{kind}s", {kind: list(block.labels)}, values)]
+
+
+def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> list[Path]:
+    """Write several maps as they are, a row a network, and what they are together as one volume and its regions."""
+    assert block.affine is not None
+    join = np.sum if additive else np.mean
+    each = (summary.share, summary.mean_abs, summary.signed)
+    share, mean_abs, signed = (join(v, axis=0) for v in each)
+    together = Summary(share, mean_abs, signed, summary.n)
+    names = list(block.labels) or [str(number + 1) for number in range(block.shape[0])]
+    path = stem.with_name(f"{stem.name}_maps.nii.gz")
+    written = [derivatives.write_image(path, np.moveaxis(summary.share, 0, -1), block.affine)]
+    if additive:
+        written.append(_write(stem, "columns", {"column": names}, [v.sum(axis=(1, 2, 3)) for v in each]))
+    one = Block(block.values[:, 0], block.dims[1:], affine=block.affine)
+    return [*written, *write_group(together, one, stem, additive=additive, atlas=atlas)]
 
 
 def _write(stem: Path, kind: str, names: Mapping[str, Any], values: Sequence[Array]) -> Path:
@@ -166,9 +186,10 @@ def _write_one(
         "Resolution": "that of the feature",
     }
     values = values.sum(axis=0) if block.is_sequence else values
-    if len(block.shape) == 3 and described.get("affine") is not None:
+    if described.get("affine") is not None:
+        space_first = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
         path = derivatives.write_image(
-            folder / derivatives.name(names, "statmap", ".nii.gz"), values, np.asarray(described["affine"])
+            folder / derivatives.name(names, "statmap", ".nii.gz"), space_first, np.asarray(described["affine"])
         )
     elif block.dims == ("edge",):
         matrix = np.zeros((len(block.labels),) * 2)

@@ -28,6 +28,7 @@ MAX_CLASSES = 12
 CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
 STEPS = ("time", "window")
+MAPS = ("network", "x", "y", "z")
 DECODERS = ("linear", "mean_mlp", "lstm")
 FEWEST_TO_COMPARE = 10
 """Values from which on two participants with equal ones are the same scan."""
@@ -37,9 +38,9 @@ FEWEST_TO_COMPARE = 10
 class Variant:
     """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant.
 
-    ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``edge``, ``column``,
-    ``sequence`` (regional series) or ``windows`` (a connectome a window). ``n_steps`` is the length of the longest
-    sequence, all runs together.
+    ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``maps`` (a volume a
+    network), ``edge``, ``column``, ``sequence`` (regional series) or ``windows`` (a connectome a window). ``n_steps`` is
+    the length of the longest sequence, all runs together.
     """
 
     name: str
@@ -183,7 +184,7 @@ def _kind(entry: Mapping[str, Any]) -> str:
     if entry["feature"] == "dynamic_connectivity":
         return "windows"
     if name.endswith(".nii.gz"):
-        return "volume" if n_dims in {0, 3} else ""
+        return {0: "volume", 3: "volume", 4: "maps"}.get(n_dims, "")
     if "_relmat." in name:
         return "edge"
     return "column" if n_dims < 2 else ""
@@ -301,11 +302,14 @@ def _describe(variant: Variant) -> dict[str, Any]:
     if len(shape) == 2:
         n = shape[0] * (shape[0] - 1)
         return common | {"shape": [n if directed else n // 2], "dims": ["edge"], "directed": directed}
-    return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": np.reshape(grid, (4, 4))}
+    affine = np.reshape(grid, (4, 4))
+    if len(shape) == 4:
+        return common | {"shape": [shape[3], *shape[:3]], "dims": list(MAPS), "affine": affine}
+    return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": affine}
 
 
 def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
-    """Read a feature's file as it was written: values, names, and the affine of a volume."""
+    """Read a feature's file as it was written: values, names, of several maps too, and the affine of an image."""
     if path.suffix == ".tsv":
         labels, values = _read_row(path) or query.read_matrix(path)
         return values, labels, None
@@ -315,7 +319,9 @@ def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
     import nibabel as nib
 
     image = nib.load(path)
-    return np.asarray(image.dataobj, np.float32), (), np.asarray(image.affine)
+    values, beside = np.asarray(image.dataobj, np.float32), derivatives.sidecar_path(path)
+    said = query.read_json(beside) if values.ndim == 4 and beside.is_file() else {}
+    return values, tuple(map(str, said.get("Networks", ()))), np.asarray(image.affine)
 
 
 def _read_row(path: Path) -> tuple[tuple[str, ...], Array] | None:
@@ -425,7 +431,7 @@ def standardised(series: Array) -> Array:
 
 
 def row_of(file: Path, described: Mapping[str, Any]) -> Array:
-    """Read one file into the shape that the cohort stores: a connectome as its edges, a volume as it is, columns by name."""
+    """Read one file into the shape that the cohort stores: a connectome as its edges, maps before space, columns by name."""
     values, labels, affine = read(file)
     if values.ndim == 1 and _has_most(labels, described["labels"]):
         return _by_name(values, labels, described["labels"])
@@ -438,7 +444,7 @@ def row_of(file: Path, described: Mapping[str, Any]) -> Array:
     if len(described["dims"]) == 1 and values.ndim == 2:
         edges: Array = values[edge_index(len(values), directed=described["directed"])]
         return edges
-    return values
+    return np.moveaxis(values, -1, 0) if tuple(described["dims"]) == MAPS else values
 
 
 def _has_most(labels: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -457,6 +463,8 @@ def _by_name(values: Array, labels: Sequence[str], wanted: Sequence[str]) -> Arr
 def _difference(values: Array, labels: Sequence[str], described: Mapping[str, Any]) -> str:
     if tuple(values.shape) != tuple(described["file_shape"]):
         return f"{'×'.join(map(str, values.shape))} values where the others have {'×'.join(map(str, described['file_shape']))}"
+    if len(labels) != len(described["labels"]):
+        return f"{len(labels)} names where the others have {len(described['labels'])}"
     other = next((a, b) for a, b in zip(labels, described["labels"], strict=True) if a != b)
     return f"region '{other[0]}' stands where the others have '{other[1]}'"
 

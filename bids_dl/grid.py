@@ -1,8 +1,10 @@
-"""What models of volumes share: the check of their input."""
+"""What models of volumes, or of several maps on one grid, share: the check of their input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from bids_dl.errors import UsageError
 
@@ -21,3 +23,22 @@ def one_volume(shapes: Sequence[tuple[int, ...]], model: str) -> tuple[int, int,
         )
     x, y, z = shapes[0]
     return x, y, z
+
+
+def maps_on_grid(shapes: Sequence[tuple[int, ...]], model: str) -> tuple[int, int, int, int]:
+    """Return how many maps a model's only input has, one for a volume, and their grid.
+
+    Raises
+    ------
+    UsageError
+        If the input is neither a volume nor maps, or there are several.
+    """
+    if len(shapes) == 1 and len(shapes[0]) == 4:
+        n, x, y, z = shapes[0]
+        return n, x, y, z
+    return 1, *one_volume(shapes, model)
+
+
+def as_maps(x: Tensor) -> Tensor:
+    """Return (participant, map, x, y, z), of volumes (participant, x, y, z) too."""
+    return x[:, None] if x.ndim == 4 else x

@@ -125,11 +125,21 @@ def fit(
 def _scale(deviation: Array, mean: Array, n: Array) -> Array:
     """Keep standard deviations that are more than rounding; blank the rest.
 
-    The voxels of a volume share one unit: those that vary a thousand times less than most are background.
+    The voxels of a volume share one unit: those that vary a thousand times less than most are background. Of several
+    maps, each is judged by itself.
     """
-    typical = float(np.median(deviation[deviation > 0])) if mean.ndim == 3 and (deviation > 0).any() else 0.0
+    typical = _typical(deviation)
     alive = (deviation > np.maximum(TINY * np.abs(mean), 1e-3 * typical)) & (n > 1)
     return np.where(alive, deviation, np.inf).astype(np.float32)
+
+
+def _typical(deviation: Array) -> Array:
+    """Return the median of what varies in a volume, or in each of several maps, (map, 1, 1, 1); 0 for other features."""
+    if deviation.ndim not in {3, 4}:
+        return np.zeros(())
+    maps = deviation.reshape(-1, *deviation.shape[-3:])
+    found = [float(np.median(one[one > 0])) if (one > 0).any() else 0.0 for one in maps]
+    return np.reshape(found, (*deviation.shape[:-3], 1, 1, 1))
 
 
 def _regress(

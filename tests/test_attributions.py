@@ -96,6 +96,29 @@ def atlas(tmp_path):
 
 
 @pytest.mark.parametrize("additive", [True, False])
+def test_maps_are_written_each_and_together(tmp_path, atlas, additive):
+    path, labels = atlas
+    found = summary((3, 4, 4, 4))
+    block = Block(
+        np.zeros((5, 3, 4, 4, 4)), ("network", "x", "y", "z"), ("dmn", "salience", "visual"), affine=np.eye(4)
+    )
+    paths = attributions.write_group(found, block, tmp_path / "x", additive=additive, atlas=path)
+    written = {p.name: p for p in paths}
+    np.testing.assert_allclose(
+        nib.load(written["x_maps.nii.gz"]).get_fdata()[..., 1], found.share[1], rtol=1e-5, atol=1e-7
+    )
+    together = found.share.sum(axis=0) if additive else found.share.mean(axis=0)
+    np.testing.assert_allclose(nib.load(written["x_statmap.nii.gz"]).get_fdata(), together, rtol=1e-5, atol=1e-7)
+    inside = together[labels == 2]
+    share = table(written["x_regions.tsv"]).set_index("region").loc["right", "share"]
+    assert share == pytest.approx(inside.sum() if additive else inside.mean(), rel=1e-4)
+    assert ("x_columns.tsv" in written) == additive
+    if additive:
+        networks = table(written["x_columns.tsv"]).set_index("column")["share"]
+        assert networks["salience"] == pytest.approx(found.share[1].sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("additive", [True, False])
 def test_volume_becomes_a_map_and_its_regions(tmp_path, atlas, additive):
     path, labels = atlas
     found = summary((4, 4, 4))

@@ -8,6 +8,7 @@ import pytest
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
+from bids_dl import derivatives
 from bids_dl.errors import DataError, NothingSelectedError
 from bids_dl.records import Target
 
@@ -165,6 +166,53 @@ def test_grid_of_most_participants_counts_not_the_first_ones(folders):
     assert "another grid" in refused[0]["reason"]
     assert (cohort.features["t1w"].values[2] == 3).all()
     np.testing.assert_array_equal(cohort.features["t1w"].affine, np.eye(4))
+
+
+NETWORKS = ("dmn", "salience", "visual")
+
+
+def mapped(folders, participant_id, values, *, networks=NETWORKS, run=""):
+    """Write a participant's maps of networks, (x, y, z, network), as the participant level does."""
+    path = (
+        folders.out / participant_id / "func" / f"{participant_id}_{run}atlas-three_stat-dualregression_boldmap.nii.gz"
+    )
+    derivatives.write_image(path, values, np.diag([3.0, 3, 3, 1]))
+    derivatives.write_json(derivatives.sidecar_path(path), {"Networks": networks})
+    entry = {"feature": "network_maps", "path": str(path.relative_to(folders.out)), "shape": list(values.shape)}
+    folders.note(participant_id, entry)
+
+
+def test_maps_of_networks_stand_before_space_and_runs_are_averaged(folders):
+    one, two, three = np.random.default_rng(0).normal(size=(3, 4, 5, 6, 3))
+    mapped(folders, "sub-01", one, run="run-1_")
+    mapped(folders, "sub-01", two, run="run-2_")
+    mapped(folders, "sub-02", three)
+    plan, refused, cohort = built(folders.config(features={"names": ["network_maps"]}))
+    assert [(v.name, v.kind) for v in plan.variants] == [("network_maps", "maps")]
+    block = cohort.features["network_maps"]
+    assert not refused
+    assert (block.shape, block.dims, block.labels) == ((3, 4, 5, 6), cohorts.MAPS, NETWORKS)
+    for network in range(3):
+        np.testing.assert_allclose(block.values[0, network], (one + two)[..., network] / 2, atol=1e-6)
+        np.testing.assert_allclose(block.values[1, network], three[..., network], atol=1e-6)
+    np.testing.assert_array_equal(block.affine, np.diag([3, 3, 3, 1]))
+
+
+@pytest.mark.parametrize(("networks", "said"), [
+    (("dmn", "visual", "salience"), "region 'visual' stands where the others have 'salience'"),
+    ((), "0 names where the others have 3"),
+])  # fmt: skip
+def test_maps_of_other_networks_are_refused_by_name(folders, networks, said):
+    for number in (1, 2, 3):
+        mapped(
+            folders,
+            f"sub-0{number}",
+            np.full((2, 2, 2, 3), 1.0 * number),
+            networks=networks if number == 2 else NETWORKS,
+        )
+    _, refused, _ = built(folders.config(features={"names": ["network_maps"]}))
+    assert [r["participant_id"] for r in refused] == ["sub-02"]
+    assert said in refused[0]["reason"]
 
 
 def test_one_variant_has_the_features_name_and_siblings_differ_by_what_differs(folders):
@@ -407,7 +455,6 @@ UNTAKEN = [
     ("timeseries", "atlas-four_timeseries.tsv", [100, 4]),
     ("dynamic_connectivity", "atlas-four_edges.tsv", [20, 6]),
     ("slices", "desc-axial_T1w.npy", [20, 60, 72]),
-    ("network_maps", "stat-z_boldmap.nii.gz", [40, 40, 40, 7]),
 ]
 
 
@@ -494,7 +541,7 @@ def test_feature_that_is_extracted_only_when_named_is_modelled_only_when_named(f
 
 
 def test_wide_row_is_read_as_the_general_reader_reads_it(tmp_path):
-    from bids_dl import derivatives, query
+    from bids_dl import query
 
     values = np.random.default_rng(0).normal(size=50)
     values[[0, 7, 49]] = np.nan

@@ -105,6 +105,15 @@ def test_background_of_a_volume_becomes_0():
     assert (normal[:, 1, 1, 1] != 0).all()
 
 
+def test_background_of_a_map_is_judged_by_its_own_map():
+    maps = np.random.default_rng(0).normal(100, 10, (30, 2, 3, 3, 3)).astype(np.float32)
+    maps[:, 1] *= 1e-4  # a network whose unit is small
+    maps[:, 1, 0, 0, 0] = 1e-7 * np.random.default_rng(1).random(30)
+    normal = normalization.fit(maps, TRAIN).apply(maps[TEST])
+    assert (normal[:, 1, 0, 0, 0] == 0).all()
+    assert (normal[:, :, 1:] != 0).all()
+
+
 def test_removed_confounds_leave_the_residuals_of_least_squares(confounds):
     """Slow and by the book: numpy's lstsq on the training rows, its residuals scaled, on every row."""
     generator = np.random.default_rng(3)

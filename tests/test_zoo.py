@@ -43,7 +43,7 @@ def test_nearest_lists_the_choice_where_nothing_is_close() -> None:
 
 
 def test_constants_are_read_without_importing() -> None:
-    assert zoo.constant("models", "cnn3d", "SUITS") == ("volume",)
+    assert zoo.constant("models", "cnn3d", "SUITS") == ("volume", "maps")
     assert zoo.constant("models", "cnn3d", "ABSENT") is None
 
 

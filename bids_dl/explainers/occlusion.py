@@ -19,8 +19,8 @@ def explain(
 ) -> Attribution:  # fmt: skip
     """Replace one region after another by its training mean and note the change of the output [1]_.
 
-    A region of a volume is an atlas region; a region of a connectome is all edges that touch it; of a table,
-    each column stands for itself; of a sequence, each region's whole course does.
+    A region of a volume is an atlas region, of several maps that region in all of them; a region of a connectome is all
+    edges that touch it; of a table, each column stands for itself; of a sequence, each region's whole course does.
 
     Parameters
     ----------
@@ -98,9 +98,10 @@ def _outputs_without(
 
 def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
     """List the flattened positions that belong to each region of a feature."""
-    if len(block.shape) == 3 and block.affine is not None:
+    if block.affine is not None:
         chosen = regions.load_atlas(atlas)
-        labels = regions.on_grid(chosen, block.shape, block.affine).ravel()
+        labels = regions.on_grid(chosen, block.shape[-3:], block.affine).ravel()
+        labels = np.tile(labels, int(np.prod(block.shape[:-3])))
         return [np.flatnonzero(labels == n + 1) for n in range(len(chosen.labels)) if (labels == n + 1).any()]
     if block.dims == ("edge",):
         first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)

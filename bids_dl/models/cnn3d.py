@@ -8,10 +8,10 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from bids_dl.grid import one_volume
+from bids_dl.grid import as_maps, maps_on_grid
 from bids_dl.layers import Network
 
-SUITS = ("volume",)
+SUITS = ("volume", "maps")
 BY_DEFAULT = True
 SCHEDULE = {
     "n_epochs": 40,
@@ -31,10 +31,17 @@ class CNN3D(Network):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], n_outputs: int, channels: Sequence[int], width: int, dropout: float, pool: int
+        self,
+        n_maps: int,
+        shape: tuple[int, ...],
+        n_outputs: int,
+        channels: Sequence[int],
+        width: int,
+        dropout: float,
+        pool: int,
     ) -> None:
         super().__init__()
-        widths = [1, *channels]
+        widths = [n_maps, *channels]
         self.convolutions = nn.Sequential(
             nn.AvgPool3d(pool) if pool > 1 else nn.Identity(),
             *(
@@ -43,7 +50,7 @@ class CNN3D(Network):
             ),
         )
         with torch.no_grad():
-            n_cells = self.convolutions(torch.zeros(1, 1, *shape)).numel()
+            n_cells = self.convolutions(torch.zeros(1, n_maps, *shape)).numel()
         self.squeeze = nn.Sequential(
             nn.Flatten(), nn.Dropout(dropout), nn.Linear(n_cells, width), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -51,7 +58,7 @@ class CNN3D(Network):
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the layer before the output."""
-        h = self.convolutions(x[:, None])  # (participant, channel, x/8, y/8, z/8)
+        h = self.convolutions(as_maps(x))  # (participant, channel, x/8, y/8, z/8)
         out: Tensor = self.squeeze(h)  # (participant, width)
         return out
 
@@ -70,7 +77,7 @@ def build(
     Parameters
     ----------
     shapes
-        One volume (x, y, z).
+        One volume (x, y, z), or the maps of several networks (network, x, y, z).
     n_outputs
         One logit for two classes or a quantity, else one a class.
     channels
@@ -85,10 +92,11 @@ def build(
     Raises
     ------
     UsageError
-        If the input is no volume.
+        If the input is neither a volume nor maps.
 
     References
     ----------
     .. [1] Abrol et al. (2021), Nature Communications 12, 353. doi:10.1038/s41467-020-20655-6
     """
-    return CNN3D(one_volume(shapes, "cnn3d"), n_outputs, channels, width, dropout, pool)
+    n_maps, *shape = maps_on_grid(shapes, "cnn3d")
+    return CNN3D(n_maps, tuple(shape), n_outputs, channels, width, dropout, pool)

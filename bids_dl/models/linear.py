@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-SUITS = ("volume", "edge", "column")
+SUITS = ("volume", "maps", "edge", "column")
 BY_DEFAULT = True
 
 

@@ -15,8 +15,15 @@ EXPLAINERS = zoo.names("explainers")
 N = 30
 SPLIT = Split(np.arange(0, 16), np.arange(16, 22), np.arange(22, 30), "one")
 AFFINE = np.array([[24.0, 0, 0, -90], [0, 24, 0, -126], [0, 0, 24, -72], [0, 0, 0, 1]])
-SHAPES = {"edges": (15,), "columns": (4,), "volume": (8, 9, 8)}
-MODELS = [("linear", "edges"), ("linear", "columns"), ("mlp", "edges"), ("cnn3d", "volume")]
+SHAPES = {"edges": (15,), "columns": (4,), "volume": (8, 9, 8), "maps": (2, 8, 9, 8)}
+MODELS = [
+    ("linear", "edges"),
+    ("linear", "columns"),
+    ("mlp", "edges"),
+    ("cnn3d", "volume"),
+    ("linear", "maps"),
+    ("cnn3d", "maps"),
+]
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 
 
@@ -28,6 +35,7 @@ def cohort(levels):
         "edges": Block(x["edges"], ("edge",), tuple("ABCDEF")),
         "columns": Block(x["columns"], ("column",), ("iq", "age", "size", "fat")),
         "volume": Block(x["volume"], ("x", "y", "z"), affine=AFFINE),
+        "maps": Block(x["maps"], ("network", "x", "y", "z"), ("one", "two"), affine=AFFINE),
     }
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
     return Cohort(people, features, Target("target", y.astype(float), levels))

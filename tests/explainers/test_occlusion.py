@@ -71,6 +71,17 @@ def test_voxel_of_a_linear_model_has_the_sum_of_its_region(atlas):
     assert not found[:, labels == 0].any()
 
 
+def test_region_of_several_maps_is_that_region_in_all_of_them(atlas):
+    path, labels = atlas
+    block = Block(noise(3, 4, 4, 4), ("network", "x", "y", "z"), affine=np.eye(4))
+    w, x, found, _ = explained(block, atlas=path)
+    expected = np.zeros_like(x)
+    for region in (1, 2):
+        at = np.tile(labels == region, 3)
+        expected[:, at] = (w[at] * x[:, at]).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_regions_in_few_batches_equal_regions_one_by_one(atlas, monkeypatch):
     from bids_dl.explainers import occlusion
 

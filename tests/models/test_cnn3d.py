@@ -5,10 +5,21 @@ from bids_dl.errors import UsageError
 from bids_dl.models.cnn3d import build
 
 
-@pytest.mark.parametrize("shapes", [[(45,)], [(10, 10)], [(16, 16, 16, 4)]])
+@pytest.mark.parametrize("shapes", [[(45,)], [(10, 10)], [(4, 16, 16, 16, 4)]])
 def test_input_that_is_no_volume_is_refused_with_its_shape(shapes):
     with pytest.raises(UsageError, match=r"cnn3d takes one volume .* has the shape \(.*Use mlp or linear"):
         build(shapes, 1)
+
+
+@torch.no_grad()
+def test_a_map_is_a_volume_and_several_maps_are_channels():
+    torch.manual_seed(0)
+    one = build([(16, 17, 16)], 1).eval()
+    same = build([(1, 16, 17, 16)], 1).eval()
+    same.load_state_dict(one.state_dict())
+    x = torch.randn(3, 16, 17, 16)
+    torch.testing.assert_close(same(x[:, None]), one(x))
+    assert build([(5, 16, 17, 16)], 2)(torch.randn(3, 5, 16, 17, 16)).shape == (3, 2)
 
 
 def test_two_volumes_are_refused():

@@ -13,8 +13,15 @@ from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
 
-SHAPES = {"volume": (16, 16, 16), "edge": (45,), "column": (6,), "sequence": (12, 6), "windows": (7, 15)}
-DIMS = {"volume": (), "sequence": ("time", "roi"), "windows": ("window", "edge")}
+SHAPES = {
+    "volume": (16, 16, 16),
+    "edge": (45,),
+    "column": (6,),
+    "sequence": (12, 6),
+    "windows": (7, 15),
+    "maps": (5, 12, 12, 12),
+}
+DIMS = {"volume": (), "maps": ("network", "x", "y", "z"), "sequence": ("time", "roi"), "windows": ("window", "edge")}
 MODELS = zoo.names("models")
 TARGETS = {
     "two classes": ("control", "patient"),
