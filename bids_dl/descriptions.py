@@ -18,19 +18,28 @@ ROWS = 16
 WEIGHTS = ("source",)
 """Parts that are weights, whose sign is arbitrary; other parts are places: they are compared as they are."""
 
+WITHOUT_SIGN = ("parcellation",)
+"""What is said of weights and has no sign of its own."""
+
 NAMES = {"source": "maps", "state": "centroids"}
+SUFFIXES = {"courses": "mixing", "maps": "components", "parcellation": "probseg"}
+SPACE = ("x", "y", "z")
 KEPT = ("sub", "ses", "task", "acq", "rec", "dir", "run", "space", "atlas", "res")
 """Entities that a description shares with the file it was made from."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What the model of one split says of one of its test participants: named values and their dimensions."""
+    """What the model of one split says of one of its test participants: named values and their dimensions.
+
+    Volumes have voxels whose edge is ``pool`` voxels of the feature.
+    """
 
     row: int
     split: str
     values: Mapping[str, Array]
     dims: Mapping[str, tuple[str, ...]]
+    pool: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,12 @@ class Matching:
     order: NDArray[np.intp]
     sign: Array
 
-    def apply(self, values: Array, dims: Sequence[str], part: str) -> Array:
-        """Rearrange every axis of parts, and turn the signs."""
+    def apply(self, values: Array, dims: Sequence[str], part: str, *, signed: bool = True) -> Array:
+        """Rearrange every axis of parts, and turn the signs of what has any."""
         for axis, dim in enumerate(dims):
             if dim == part:
                 shape = [-1 if a == axis else 1 for a in range(values.ndim)]
-                values = np.take(values, self.order, axis) * self.sign.reshape(shape)
+                values = np.take(values, self.order, axis) * (self.sign.reshape(shape) if signed else 1)
         return values
 
 
@@ -56,8 +65,13 @@ def teller(fitted: FittedModel) -> Any:
 
 
 def in_unit(values: Array, fitted: FittedModel, part: str) -> Array:
-    """Undo the normalisation, (…, value): of weights the scale, of places the mean too; what never varied has it."""
+    """Undo the normalisation, (part, …): of weights the scale, of places the mean too; what never varied has it.
+
+    What is not over the feature's values, such as weights of whole maps, has a unit of its own and stays as it is.
+    """
     normalization = fitted.normalization[fitted.inputs[0]]
+    if values.shape[1:] != normalization.mean.shape:
+        return values
     scaled = values * np.where(np.isfinite(normalization.scale), normalization.scale, 0)
     return np.asarray(scaled if part in WEIGHTS else scaled + normalization.mean)
 
@@ -128,9 +142,9 @@ def _told(
     for number, row in enumerate(rows):
         values = {}
         for name, (given, kept) in found.items():
-            one = matching.apply(given[number].numpy(), kept, part)
+            one = matching.apply(given[number].numpy(), kept, part, signed=name not in WITHOUT_SIGN)
             values[name] = in_unit(one, fitted, part) if _of_values(kept, part) else one
-        yield Told(int(row), split, values, dims)
+        yield Told(int(row), split, values, dims, getattr(teller(fitted), "pool", 1))
 
 
 def _of_values(dims: Sequence[str], part: str) -> bool:
@@ -151,9 +165,15 @@ def write_participant(
     Returns
     -------
     list
-        ``_mixing.tsv``, (step, part), for a course, and ``_components.tsv``, (part, region), for maps.
+        ``_mixing.tsv``, (step, part), for a course; ``_components``, (part, region) or a volume a part, for maps;
+        ``_probseg``, a volume a part, for a parcellation.
     """
-    names = {k: v for k, v in query.entities(Path(files[0])).items() if k in KEPT and (k != "run" or len(files) == 1)}
+    dropped = {"res"} if told.pool > 1 else set()
+    names = {
+        k: v
+        for k, v in query.entities(Path(files[0])).items()
+        if k in KEPT and k not in dropped and (k != "run" or len(files) == 1)
+    }
     names["desc"] = derivatives.word(target) + derivatives.word(model)
     folder = out / f"sub-{names['sub']}" / (f"ses-{names['ses']}" if names.get("ses") else "") / "func"
     common = {
@@ -163,8 +183,17 @@ def write_participant(
     written = []
     for name, dims in told.dims.items():
         if not is_figure(dims, part):
-            path = _write(told.values[name], dims, block, folder, names, part)
-            said = {"Description": f"{name} by a model that had not seen this participant", "Dimensions": dims}
+            path = _write(told, name, block, folder, names, part)
+            said: dict[str, Any] = {
+                "Description": f"{name} by a model that had not seen this participant",
+                "Dimensions": dims,
+            }
+            if dims[1:] == SPACE:
+                said |= {
+                    "Dimensions": [*SPACE, part],
+                    "Resolution": f"{told.pool} times that of the feature",
+                    "SkullStripped": True,
+                }
             period = query.read_json(derivatives.sidecar_path(Path(files[0]))).get("RepetitionTime")
             said |= {"RepetitionTime": period} if dims[0] == "time" and period else {}
             derivatives.write_json(derivatives.sidecar_path(path), said | common)
@@ -172,13 +201,23 @@ def write_participant(
     return written
 
 
-def _write(values: Array, dims: Sequence[str], block: Block, folder: Path, names: Mapping[str, str], part: str) -> Path:
+def _write(told: Told, name: str, block: Block, folder: Path, names: Mapping[str, str], part: str) -> Path:
+    values, dims = told.values[name], told.dims[name]
+    path = folder / derivatives.name(names, SUFFIXES[name], ".nii.gz" if dims[1:] == SPACE else ".tsv")
+    if dims[1:] == SPACE:
+        assert block.affine is not None
+        return derivatives.write_image(path, np.moveaxis(values, 0, -1), pooled(block.affine, told.pool))
     if dims[0] == part:
-        return derivatives.write_matrix(folder / derivatives.name(names, "components", ".tsv"), values, block.labels)
+        return derivatives.write_matrix(path, values, block.labels)
     steps = values[np.isfinite(values).any(axis=1)]
-    return derivatives.write_matrix(
-        folder / derivatives.name(names, "mixing", ".tsv"), steps, labels_of(part, values.shape[1])
-    )
+    return derivatives.write_matrix(path, steps, labels_of(part, values.shape[1]))
+
+
+def pooled(affine: Array, pool: int) -> Array:
+    """Place voxels whose edge is ``pool`` voxels of a grid: the first has its centre amid the first of these."""
+    step = np.diag([pool, pool, pool, 1.0])
+    step[:3, 3] = (pool - 1) / 2
+    return np.asarray(affine @ step)
 
 
 def _uri(path: Path, out: Path) -> str:
@@ -191,15 +230,16 @@ def labels_of(part: str, n: int) -> tuple[str, ...]:
 
 
 def write_parts(reference: FittedModel, block: Block, stem: Path, part: str) -> Path:
-    """Write the parts of the model of everybody, a column each, over regions or edges: sources' maps, states' centroids."""
+    """Write the parts of the model of everybody, a column each, over regions, edges or networks."""
     import pandas as pd
 
     parts = parts_of(reference, part)
     labels: list[str] = list(block.labels) or [str(number) for number in range(parts.shape[1])]
     first, _, second = zip(*(label.partition("~") for label in labels), strict=True)
-    names = {"region_a": first, "region_b": second} if block.dims[-1:] == ("edge",) else {"region": labels}
+    whole = "network" if block.dims[0] == "network" else "region"
+    names = {"region_a": first, "region_b": second} if block.dims[-1:] == ("edge",) else {whole: labels}
     table = pd.DataFrame(names | dict(zip(labels_of(part, len(parts)), parts, strict=True)))
-    described = dict.fromkeys(names, "Name") | dict.fromkeys(labels_of(part, len(parts)), "In the feature's unit")
+    described = dict.fromkeys(names, "Name") | dict.fromkeys(labels_of(part, len(parts)), "Weight or value of the part")
     return derivatives.write_table(stem.with_name(f"{stem.name}_{NAMES[part]}.tsv"), table, described)
 
 

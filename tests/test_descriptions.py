@@ -1,5 +1,6 @@
 import json
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +112,41 @@ def test_ensemble_describes_by_its_first_member():
         one.head = head
     ensemble = training.Ensemble(members)
     assert descriptions.teller(FittedModel(ensemble, {}, ("input",), {}, split("x", [0]), "t")) is members[0]
+
+
+def test_parcellation_is_rearranged_and_keeps_its_sign():
+    matching = descriptions.Matching(np.array([1, 0]), np.array([-1.0, 1.0]))
+    values = np.arange(16.0).reshape(2, 2, 2, 2)
+    dims = ("source", "x", "y", "z")
+    np.testing.assert_array_equal(matching.apply(values, dims, "source", signed=False), values[::-1])
+    np.testing.assert_array_equal(matching.apply(values, dims, "source"), [-values[1], values[0]])
+
+
+def test_weights_of_whole_maps_keep_their_unit():
+    model = fitted(MAPS, scale=3.0)
+    model.normalization["input"] = Normalization(np.zeros((5, 2, 2, 2)), np.full((5, 2, 2, 2), 3.0))
+    np.testing.assert_allclose(descriptions.parts_of(model, "source"), MAPS, rtol=1e-6)
+
+
+def test_volumes_are_images_whose_coarse_voxels_lie_amid_the_fine_ones(tmp_path):
+    named = "sub-1_task-rest_space-MNI_atlas-ICA2_res-3_stat-dualregression_boldmap"
+    source = tmp_path / "sub-1" / "func" / f"{named}.nii.gz"
+    source.parent.mkdir(parents=True)
+    source.with_name(f"{named}.json").write_text("{}")
+    affine = np.array([[3.0, 0, 0, -10], [0, 3, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1]])
+    block = Block(np.zeros((1, 2, 6, 6, 6)), ("network", "x", "y", "z"), ("a", "b"), affine=affine)
+    values, dims = GENERATOR.random((2, 3, 3, 3)), ("source", "x", "y", "z")
+    given = Told(0, "one", {"maps": values, "parcellation": values / 2}, {"maps": dims, "parcellation": dims}, 2)
+    options = {"model": "network_maps_cnn_ica", "target": "group", "part": "source"}
+    found = descriptions.write_participant(given, block, [str(source)], tmp_path, **options)
+    stem = "sub-1_task-rest_space-MNI_atlas-ICA2_desc-GroupNetworkMapsCnnIca"
+    assert [path.name for path in found] == [f"{stem}_components.nii.gz", f"{stem}_probseg.nii.gz"]
+    image = nib.load(found[1])
+    np.testing.assert_allclose(image.get_fdata()[..., 1], values[1] / 2, rtol=1e-6)
+    fine = np.array([[x, y, z, 1] for x in (2, 3) for y in (0, 1) for z in (4, 5)])  # in the coarse voxel (1, 0, 2)
+    np.testing.assert_allclose(image.affine @ [1, 0, 2, 1], (affine @ fine.T).mean(axis=1), rtol=1e-6)
+    said = json.loads((tmp_path / "sub-1" / "func" / f"{stem}_probseg.json").read_text())
+    assert said["Dimensions"] == ["x", "y", "z", "source"]
 
 
 @pytest.fixture
