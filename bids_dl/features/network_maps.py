@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bids_dl import networks, signals
-from bids_dl.records import Feature, Scan
+import numpy as np
+
+from bids_dl import networks, signals, volumes
+from bids_dl.records import Array, Feature, Scan
 
 TAKES = ("bold",)
 BY_DEFAULT = False
@@ -16,6 +18,7 @@ def extract(
     confounds: str = "simple",
     high_pass_hz: float = 0.01,
     low_pass_hz: float = 0.1,
+    resolution_mm: float = 0.0,
 ) -> Feature:
     """Find where in this brain each network is, and how strong: the second step of a dual regression [1]_.
 
@@ -33,6 +36,9 @@ def extract(
         Strategy by which confounds are regressed out, as for ``timeseries``.
     high_pass_hz, low_pass_hz
         Band kept, in Hz; 0 leaves that side open.
+    resolution_mm
+        Edge of the voxels to which the maps are brought, as those of other volumes are; 0 keeps the BOLD's grid. A model of
+        20 networks at 2 mm reads 70 MB a participant, at 6 mm 3 MB.
 
     Returns
     -------
@@ -52,7 +58,18 @@ def extract(
         scan, template=template, confounds=confounds, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz
     )
     named = {"atlas": made.networks.name, "stat": "dualregression", "desc": ""}
+    described = signals.described_map(scan, made.voxels) | networks.described(made)
+    maps, affine = networks.own_maps(scan, made), made.voxels.affine
+    if resolution_mm > 0:
+        maps, affine = _coarse(maps, affine, resolution_mm)
+        named["res"] = f"{resolution_mm:g}".replace(".", "p")
+        described["Resolution"] = f"{resolution_mm:g} mm isotropic"
     return Feature(
-        networks.own_maps(scan, made), ("x", "y", "z", "network"), "boldmap", "BOLD", made.networks.labels, named,
-        signals.described_map(scan, made.voxels) | networks.described(made), made.voxels.affine,
+        maps, ("x", "y", "z", "network"), "boldmap", "BOLD", made.networks.labels, named, described, affine,
     )  # fmt: skip
+
+
+def _coarse(maps: Array, affine: Array, resolution_mm: float) -> tuple[Array, Array]:
+    """Bring each map onto the common grid; returns the maps, (x, y, z, network), and its affine."""
+    moved = [volumes.resampled(maps[..., n], affine, resolution_mm) for n in range(maps.shape[3])]
+    return np.stack(moved, axis=3), volumes.template_grid(resolution_mm)[0]

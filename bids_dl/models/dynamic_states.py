@@ -19,7 +19,7 @@ SCHEDULE = {"n_members": 1}
 GRADIENTS = False
 PARTS = "state"
 
-MOST_VALUES = 2**26
+MOST_VALUES = 2**25
 """States are learned from so many windows, evenly spread over the participants, as have together so many values."""
 
 LEAST_SPREAD = 1e-6
@@ -58,7 +58,7 @@ class DynamicStates(Network):
                 "models.dynamic_states.n_states."
             )
         seed = int(torch.randint(2**31 - 1, ()))
-        found = KMeans(k, n_init=self.n_starts, random_state=seed).fit(windows)
+        found = KMeans(k, n_init=self.n_starts, random_state=seed, copy_x=False).fit(windows)
         order = np.argsort(-np.bincount(found.labels_, minlength=k), kind="stable")
         self.centroids.copy_(torch.from_numpy(found.cluster_centers_[order]))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import AFFINE, write_confounds, write_image
 
-from bids_dl import query, signals
+from bids_dl import query, signals, volumes
 from bids_dl.errors import DataError, MissingInputError
 from bids_dl.features import dual_regression, network_maps
 from bids_dl.records import Scan
@@ -83,6 +83,23 @@ def test_both_steps_are_the_textbook_regressions(tmp_path: Path) -> None:
     own = np.array([np.linalg.lstsq(np.column_stack([courses, time]), voxel, rcond=None)[0][:-2] for voxel in data.T])
     assert np.allclose(dual_regression.extract(scan, template=template, **OPEN).values, courses, atol=1e-4)
     assert np.allclose(network_maps.extract(scan, template=template, **OPEN).values[inside], own, atol=1e-3)
+
+
+def test_maps_are_brought_to_the_grid_of_other_volumes_where_that_is_asked(tmp_path: Path) -> None:
+    scan, maps, _ = painted(tmp_path)
+    template = template_of(tmp_path, maps)
+    fine = network_maps.extract(scan, template=template, **OPEN)
+    coarse = network_maps.extract(scan, template=template, resolution_mm=12.0, **OPEN)
+    grid, shape = volumes.template_grid(12.0)
+    assert coarse.values.shape == (*shape, fine.values.shape[3])
+    np.testing.assert_array_equal(coarse.affine, grid)
+    for network in range(fine.values.shape[3]):
+        expected = volumes.resampled(fine.values[..., network], fine.affine, 12.0)
+        np.testing.assert_array_equal(coarse.values[..., network], expected)
+    assert np.abs(coarse.values).max() > 0
+    assert coarse.entities["res"] == "12"
+    assert coarse.metadata["Resolution"] == "12 mm isotropic"
+    assert "res" not in fine.entities
 
 
 def test_confounds_leave_the_courses_and_are_counted(tmp_path: Path) -> None:
