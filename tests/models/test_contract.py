@@ -129,6 +129,18 @@ def test_participant_alone_gets_the_output_it_gets_among_others(name):
     torch.testing.assert_close(module(x[2:3]), module(x)[2:3], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in MODELS if zoo.constant("models", name, "PARTS")])
+def test_what_is_described_has_as_many_parts_as_the_model_on_every_axis_of_parts(name):
+    part, module, x = zoo.constant("models", name, "PARTS"), built(name).eval(), torch.randn(3, *SHAPES[suited(name)])
+    n = len(module.parts())
+    for values, dims in module.describe(x).values():
+        assert values.shape[0] == 3
+        assert values.ndim == 1 + len(dims)
+        assert part in dims
+        assert all(size == n for size, dim in zip(values.shape[1:], dims, strict=True) if dim == part)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_schedule_says_how_long_and_how_fast_to_train(name):
     assert set(zoo.constant("models", name, "SCHEDULE")) <= set(training.Settings.__dataclass_fields__)
