@@ -107,13 +107,17 @@ def compare(one: Predictions, other: Predictions, metric: str, n_train: Sequence
 
 
 def pairs(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Name the comparisons that matter: each network and fusion with the linear models of its inputs and the confounds."""
+    """Name the comparisons that matter: each network and fusion with the linear models of its inputs and the confounds.
+
+    Where no linear model takes its inputs (a sequence), it is compared with those of all other features.
+    """
     linear = {m["inputs"][0]: m["id"] for m in models if m["method"] == "linear"}
     confounds = [m["id"] for m in models if m["method"] == "confounds_only"]
     found = []
     for model in models:
         if model["role"] in {"network", "fusion"}:
-            found += [(model["id"], linear[name]) for name in model["inputs"] if name in linear]
+            own = [linear[name] for name in model["inputs"] if name in linear]
+            found += [(model["id"], other) for other in own or linear.values()]
         if model["role"] in {"network", "fusion"} or model["method"] == "linear":
             found += [(model["id"], other) for other in confounds]
     return found

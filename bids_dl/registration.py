@@ -156,7 +156,9 @@ def template(resolution_mm: int) -> Template:
 def _nuclei(mask: Volume, fwhm_mm: float = 2.4) -> Volume:
     """Take deep grey matter from an atlas, smoothed by as much as a registration errs."""
     atlas = regions.load_atlas("neuromorphometrics")
-    inside = [i for i, label in zip(atlas.indices, atlas.labels, strict=True) if label.partition("_")[2].startswith(NUCLEI)]
+    inside = [
+        i for i, label in zip(atlas.indices, atlas.labels, strict=True) if label.partition("_")[2].startswith(NUCLEI)
+    ]
     image = nib.load(atlas.path)
     sigma = fwhm_mm / 2.355 / np.array(image.header.get_zooms()[:3])
     smooth = ndimage.gaussian_filter(np.isin(np.asarray(image.dataobj), inside).astype(np.float32), sigma)

@@ -70,3 +70,12 @@ def test_networks_stand_against_the_linear_models_of_their_inputs_and_the_confou
         ("a_linear", "confounds_only"), ("b_linear", "confounds_only"), ("a_mlp", "a_linear"), ("a_mlp", "confounds_only"),
         ("fused", "a_linear"), ("fused", "b_linear"), ("fused", "confounds_only"),
     ]  # fmt: skip
+
+
+def test_network_on_a_sequence_is_compared_with_the_linear_models_of_other_features() -> None:
+    models = [
+        {"id": "a_linear", "role": "baseline", "method": "linear", "inputs": ["a"]},
+        {"id": "b_linear", "role": "baseline", "method": "linear", "inputs": ["b"]},
+        {"id": "c_lstm", "role": "network", "method": "lstm", "inputs": ["c"]},
+    ]
+    assert comparison.pairs(models) == [("c_lstm", "a_linear"), ("c_lstm", "b_linear")]
