@@ -1,8 +1,9 @@
-"""abide_models.py BIDS_DIR OUT [--models NAME …] [--leave-site-out] [--repeats N]: every model on ABIDE's diagnosis.
+"""model_table.py BIDS_DIR OUT [--target T] [--features F …] [--models M …] [--leave-site-out] …: models side by side.
 
-Runs both levels on ABIDE I laid out as a derivative dataset, one member a network, the same splits for all. Prints for each model the AUC
-with its interval and p-value, its difference from the linear model on correlations, and the corrected resampled t-test of that difference
-with its p-value adjusted for the number of comparisons (Holm). ``--reuse`` prints the table of an OUT that is there.
+Runs both levels, one member a network unless ``--members`` says otherwise, the same splits for all, and prints for each model its main
+metric with interval and p-value, its difference from the linear model named by ``--reference``, and the corrected resampled t-test of
+that difference with its p-value adjusted for the number of comparisons (Holm). The default is what the documentation shows of ABIDE I
+laid out as a derivative dataset: every model of edges and of series on the diagnosis. ``--reuse`` prints the table of an OUT that is there.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ SEQUENCES = (
     "learned_connectivity",
     "rnn_ica",
 )
-REFERENCE = "connectivity_linear"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bids_dir", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--target", default="diagnosis")
+    parser.add_argument("--features", nargs="+", default=["connectivity", "timeseries"])
     parser.add_argument("--models", nargs="+", default=[*EDGES, *SEQUENCES])
+    parser.add_argument("--reference", default="connectivity_linear")
+    parser.add_argument("--metric", default="auc")
     parser.add_argument("--leave-site-out", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--harmonizer", default="none")
     parser.add_argument("--nprocs", default="2")
     parser.add_argument("--reuse", action="store_true")
@@ -55,7 +60,7 @@ def main() -> None:
     base, out = options.out / "participants", options.out / ("leave_site_out" if options.leave_site_out else "kfold")
     if not options.reuse:
         run(options, base, out)
-    print(table(out).to_string(index=False))
+    print(table(out, options.target, options.metric, options.reference).to_string(index=False))
 
 
 def run(options: argparse.Namespace, base: Path, out: Path) -> None:
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace, base: Path, out: Path) -> None:
     config.write_text(settings(options))
     command = [sys.executable, "-m", "bids_dl", str(options.bids_dir)]
     common = ["--skip-bids-validation", "--nprocs", options.nprocs, "--config-file", str(config)]
-    if not (base / "participants.tsv").exists() and not list(base.glob("sub-*")):
+    if not list(base.glob("sub-*")):
         measure.run([*command, str(base), "participant", *common])
     one = measure.run([*command, str(out), "group", *common, "-d", f"bids_dl={base}"])
     print(f"group: {one.seconds:.0f} s, {one.peak_gb:.2f} GB, exit {one.code}", flush=True)
@@ -75,38 +80,32 @@ def settings(options: argparse.Namespace) -> str:
     harmonizers = "" if options.harmonizer == "none" else f'[harmonizers]\nnames = ["{options.harmonizer}"]\n'
     return f"""
 [targets]
-names = ["diagnosis"]
+names = ["{options.target}"]
 [features]
-names = ["connectivity", "timeseries"]
+names = {json.dumps(options.features)}
 [models]
 names = {json.dumps(options.models)}
 {harmonizers}[splits]
 {splits}
 [training]
-n_members = 1
+n_members = {options.members}
 [metrics]
 n_retrained = -1
 [explainers]
 names = ["integrated_gradients"]
 [explainers.integrated_gradients]
 max_participants = 2
-[fusions]
-names = []
 """
 
 
-def table(out: Path) -> pd.DataFrame:
-    """Put every model's AUC beside its comparison with the reference."""
-    found = pd.read_csv(out / "group" / "metrics" / "target-diagnosis_metrics.tsv", sep="\t")
-    found = found[found["metric"] == "auc"][["model", "value", "ci_low", "ci_high", "p_value"]]
-    paired = pd.read_csv(out / "group" / "metrics" / "target-diagnosis_comparisons.tsv", sep="\t")
-    return found.merge(against(paired), on="model", how="left").round(4).sort_values("value", ascending=False)
-
-
-def against(paired: pd.DataFrame) -> pd.DataFrame:
-    """Take the comparisons of other models with the reference, which may stand on either side."""
-    ours = paired[paired["other"] == REFERENCE]
-    return ours[["model", "difference", "t", "p_value", "p_holm"]].rename(columns={"p_value": "p_t"})
+def table(out: Path, target: str, metric: str, reference: str) -> pd.DataFrame:
+    """Put every model's metric beside its comparison with the reference."""
+    found = pd.read_csv(out / "group" / "metrics" / f"target-{target}_metrics.tsv", sep="\t")
+    found = found[found["metric"] == metric][["model", "value", "ci_low", "ci_high", "p_value"]]
+    paired = pd.read_csv(out / "group" / "metrics" / f"target-{target}_comparisons.tsv", sep="\t")
+    paired = paired[paired["other"] == reference].rename(columns={"p_value": "p_t"})
+    paired = paired[["model", "difference", "t", "p_t", "p_holm"]]
+    return found.merge(paired, on="model", how="left").round(4).sort_values("value", ascending=False)
 
 
 if __name__ == "__main__":
