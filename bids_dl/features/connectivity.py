@@ -14,11 +14,15 @@ MEASURES = {
     "correlation": ("pearsoncorrelation", "Pearson correlation"),
     "partial": ("partialcorrelation", "partial correlation, Ledoit-Wolf shrunk"),
     "covariance": ("covariance", "covariance, Ledoit-Wolf shrunk"),
+    "logarithm": ("logcorrelation", "matrix logarithm of the shrunk correlations"),
 }
 """Kinds of connectome: their ``stat`` entity, and how BIDS's RelationshipMeasure calls them."""
 
+WITH_DIAGONAL = ("covariance", "logarithm")
+"""Kinds that are no correlations: their diagonal says something, and Fisher's z does not apply."""
 
-def extract(scan: Scan, *, kind: str = "correlation", fisher_z: bool = True) -> Feature:
+
+def extract(scan: Scan, *, kind: str = "correlation", fisher_z: bool = True, shrinkage: float = 0.5) -> Feature:
     """Relate every pair of regions over time, or read a matrix that a derivative holds.
 
     Parameters
@@ -26,32 +30,38 @@ def extract(scan: Scan, *, kind: str = "correlation", fisher_z: bool = True) -> 
     scan
         A table of regional series (time, roi), or a ``relmat`` (roi, roi) of any kind, taken as it is.
     kind
-        ``correlation``; ``partial``, with all other regions held constant [1]_; or ``covariance``, which is positive
-        definite and so can be mapped to a tangent space. The last two come from a covariance that is shrunk [2]_,
-        since there are seldom more volumes than regions.
+        ``correlation``; ``partial``, with all other regions held constant [1]_; ``covariance``, which is positive
+        definite and so can be mapped to a tangent space; or ``logarithm``, the matrix logarithm of the correlations [4]_,
+        in which differences are those of the log-Euclidean metric. Partial correlations and covariances come from a
+        covariance that is shrunk [2]_, since there are seldom more volumes than regions.
     fisher_z
-        Map r to arctanh(r), whose sampling variance is near constant [3]_; a covariance is left.
+        Map r to arctanh(r), whose sampling variance is near constant [3]_; covariances and logarithms are left.
+    shrinkage
+        How far correlations are shrunk towards none before their logarithm is taken, above 0 and below 1.
 
     Returns
     -------
     Feature
-        ``relmat``, (roi, roi), diagonal 0, no unit; NaN in the rows and columns of regions without signal. A
-        covariance keeps its diagonal and has the squared unit of the series.
+        ``relmat``, (roi, roi), diagonal 0, no unit; NaN in the rows and columns of regions without signal. Covariances
+        and logarithms keep their diagonal; a covariance has the squared unit of the series.
 
     Raises
     ------
     DataError
-        If fewer than two regions vary, the matrix is not square, or there is no such kind.
+        If fewer than two regions vary, the matrix is not square, or there is no such kind or shrinkage.
 
     References
     ----------
     .. [1] Marrelec et al. (2006), NeuroImage 32(1). doi:10.1016/j.neuroimage.2005.12.057
     .. [2] Ledoit & Wolf (2004), Journal of Multivariate Analysis 88(2). doi:10.1016/S0047-259X(03)00096-4
     .. [3] Fisher (1915), Biometrika 10(4). doi:10.2307/2331838
+    .. [4] Arsigny et al. (2006), Magnetic Resonance in Medicine 56(2). doi:10.1002/mrm.20965
     """
     labels, values = query.read_matrix(scan.path)
+    if not 0 < shrinkage < 1:
+        raise DataError(f"{scan.name}: shrinkage is {shrinkage}; give a number above 0 and below 1.")
     if scan.entities["suffix"] == "timeseries":
-        return _relate(scan, labels, values, kind, fisher_z=fisher_z and kind != "covariance")
+        return _relate(scan, labels, values, kind, fisher_z and kind not in WITH_DIAGONAL, shrinkage)
     return _given(scan, labels, values)
 
 
@@ -71,14 +81,18 @@ def _given(scan: Scan, labels: tuple[str, ...], values: Array) -> Feature:
     )
 
 
-def _relate(scan: Scan, labels: tuple[str, ...], series: Array, kind: str, *, fisher_z: bool) -> Feature:
+def _relate(scan: Scan, labels: tuple[str, ...], series: Array, kind: str, fisher_z: bool, shrinkage: float) -> Feature:
     if kind not in MEASURES:
         raise DataError(f"{scan.name}: '{kind}' is no kind of connectivity; {zoo.nearest(kind, MEASURES)}")
     known = np.isfinite(series).all(axis=0) & (np.ptp(np.nan_to_num(series), axis=0) > 0)
     if known.sum() < 2:
         raise DataError(f"{scan.name}: {known.sum()} of {len(known)} regions vary over time; at least 2 are needed.")
-    found = {"correlation": correlation, "partial": partial, "covariance": covariance}[kind](series[:, known])
-    if kind != "covariance":
+    relate = {
+        "correlation": correlation, "partial": partial, "covariance": covariance,
+        "logarithm": lambda x: logarithm(correlation(x), shrinkage),
+    }[kind]  # fmt: skip
+    found = relate(series[:, known])
+    if kind not in WITH_DIAGONAL:
         found = np.clip(found, -1 + 1e-7, 1 - 1e-7)
         np.fill_diagonal(found, 0)
     values = np.full((len(known), len(known)), np.nan)
@@ -86,8 +100,8 @@ def _relate(scan: Scan, labels: tuple[str, ...], series: Array, kind: str, *, fi
     stat, measure = MEASURES[kind]
     described = {
         "RelationshipMeasure": measure + (", Fisher z" if fisher_z else ""), "Weighted": True, "Directed": False,
-        "ValidDiagonal": kind == "covariance", "StorageFormat": "Full",
-    }  # fmt: skip
+        "ValidDiagonal": kind in WITH_DIAGONAL, "StorageFormat": "Full",
+    } | ({"Shrinkage": shrinkage} if kind == "logarithm" else {})  # fmt: skip
     named = {"stat": stat, "desc": "fisherz" if fisher_z else ""}
     unit = "squared unit of the series" if kind == "covariance" else "none"
     return Feature(values, ("roi", "roi"), "relmat", unit, labels, named, described)
@@ -98,6 +112,13 @@ def correlation(series: Array) -> Array:
     standard = series - series.mean(axis=0)
     standard /= np.linalg.norm(standard, axis=0)
     return np.asarray(standard.T @ standard)
+
+
+def logarithm(correlations: Array, shrinkage: float) -> Array:
+    """Take the matrix logarithm of correlations, (roi, roi), shrunk towards the identity; symmetric."""
+    eigenvalues, vectors = np.linalg.eigh(correlations)
+    logs = np.log((1 - shrinkage) * eigenvalues.clip(0) + shrinkage)
+    return np.asarray((vectors * logs) @ vectors.T)
 
 
 def covariance(series: Array) -> Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 from conftest import write_series
 from nilearn.connectome import ConnectivityMeasure
 
@@ -61,6 +62,28 @@ def test_a_matrix_that_is_not_square_is_named(tmp_path: Path) -> None:
         extract(scan(write_series(tmp_path / "sub-1_atlas-Six_relmat.tsv", np.ones((5, 6)))))
     with pytest.raises(DataError, match="no number"):
         extract(scan(write_series(tmp_path / "sub-1_atlas-Six_relmat.tsv", np.full((6, 6), np.nan))))
+
+
+def test_logarithm_is_that_of_the_shrunk_correlations(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 6)) @ np.random.default_rng(1).normal(size=(6, 6))
+    series = scan(write_series(tmp_path / "sub-1_atlas-Six_timeseries.tsv", values))
+    found = extract(series, kind="logarithm", shrinkage=0.2)
+    expected = 0.8 * np.corrcoef(values.T) + 0.2 * np.eye(6)
+    np.testing.assert_allclose(scipy.linalg.expm(found.values), expected, atol=1e-6)
+    assert (found.entities["stat"], found.entities["desc"]) == ("logcorrelation", "")
+    assert found.metadata["Shrinkage"] == 0.2
+
+
+def test_fewer_volumes_than_regions_have_a_logarithm(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 6))
+    found = extract(scan(write_series(tmp_path / "sub-1_atlas-Six_timeseries.tsv", values)), kind="logarithm")
+    assert np.isfinite(found.values).all()
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0])
+def test_shrinkage_that_leaves_no_logarithm_or_nothing_is_refused(series: tuple[Scan, ...], shrinkage: float) -> None:
+    with pytest.raises(DataError, match=f"shrinkage is {shrinkage}"):
+        extract(series[0], kind="logarithm", shrinkage=shrinkage)
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("partial", "partial correlation"), ("covariance", "covariance")])
