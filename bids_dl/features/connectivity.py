@@ -87,11 +87,10 @@ def _relate(scan: Scan, labels: tuple[str, ...], series: Array, kind: str, fishe
     known = np.isfinite(series).all(axis=0) & (np.ptp(np.nan_to_num(series), axis=0) > 0)
     if known.sum() < 2:
         raise DataError(f"{scan.name}: {known.sum()} of {len(known)} regions vary over time; at least 2 are needed.")
-    relate = {
-        "correlation": correlation, "partial": partial, "covariance": covariance,
-        "logarithm": lambda x: logarithm(correlation(x), shrinkage),
-    }[kind]  # fmt: skip
-    found = relate(series[:, known])
+    relate = {"correlation": correlation, "partial": partial, "covariance": covariance, "logarithm": correlation}
+    found = relate[kind](series[:, known])
+    if kind == "logarithm":
+        found = logarithm(found, shrinkage)
     if kind not in WITH_DIAGONAL:
         found = np.clip(found, -1 + 1e-7, 1 - 1e-7)
         np.fill_diagonal(found, 0)
