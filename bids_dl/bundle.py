@@ -80,6 +80,7 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {"type": "logits" if fitted.levels else "quantity", "format": kind, "num_channels": len(fitted.levels) or 1,
            "spatial_shape": [], "dtype": "float32", "value_range": [], "is_patch_data": False,
            "channel_def": {str(n): level for n, level in enumerate(fitted.levels or [fitted.target_name])}}  # fmt: skip
+    known = fitted.calibration or Calibration()
     versions = {
         package: metadata.version(package) for package in ("bids_dl", "monai", "torch", "numpy", "nibabel", "nilearn")
     }
@@ -95,7 +96,7 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
         "bids_dl": {
             "format": FORMAT, "inputs": list(fitted.inputs), "target": fitted.target_name, "levels": list(fitted.levels),
             "target_mean": fitted.target_mean, "target_scale": fitted.target_scale, "split": fitted.split.name,
-            "temperature": fitted.calibration.temperature if fitted.calibration else 1.0,
+            "temperature": known.temperature, "slope": known.slope, "offset": known.offset,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about,
         },
     }  # fmt: skip
@@ -157,9 +158,9 @@ def load(folder: Path) -> FittedModel:
 
 
 def _calibration(said: Mapping[str, Any], learned: Mapping[str, torch.Tensor]) -> Calibration:
-    """Read the calibration back; a bundle of an earlier version has none."""
+    """Read the calibration back; a bundle of an earlier version has none, or none of quantities."""
     known = learned.get("calibration/nonconformity", torch.zeros(0))
-    return Calibration(said.get("temperature", 1.0), known.numpy())
+    return Calibration(said.get("temperature", 1.0), known.numpy(), said.get("slope", 1.0), said.get("offset", 0.0))
 
 
 def _normalization(learned: Mapping[str, torch.Tensor], name: str) -> Normalization:

@@ -228,7 +228,7 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
 TABLE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "subgroups": {"column": "Column of participants.tsv", "level": "Level of the column, or range of a quantity"},
     "calibration": {
-        "metric": "ece: expected calibration error, ece_before: the same before the temperature; coverage: part of the participants "
+        "metric": "ece: expected calibration error, ece_before: the same before the temperature; mae: mean absolute error, mae_before: the same before slope and offset; coverage: part of the participants "
         "whose set or interval holds the truth; size: classes in a set, or width of an interval",
         "value": "Value over all held-out predictions", "promised": "Coverage that was asked for",
     },
@@ -296,6 +296,9 @@ def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
     if p.n_levels:
         errors = (calibrations.expected_error(p.truth, s) for s in (held.uncalibrated, p.scores))
         values |= dict(zip(("ece_before", "ece"), errors, strict=True))
+    else:
+        values |= {"mae_before": float(np.abs(p.truth - held.uncalibrated[:, 0]).mean())}
+        values |= {"mae": float(np.abs(p.truth - p.scores[:, 0]).mean())}
     n = len(np.unique(p.participants))
     return [{"metric": k, "value": v, "promised": step.config.metrics.coverage, "n": n} for k, v in values.items()]
 

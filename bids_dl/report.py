@@ -594,6 +594,7 @@ def _sureness(view: charts.View) -> Json | None:
     size = "classes in a set" if view.target["kind"] == "classification" else "width of the interval"
     names = {
         "model": "model", "ece_before": "calibration error, as trained", "ece": "calibration error, calibrated",
+        "mae_before": "mean absolute error, as trained", "mae": "mean absolute error, calibrated",
         "coverage": f"coverage (promised: {table['promised'].iloc[0]:.0%})", "size": size,
     }  # fmt: skip
     return _table(wide[[c for c in names if c in wide]].rename(columns=names).round(3))

@@ -623,8 +623,7 @@ def _null_score(data: _Data, outputs: Array, test: Rows, tested: Rows, mean: flo
     """Turn outputs on the rows that were tested into calibrated scores of all test rows; NaN where the input is absent."""
     n_levels = len(data.cohort.target.levels)
     found = np.full((len(test), max(1, n_levels)), np.nan)
-    temperature = _calibrate(data, mean, scale).temperature
-    found[np.isin(test, tested)] = calibrations.scores(outputs, n_levels, mean, scale, temperature)
+    found[np.isin(test, tested)] = _calibrate(data, mean, scale).scores(outputs, n_levels, mean, scale)
     return found
 
 
@@ -1030,4 +1029,4 @@ def predict(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
 def to_scores(fitted: FittedModel, raw: Array) -> Array:
     """Turn a module's outputs into probabilities or the target's unit."""
     known = fitted.calibration or calibrations.Calibration()
-    return calibrations.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale, known.temperature)
+    return known.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -98,9 +99,11 @@ np.save(r"{tmp_path / "scores.npy"}", training.predict(bundle.load(Path(r"{folde
 def test_quantity_keeps_its_unit(tmp_path):
     data = cohort(())
     fitted = fit("mlp", data)
+    fitted = replace(fitted, calibration=replace(fitted.calibration, slope=1.7, offset=-0.2))
     again = bundle.load(bundle.save(fitted, tmp_path / "age", {}))
     assert (again.target_mean, again.target_scale) == (fitted.target_mean, fitted.target_scale)
-    expected = training.predict(fitted, data, SPLIT.test)
+    raw = training.outputs(fitted, data, SPLIT.test)
+    expected = (1.7 * raw - 0.2) * fitted.target_scale + fitted.target_mean
     np.testing.assert_allclose(training.predict(again, data, SPLIT.test), expected, rtol=1e-6)
 
 

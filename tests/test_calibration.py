@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from bids_dl import calibration
 from bids_dl.calibration import Calibration
@@ -33,6 +34,78 @@ def test_temperature_of_three_classes_is_the_minimum_that_a_search_finds():
     assert calibration.temperature(outputs, truth, 3) == pytest.approx(
         grid[np.argmin([surprise(t) for t in grid])], rel=0.01
     )
+
+
+def shrunk(n=300, *, noise=0.3, seed=5):
+    """Outputs that lie too close to the mean and too high, and the truth."""
+    generator = np.random.default_rng(seed)
+    known = generator.normal(size=n)
+    return 0.4 * known + 0.2, known + noise * generator.normal(size=n)
+
+
+def test_line_undoes_a_known_shrinkage_and_shift():
+    slope, offset = calibration.line(*shrunk(3000))
+    assert slope == pytest.approx(2.5, rel=0.03)
+    assert offset == pytest.approx(-0.5, abs=0.03)
+
+
+def test_line_is_the_most_likely_one_of_a_grid():
+    outputs, truth = shrunk(40)
+
+    def likely(slope, offset, spread):
+        errors = stats.t.logpdf((truth - slope * outputs - offset) / spread, 4) - np.log(spread)
+        return errors.sum() + stats.norm.logpdf(np.log(slope) / np.log(2)) + stats.norm.logpdf(offset / 0.25)
+
+    grid = [(s, o, e) for s in np.arange(1.5, 3.2, 0.02) for o in np.arange(-0.7, 0.1, 0.02) for e in (0.24, 0.27, 0.3)]
+    best = max(grid, key=lambda at: likely(*at))
+    slope, offset = calibration.line(outputs, truth)
+    assert (slope, offset) == pytest.approx(best[:2], abs=0.05)
+    spreads = np.geomspace(0.1, 1, 200)
+    assert max(likely(slope, offset, e) for e in spreads) >= likely(*best) - 1e-3
+
+
+def test_new_rows_have_a_smaller_error_after_slope_and_offset():
+    outputs, truth = shrunk()
+    learned = calibration.learn(outputs[:100, None], truth[:100], 0, 50, 10)
+    before, after = (c.scores(outputs[100:, None], 0, 50, 10)[:, 0] for c in (Calibration(), learned))
+    errors = [np.abs(50 + 10 * truth[100:] - said).mean() for said in (before, after)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_slope_stays_positive_where_outputs_are_the_wrong_way_round():
+    outputs, truth = shrunk()
+    assert 0 < calibration.line(-outputs, truth)[0] < 0.3
+
+
+def test_few_rows_hardly_change_a_quantity():
+    outputs, truth = shrunk(4, noise=1.0)
+    free = np.polyfit(outputs, truth, 1)[0]
+    slope, offset = calibration.line(outputs, truth)
+    assert abs(np.log(slope)) < 0.5 * abs(np.log(abs(free)))
+    assert abs(offset) < 0.25
+
+
+def test_outputs_that_hardly_vary_stay_as_they_are():
+    assert calibration.line(0.1 * GENERATOR.normal(size=50), np.full(50, 0.1)) == (1, 0)
+
+
+def test_a_few_wild_rows_do_not_decide_the_line():
+    outputs, truth = shrunk()
+    wild = truth.copy()
+    wild[np.argsort(outputs)[:9]] += 40
+    least_squares, robust = np.polyfit(outputs, wild, 1)[0], calibration.line(outputs, wild)[0]
+    assert least_squares < 0.5
+    assert robust == pytest.approx(calibration.line(outputs, truth)[0], rel=0.1)
+
+
+def test_gradient_of_the_line_is_that_of_its_differences():
+    outputs, truth = shrunk(30)
+    at = np.array([0.3, -0.1, -0.5])
+    value, gradient = calibration._unlikely(at, outputs, truth)
+    for k, step in enumerate(1e-6 * np.eye(3)):
+        assert (calibration._unlikely(at + step, outputs, truth)[0] - value) / 1e-6 == pytest.approx(
+            gradient[k], abs=0.01
+        )
 
 
 def test_few_rows_that_are_all_right_do_not_make_a_model_certain():
@@ -82,7 +155,7 @@ def test_sets_and_intervals_cover_new_rows_as_often_as_promised(n_levels):
     for _ in range(60):
         outputs, truth = drawn(generator, n_levels, 400)
         learned = calibration.learn(outputs[:100], truth[:100], n_levels, 10.0, 2.0)
-        said = calibration.scores(outputs[100:], n_levels, 10.0, 2.0, learned.temperature)
+        said = learned.scores(outputs[100:], n_levels, 10.0, 2.0)
         seen = truth[100:] if n_levels else truth[100:] * 2 + 10
         holds = calibration.covers(seen, said, np.full(300, learned.reach(0.8)), n_levels)
         coverages.append(holds.mean())

@@ -57,7 +57,7 @@ def fused(data, split, **wishes):
 
 
 def same(one, other):
-    """Bit for bit: weights, normalisation, history with the chosen penalty, units of the target."""
+    """Bit for bit: weights, normalisation, history with the chosen penalty, units of the target, calibration."""
     a, b = one.module.state_dict(), other.module.state_dict()
     weights = all(torch.equal(a[key], b[key]) for key in a)
     learned = [
@@ -67,7 +67,11 @@ def same(one, other):
         if x is not None
     ]
     history = pd.DataFrame(one.history).equals(pd.DataFrame(other.history))
-    return weights and all(learned) and history and one.target_mean == other.target_mean
+    calibrated = [
+        np.array_equal(x, y)
+        for x, y in zip(vars(one.calibration).values(), vars(other.calibration).values(), strict=True)
+    ]
+    return weights and all(learned) and history and one.target_mean == other.target_mean and all(calibrated)
 
 
 def as_trained(fitted, data, rows):
@@ -102,6 +106,22 @@ def test_altered_test_rows_change_nothing_in_a_fusion(levels):
     data = cohort(levels, effect=0.5)
     split = split_of(data)
     assert same(fused(data, split), fused(with_altered_test_rows(data, split), split))
+
+
+def test_quantity_that_dropout_predicts_too_close_to_its_mean_is_stretched():
+    data = cohort((), effect=0.6, n=240)
+    split = split_of(data)
+    given = {**SMALL["mlp"], "hidden": [16], "dropout": 0.8}
+    definition = training.define("mlp", [data.features["edges"].shape], 1, given)
+    settings = training.Settings(n_epochs=60, n_members=4, learning_rate=3e-3, device="cpu")
+    fitted = training.train(definition, data, split, ["edges"], settings)
+    truth = data.target.values[split.test]
+    raw = training.outputs(fitted, data, split.test)[:, 0] * fitted.target_scale + fitted.target_mean
+    said = training.predict(fitted, data, split.test)[:, 0]
+    assert np.polyfit(raw, truth, 1)[0] > 1.2
+    assert fitted.calibration.slope > 1.1
+    assert np.abs(said - truth).mean() < 0.95 * np.abs(raw - truth).mean()
+    assert np.corrcoef(said, raw)[0, 1] == pytest.approx(1)
 
 
 def half_unlabelled(levels=TWO, *, alter=(), also=()):
