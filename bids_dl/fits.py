@@ -228,8 +228,8 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
 TABLE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "subgroups": {"column": "Column of participants.tsv", "level": "Level of the column, or range of a quantity"},
     "calibration": {
-        "metric": "ece: expected calibration error, ece_before: the same before the temperature; mae: mean absolute error, mae_before: the same before slope and offset; coverage: part of the participants "
-        "whose set or interval holds the truth; size: classes in a set, or width of an interval",
+        "metric": "ece: expected calibration error, ece_before: the same before the temperature; mae: mean absolute error, "
+        "mae_before: the same before slope and offset; coverage: part of the participants whose set or interval holds the truth; size: classes in a set, or width of an interval",
         "value": "Value over all held-out predictions", "promised": "Coverage that was asked for",
     },
     "comparisons": {

@@ -133,6 +133,7 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     targets = tuple((make(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
     site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=_needs_sites(config))
+    _refuse_site_as_target(config, site, [name for name, _ in named])
     groups = decoding.TIES if config.decodes else _column(plan, config.splits.group_column, cohorts.FAMILIES, needed="")
     made = {t.name: _splits(config, plan, t, groups, site) for t, _ in targets}
     final = {
@@ -223,6 +224,22 @@ def _needs_sites(config: Config) -> str:
     if config.splits.kind == "leave-site-out":
         return "leave-site-out"
     return "" if config.harmonizer == "none" else f"the harmonizer {config.harmonizer}"
+
+
+def _refuse_site_as_target(config: Config, site: str, targets: Sequence[str]) -> None:
+    """Refuse to predict what the harmonizer takes out of the features.
+
+    Raises
+    ------
+    UsageError
+        Naming the column, and the option that turns harmonisation off.
+    """
+    if config.harmonizer != "none" and site in targets:
+        raise UsageError(
+            f"the target '{site}' is the column of sites whose differences the harmonizer {config.harmonizer} removes; predict "
+            "another column, or predict it with --harmonizers none (the report of a harmonised run tells how well the site "
+            "is still predicted)."
+        )
 
 
 def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:

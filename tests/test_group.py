@@ -169,6 +169,16 @@ def test_predictions_come_with_a_set_or_an_interval_and_its_coverage(out, target
     assert np.mean(holds) == pytest.approx(coverage)
 
 
+@pytest.mark.parametrize("harmonizer", ["combat", "residualise"])
+def test_site_as_target_of_a_harmonised_run_is_refused_before_anything_runs(bids, out, tmp_path, harmonizer, capsys):
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("work", "group"))
+    assert run(bids, tmp_path / "out", "group", "--target", "site", "--harmonizers", harmonizer) == 64
+    said = capsys.readouterr().err
+    assert f"the target 'site' is the column of sites whose differences the harmonizer {harmonizer} removes" in said
+    assert "--harmonizers none" in said
+    assert not (tmp_path / "out" / "group").exists()
+
+
 def test_participant_without_a_target_is_listed_for_it(out):
     excluded = table(out / "group" / "excluded.tsv")
     assert excluded.values.tolist() == [["sub-04", "age", "'age' is n/a"]]
