@@ -21,6 +21,7 @@ EPILOG = """\
 examples:
   bids_dl /data /out participant                 extract every feature the data allow
   bids_dl /data /out group                       train, validate, fuse and explain models
+  bids_dl /data /out group --test-dataset /out2  the same, and judge them on another dataset
   bids_dl /new /out2 participant --bundle /out/group/bundles/NAME    apply a trained model
   bids_dl --describe models.mlp                  a method's options
 
@@ -122,6 +123,8 @@ def _method_choice(parser: Parser) -> None:
     _add(group, "--target", dest="targets.names", nargs="+", metavar="COLUMN", help="what to predict")
     _add(group, "--covariates", dest="targets.covariates", nargs="+", metavar="COLUMN", help="the confounds")
     _add(group, "--bundle", dest="bundles", nargs="+", metavar="PATH", help="apply trained models (participant level)")
+    _add(group, "--test-dataset", dest="test_dataset", metavar="DIR",
+         help="judge the models once on another dataset: its OUTPUT_DIR of the participant level (group level)")  # fmt: skip
     _add(group, "--config-file", dest="config_file", type=Path, metavar="FILE", help="TOML; flags win over it")
 
 

@@ -209,6 +209,12 @@ def _selected(config: Config, names: Mapping[str, str]) -> bool:
     return (not sessions or names.get("ses") in sessions) and (not tasks or names.get("task", "") in tasks | {""})
 
 
+def same_content(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Match a file by what makes its content the same: atlas, kind of matrix, space; tasks may be called differently."""
+    keys = ("atlas", "model", "param", "stat", "space", "res", "label", "desc")
+    return all(names.get(k, "") == wanted.get(k, "") for k in keys)
+
+
 def _first_session(paths: Sequence[str]) -> list[str]:
     """Keep the runs of the first session: a participant is one row, never two."""
     first = min(query.entities(Path(p)).get("ses", "") for p in paths)
@@ -250,12 +256,15 @@ def _displacement(records: Mapping[str, Any], ids: Sequence[str], columns: Mappi
     return {"mean_fd": [str(float(np.mean(measured[i]))) if measured[i] else np.nan for i in ids]}
 
 
-def write(made: Plan, folder: Path) -> dict[str, dict[str, Any]]:
-    """Lay out the cohort on disk, each feature an array of NaN that `fill` writes into; returns their descriptions."""
+def write(made: Plan, folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Lay out the cohort on disk, each feature an array of NaN that `fill` writes into; returns their descriptions.
+
+    ``known`` describes the features of a cohort that this one is to be like.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, dict[str, Any]] = {}
     for variant in made.variants:
-        described[variant.name] = _describe(variant)
+        described[variant.name] = describe(variant) if known is None else known[variant.name]
         shape = (len(made.participant_ids), *described[variant.name]["shape"])
         _blank(folder / f"{variant.name}.npy", shape)
     derivatives.write_json(folder / "plan.json", asdict(made))
@@ -277,7 +286,7 @@ def _open_memmap(path: Path, **options: Any) -> Any:
     return np.lib.format.open_memmap(path, **options)  # type: ignore[no-untyped-call]
 
 
-def _describe(variant: Variant) -> dict[str, Any]:
+def describe(variant: Variant) -> dict[str, Any]:
     """Look at a few participants' files to learn the shape and the names that most have."""
     sequence = variant.kind in SEQUENCES
     seen: list[tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]] = []

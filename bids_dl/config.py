@@ -175,6 +175,7 @@ class Config:
     analysis_level: str
     random_seed: int = 0
     bundles: tuple[str, ...] = ()
+    test_dataset: str = ""
     select: Select = field(default_factory=Select)
     run: Run = field(default_factory=Run)
     preparations: Methods = field(default_factory=Methods)
@@ -353,7 +354,7 @@ def absolute(config: Config) -> Config:
     methods: dict[str, Any] = {name: _with_absolute_options(getattr(config, name)) for name in ZOOS}
     return dataclasses.replace(
         config, bids_dir=_absolute(config.bids_dir), output_dir=_absolute(config.output_dir),
-        bundles=tuple(map(_absolute, config.bundles)), **methods,
+        bundles=tuple(map(_absolute, config.bundles)), test_dataset=_absolute(config.test_dataset), **methods,
         run=dataclasses.replace(run, work_dir=_absolute(run.work_dir), use_plugin=_absolute(run.use_plugin)),
         select=dataclasses.replace(
             select, bids_database_dir=_absolute(select.bids_database_dir),

@@ -22,6 +22,7 @@ from bids_dl import (
     query,
     splits,
     training,
+    transfer,
     zoo,
 )
 from bids_dl import calibration as calibrations
@@ -39,6 +40,13 @@ def gather(folder: str) -> dict[str, list[dict[str, str]]]:
     for path in sorted(Path(folder).glob("refused_*.json")):
         refused += query.read_json_list(path)
     return {"refused": refused, "duplicates": cohorts.duplicates(Path(folder))}
+
+
+def gather_test(folder: str, trained: str) -> dict[str, Any]:
+    """Collect what did not fit into the test dataset's cohort, and who has a scan of the training dataset."""
+    found = {**gather(folder), "seen": transfer.seen(Path(folder), Path(trained))}
+    derivatives.write_json(Path(folder) / "seen.json", found["seen"])
+    return found
 
 
 class Step:
@@ -132,6 +140,56 @@ def _predict(step: Step, fitted: FittedModel, split: Split, path: Path) -> None:
         path, rows=split.test, truth=step.cohort.target.values[split.test], scores=training.to_scores(fitted, raw),
         uncalibrated=before, reach=reach, n_train=n_train,
     )  # fmt: skip
+
+
+class OnTest(Step):
+    """A step on the participants of the test dataset; fits are still those of the training dataset."""
+
+    def _cohort(self, covariates: Sequence[str]) -> Cohort:
+        trained, root = super()._cohort(covariates), transfer.folder(self.config)
+        target, _ = transfer.target_of(self.config, cohorts.read_plan(root), trained.target)
+        columns = self.config.features.of("phenotype").get("columns", ())
+        return transfer.load(root, trained, target, columns=columns, site=self.site)
+
+    def rows(self) -> NDArray[np.intp]:
+        """Number those who have the target and no scan of the training dataset."""
+        seen = query.read_json(transfer.folder(self.config) / "seen.json")
+        known = np.isfinite(self.cohort.target.values)
+        return np.flatnonzero(known & ~np.isin(self.ids, list(seen)))
+
+
+TEST = "test"
+
+
+def test(models: Sequence[Settings], **common: Any) -> list[str]:
+    """Judge every model that was trained on everybody, once, on the participants of another dataset."""
+    import pandas as pd
+
+    step = OnTest(**common)
+    nobody, rows, said = np.array([], np.intp), [], []
+    split = Split(nobody, nobody, step.rows(), TEST)
+    given = step.config.metrics
+    for model in models:
+        fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
+        path = step.fit_folder(model["id"], TEST) / "predictions.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _predict(step, fitted, split, path)
+        held = _joined(step, model["id"], [TEST])
+        if held is None:
+            continue
+        _write_predictions(step, model["id"], held, [TEST], TEST)
+        table = metrics.table(
+            held.predictions, n_bootstraps=given.n_bootstraps, n_permutations=given.n_permutations, seed=step.config.random_seed
+        )  # fmt: skip
+        rows += [{"model": model["id"], **row} for row in table]
+        said.append(f"test dataset: {_sentence(step.target, model['id'], table[0])}")
+    path = step.config.out / "group" / "metrics" / f"target-{step.target}_{TEST}.tsv"
+    shown = pd.DataFrame(rows).drop(columns="p_value_retrained", errors="ignore")
+    derivatives.write_table(path, shown, {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS)
+    return said
+
+
+TEST_COLUMNS = {"value": "Value over the participants of the test dataset"}
 
 
 def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
@@ -229,7 +287,8 @@ TABLE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "subgroups": {"column": "Column of participants.tsv", "level": "Level of the column, or range of a quantity"},
     "calibration": {
         "metric": "ece: expected calibration error, ece_before: the same before the temperature; mae: mean absolute error, "
-        "mae_before: the same before slope and offset; coverage: part of the participants whose set or interval holds the truth; size: classes in a set, or width of an interval",
+        "mae_before: the same before slope and offset; coverage: part of the participants whose set or interval holds the "
+        "truth; size: classes in a set, or width of an interval",
         "value": "Value over all held-out predictions", "promised": "Coverage that was asked for",
     },
     "comparisons": {
@@ -340,7 +399,7 @@ def _null(
     )
 
 
-def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str]) -> None:
+def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str], suffix: str = "predictions") -> None:
     import pandas as pd
 
     target, joined = step.cohort.target, held.predictions
@@ -359,7 +418,7 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str])
                  "y_set": f"Classes that hold the truth with probability {step.config.metrics.coverage}",
                  "y_low": f"Lower end of the interval that holds the truth with probability {step.config.metrics.coverage}",
                  "y_high": "Upper end of that interval"}  # fmt: skip
-    derivatives.write_table(Path(f"{step.stem('predictions', model)}_predictions.tsv"), table, described)
+    derivatives.write_table(Path(f"{step.stem('predictions', model)}_{suffix}.tsv"), table, described)
 
 
 def _write_history(step: Step, model: str, names: Sequence[str]) -> None:

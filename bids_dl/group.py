@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, zoo
+from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, transfer, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
@@ -26,7 +26,8 @@ N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
 DECISIVE = ("features", "targets", "decoding", "quality", "harmonizers", "models", "fusions", "explainers", "normalization", "splits",
             "training", "metrics",
-            "random_seed", "bids_dir", "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
+            "random_seed", "bids_dir", "test_dataset",
+            "select.include", "select.participant_label", "select.session_label", "select.task_id")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,24 @@ def run(config: Config, modes: frozenset[str]) -> int:
     chosen = _choose(config, plan)
     device = _device(config)
     _check_start(config, plan, chosen)
-    for line in chosen.said:
+    held = _plan_test(config, plan, chosen)
+    for line in (*chosen.said, *(held.said if held else ())):
         LOG.info(line)
     LOG.info(device)
     if "dry_run" in modes:
-        print("\n".join(chosen.said))
+        print("\n".join([*chosen.said, *(held.said if held else ())]))
         return 0
     outputs.refuse_other_configuration(config, "group", DECISIVE)
     outputs.write_configuration(config, "group")
     derivatives.write_description(config.out, query.datasets(config))
     digest = _lay_out(config, plan)
-    _write_choices(config, plan, chosen)
+    _write_choices(config, plan, chosen, held)
     tasks = _tasks(config, plan, chosen, digest)
+    tasks += _test_tasks(config, chosen, held, digest) if held else []
     done = engine.run(config, "group", tasks)
     _write_excluded(config, plan, chosen, done)
+    if held:
+        _write_test_excluded(config, held, done)
     return _conclude(config, tasks, done, digest)
 
 
@@ -206,6 +211,44 @@ def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
     return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
 
 
+@dataclass(frozen=True)
+class HeldDataset:
+    """Another dataset that the final models are judged on once: who takes part, and what its features look like."""
+
+    name: str
+    plan: cohorts.Plan
+    described: Mapping[str, dict[str, Any]]
+    excluded: tuple[Mapping[str, str], ...]
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Say who is in it."""
+        return (
+            f"test dataset: {self.name}, {len(self.plan.participant_ids)} participants, {len(self.plan.excluded)} left out.",
+        )
+
+
+def _plan_test(config: Config, plan: cohorts.Plan, chosen: Choices) -> HeldDataset | None:
+    """Bring the test dataset into the shape of this one, where one is named; refuse what cannot be.
+
+    Raises
+    ------
+    UsageError, DataError, MissingInputError, NothingSelectedError
+        Naming what the test dataset lacks.
+    """
+    if not config.test_dataset:
+        return None
+    if config.decodes:
+        raise UsageError(
+            "--test-dataset judges models of participants, not decoding; leave it out, or name other targets."
+        )
+    other = transfer.plan(config, plan, chosen.covariates)
+    described = transfer.describe(config, plan, other)
+    excluded = [row for target, _ in chosen.targets for row in transfer.target_of(config, other, target)[1]]
+    name = str(query.description(transfer.config_of(config).bids)["Name"])
+    return HeldDataset(name, other, described, tuple(excluded))
+
+
 def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: str) -> str:
     """Find the column of sites or families: as named, else by its usual names; ``needed`` says what for."""
     if named and named not in plan.columns:
@@ -263,24 +306,37 @@ def _splits(config: Config, plan: cohorts.Plan, target: Target, groups: str, sit
 
 def _lay_out(config: Config, plan: cohorts.Plan) -> str:
     """Lay out the cohort in the work folder; a changed plan or file begins anew. Returns a digest of both."""
+    digest, folder = _digest(plan), cohort_folder(config)
+    if isinstance(plan, decoding.Plan):
+        write: Callable[[], object] = lambda: decoding.write(plan, folder, config.decoding)  # noqa: E731
+    else:
+        write = lambda: cohorts.write(plan, folder)  # noqa: E731
+    _renew(folder, digest, write, [config.work / "fits"])
+    return digest
+
+
+def _digest(plan: cohorts.Plan, *more: Any) -> str:
+    """Hash a plan and the stamps of its files."""
     stamps = {
         f: (s := Path(f).stat()).st_size + s.st_mtime_ns
         for v in plan.variants
         for paths in v.files.values()
         for f in paths
     }
-    digest = hashlib.sha256(json.dumps([asdict(plan), stamps], sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = cohort_folder(config)
+    return hashlib.sha256(json.dumps([asdict(plan), stamps, *more], sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _renew(folder: Path, digest: str, write: Callable[[], object], stale: Sequence[Path] = ()) -> None:
+    """Write a folder anew where it was made from something else, and remove what depended on it."""
     mark = folder / "digest"
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != digest:
-        derivatives.remove([folder, config.work / "fits"])
-        if isinstance(plan, decoding.Plan):
-            decoding.write(plan, folder, config.decoding)
-        else:
-            cohorts.write(plan, folder)
-        derivatives.write_text(mark, digest)
-        (folder / "fresh").touch()
-    return digest
+    if mark.is_file() and mark.read_text(encoding="utf-8") == digest:
+        return
+    derivatives.remove([folder, *stale])
+    write()
+    derivatives.write_text(mark, digest)
+    (folder / "fresh").touch()
 
 
 def cohort_folder(config: Config) -> Path:
@@ -288,7 +344,7 @@ def cohort_folder(config: Config) -> Path:
     return config.work / "cohort"
 
 
-def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
+def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices, held: HeldDataset | None = None) -> None:
     """Write who takes part, what was chosen and why, and the splits."""
     import pandas as pd
 
@@ -318,7 +374,8 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
         )
         final = splits.to_table([chosen.final[target.name]], plan.participant_ids)
         derivatives.write_table(config.work / "final" / f"{target.name}.tsv", final)
-    derivatives.write_json(folder / "choices.json", _described(config, plan, chosen))
+    test = {"test": {"dataset": held.name, "n_participants": len(held.plan.participant_ids)}} if held else {}
+    derivatives.write_json(folder / "choices.json", _described(config, plan, chosen) | test)
 
 
 def splits_path(out: Path, target: str) -> Path:
@@ -394,46 +451,64 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
 def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> list[engine.Task]:
     """Write the steps down, in their order."""
     folder = cohort_folder(config)
+    fill = f"bids_dl.{'decoding' if config.decodes else 'cohort'}:fill"
+    causal = {"causal": config.decoding.causal} if config.decodes else {}
+    n_rows = len(_people(plan)) if plan.variants else 0
+    fills = _fills("fill", fill, folder, n_rows, digest, **causal)
     fresh = (folder / "fresh").is_file()
-    rows = range(0, len(_people(plan)), ROWS_PER_TASK) if plan.variants else range(0)
-    filled = {"folder": str(folder)} | ({"causal": config.decoding.causal} if config.decodes else {})
-    fills = [
-        engine.Task(
-            f"fill_{start}",
-            f"bids_dl.{'decoding' if config.decodes else 'cohort'}:fill",
-            {**filled, "start": start, "stop": start + ROWS_PER_TASK},
-            stamp=digest,
-            redo=fresh,
-        )
-        for start in rows
-    ]
-    tasks = [
-        *fills,
-        engine.Task(
-            "cohort",
-            "bids_dl.fits:gather",
-            {"folder": str(folder)},
-            tuple(t.name for t in fills),
-            stamp=digest,
-            redo=fresh,
-        ),
-    ]
+    given = {"folder": str(folder)}
+    names = tuple(t.name for t in fills)
+    tasks = [*fills, engine.Task("cohort", "bids_dl.fits:gather", given, names, stamp=digest, redo=fresh)]
     for target, _ in chosen.targets:
         tasks += _target_tasks(config, chosen, target, digest)
     return tasks
 
 
-def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
-    """Write down one target's steps: fits, permuted fits, scores, explanations, bundles."""
+def _fills(name: str, function: str, folder: Path, n_rows: int, digest: str, **more: Any) -> list[engine.Task]:
+    """Write down the steps that read every participant's features into a cohort's folder."""
+    fresh = (folder / "fresh").is_file()
+    return [
+        engine.Task(
+            f"{name}_{start}", function, {"folder": str(folder), **more, "start": start, "stop": start + ROWS_PER_TASK},
+            stamp=digest, redo=fresh,
+        )
+        for start in range(0, n_rows, ROWS_PER_TASK)
+    ]  # fmt: skip
+
+
+def _test_tasks(config: Config, chosen: Choices, held: HeldDataset, digest: str) -> list[engine.Task]:
+    """Write down the steps that lay the test dataset out, and judge the models trained on everybody on it."""
+    folder, own = transfer.folder(config), _digest(held.plan, held.described, digest)
+    _renew(folder, own, lambda: cohorts.write(held.plan, folder, held.described))
+    n_rows = len(held.plan.participant_ids) if held.plan.variants else 0
+    fills = _fills("test_fill", "bids_dl.cohort:fill", folder, n_rows, own)
+    both = {"folder": str(folder), "trained": str(cohort_folder(config))}
+    waits = ("cohort", *(t.name for t in fills))
+    fresh = (folder / "fresh").is_file()
+    tasks = [*fills, engine.Task("test_cohort", "bids_dl.fits:gather_test", both, waits, stamp=own, redo=fresh)]
+    for target, _ in chosen.targets:
+        given = {**_common(config, chosen, target), "models": [asdict(m) for m in chosen.models]}
+        waits = ("test_cohort", *(task_name("fit", target.name, m.id, "final") for m in chosen.models))
+        tasks.append(engine.Task(task_name("test", target.name), "bids_dl.fits:test", given, waits, stamp=own))
+    return tasks
+
+
+def _common(config: Config, chosen: Choices, target: Target) -> dict[str, Any]:
+    """Collect what every step of a target is told."""
     settings = configuration.to_mapping(config)
     settings["run"] = {k: v for k, v in settings["run"].items() if k in {"device", "work_dir"}}
-    common = {
+    return {
         "config": settings,
         "target": target.name,
         "covariates": list(chosen.covariates),
         "site": chosen.site,
         "groups": chosen.groups,
     }
+
+
+def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
+    """Write down one target's steps: fits, permuted fits, scores, explanations, bundles."""
+    common = _common(config, chosen, target)
     names = [s.name for s in chosen.splits[target.name]]
     n_known = int(np.isfinite(target.values).sum())
     tasks: list[engine.Task] = []
@@ -578,6 +653,23 @@ def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: M
         )  # fmt: skip
 
 
+def _write_test_excluded(config: Config, held: HeldDataset, done: Mapping[str, Any]) -> None:
+    """List everyone of the test dataset who was not judged, with the reason."""
+    import pandas as pd
+
+    gathered = done.get("test_cohort") or {"refused": [], "seen": {}}
+    refused = [(r["participant_id"], f"{r['feature']}: {r['reason']}") for r in gathered["refused"]]
+    refused += [(i, f"has the same scan as {other} of the training dataset") for i, other in gathered["seen"].items()]
+    rows = [dict(e) for e in (*held.plan.excluded, *held.excluded)]
+    rows += [{"participant_id": i, "target": "", "reason": reason} for i, reason in refused]
+    table = pd.DataFrame(rows, columns=["participant_id", "target", "reason"])
+    derivatives.write_table(config.out / "group" / "test_excluded.tsv", table.replace("", np.nan))
+    if gathered["seen"]:
+        LOG.warning(
+            "%d participants of the test dataset have a scan of the training dataset: left out.", len(gathered["seen"])
+        )
+
+
 DUPLICATE_COLUMNS = {
     "participant_id": "Participant",
     "same_as": "Participant whose values are equal to four decimals",
@@ -593,12 +685,14 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     derivatives.write_json(config.out / "group" / "failed.json", {"failed": failed})
     if "cohort" in done:
         (cohort_folder(config) / "fresh").unlink(missing_ok=True)
+    if "test_cohort" in done:
+        (transfer.folder(config) / "fresh").unlink(missing_ok=True)
     outputs.write_methods(config, "group")
     report.write_all(config.out, "group")
     for name in failed[:10]:
         LOG.error("step %s did not finish; see %s.", name, config.out / "logs")
     for name, lines in done.items():
-        if name.startswith("score__"):
+        if name.startswith(("score__", "test__")):
             for line in lines:
                 LOG.info(line)
     LOG.info("report: %s (cohort %s).", config.out / "group.html", digest)

@@ -112,16 +112,10 @@ def _block_of_one(
             ]
         return Block(values, ("column",), tuple(described["labels"]))
     files = [config.out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
-    files = [f for f in files if _fits(query.entities(f), described["entities"])]
+    files = [f for f in files if cohorts.same_content(query.entities(f), described["entities"])]
     if files:
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
     return Block(values, tuple(described["dims"]), tuple(described["labels"]))
-
-
-def _fits(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Match a file by what makes its content the same: atlas, kind of matrix, space; tasks may be called differently."""
-    keys = ("atlas", "model", "param", "stat", "space", "res", "label", "desc")
-    return all(names.get(k, "") == wanted.get(k, "") for k in keys)
 
 
 def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Block:

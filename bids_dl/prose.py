@@ -187,6 +187,31 @@ def verdict_of_target(scores: Any, models: Mapping[str, Json], main: str, best: 
     return said[:1] + against + said[1:], "caution" if against else ""
 
 
+def verdict_of_test(
+    scores: Any, models: Mapping[str, Json], main: str, best: str, choices: Json, target: Json
+) -> tuple[list[str], str]:
+    """Say how the model that cross-validation found best did on another dataset; ``caution`` where that shows nothing."""
+    mine = scores[scores["model"] == best]
+    name = choices.get("test", {}).get("dataset", "the test dataset")
+    first = (
+        f"Trained on all {target.get('n', '?')} participants of '{choices.get('dataset', '?')}', judged once on participants of "
+        f"'{name}', from whom nothing was learned."
+    )
+    if mine.empty:
+        return [first, f"{best}, the best in cross-validation, could predict nobody there."], "caution"
+    row = mine.iloc[0]
+    said = [
+        first,
+        f"{best}, the best in cross-validation: {as_in_papers(row, main)} in {row['n']:.0f}; chance is {short(row['chance'])}.",
+    ]
+    sign = -1 if main in LOWER_IS_BETTER else 1
+    for kind, who in (("confounds_only", "The confounds alone reach"), ("linear", "A linear model reaches")):
+        if rival := rival_model(scores, models, main, best, kind):
+            said.append(f"{who} {short(float(scores.loc[scores['model'] == rival, 'value'].iloc[0]))} ({rival}).")
+    low = min(sign * row["ci_low"], sign * row["ci_high"])
+    return (said, "") if low > sign * row["chance"] else ([*said, COVERS_CHANCE], "caution")
+
+
 def rival_model(scores: Any, models: Mapping[str, Json], main: str, best: str, kind: str) -> str:
     """Name the best baseline of one kind."""
     mine = [models.get(m, {}).get("model") == kind and m != best for m in scores.get("model", ())]
@@ -203,7 +228,9 @@ def short(value: float) -> str:
 def as_in_papers(row: Any, main: str) -> str:
     """Write a score as papers do: AUC 0.74 [0.70, 0.78], p = 0.0005."""
     known = [
-        (c, said) for c, said in (("p_value_retrained", "retrained "), ("p_value", "")) if row.get(c) == row.get(c)
+        (c, said)
+        for c, said in (("p_value_retrained", "retrained "), ("p_value", ""))
+        if (found := row.get(c)) is not None and found == found
     ]
     p = f", {known[0][1]}p = {row[known[0][0]]:.2g}" if known else ""
     return f"{METRICS.get(main, main)} {with_interval(row['value'], row['ci_low'], row['ci_high'])}{p}"
@@ -517,7 +544,18 @@ def _said_scores(out: Path, settings: Json) -> str:
     null = "circular shifts of each run's conditions" if decodes else "permutations of the labels [@permutation]"
     said += f", and compared with {n_permuted} {null}" if has["p_value"] else ""
     said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
-    return said + "."
+    return f"{said}.{_said_test(out)}"
+
+
+def _said_test(out: Path) -> str:
+    """Tell that the models were judged on another dataset, where they were."""
+    test = written.read_choices(out).get("test")
+    if not test or not list((out / "group" / "metrics").glob("*_test.tsv")):
+        return ""
+    return (
+        f" Models trained on all participants were then judged once on the dataset '{test['dataset']}' "
+        f"({_count(test['n_participants'], 'participant')}), whose participants took no part in training or in the choice of models."
+    )
 
 
 def _said_explanations(out: Path) -> str:

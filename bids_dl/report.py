@@ -544,7 +544,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),
         "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
-        "comparisons": _comparisons(view), "sureness": _sureness(view),
+        "comparisons": _comparisons(view), "test": _tested(view, choices), "sureness": _sureness(view),
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
         "states": charts.state_bars(view),
     }  # fmt: skip
@@ -570,6 +570,29 @@ def _metrics_table(metrics: Any, view: charts.View) -> Json | None:
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")
     table = _table(frame)
     return table and table | {"numeric": [c not in {"model", "feature"} for c in frame]}
+
+
+def _tested(view: charts.View, choices: Json) -> Json | None:
+    """Lay out how the models trained on everybody did on another dataset, beside their cross-validated scores."""
+    table, before = view.read("metrics", "test"), view.read("metrics", "metrics")
+    if table.empty:
+        return None
+    shown = _metrics_table(table, view)
+    known = before[before["metric"] == view.main].set_index("model")["value"]
+    if shown:
+        cells = [prose.short(known.get(row[0], np.nan)) for row in shown["rows"]]
+        shown["columns"].insert(3, "cross-validated")
+        shown["numeric"].insert(3, True)
+        shown["rows"] = [[*row[:3], cell, *row[3:]] for row, cell in zip(shown["rows"], cells, strict=True)]
+    excluded = written.read_table(view.out / "group" / "test_excluded.tsv")
+    mine = (
+        excluded[excluded["target"].isin([view.target["name"]]) | excluded["target"].isna()]
+        if len(excluded)
+        else excluded
+    )
+    scores = table[table["metric"] == view.main]
+    said, tone = prose.verdict_of_test(scores, view.models, view.main, view.best, choices, view.target)
+    return {"said": said, "tone": tone, "table": shown, "excluded": _table(mine)}
 
 
 def _comparisons(view: charts.View) -> Json | None:

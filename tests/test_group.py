@@ -457,6 +457,127 @@ def test_harmonizer_without_a_column_of_sites_is_refused(bids, tmp_path):
     assert run(folder, tmp_path / "out", "group", "--config-file", tmp_path / "combat.toml") == 65
 
 
+JUDGED = HARMONIZED.replace('names = ["combat"]', "").replace('["group"]', '["group", "age"]\ncovariates = ["sex"]')
+
+
+@pytest.fixture(scope="module")
+def judged(bids, out, tmp_path_factory):
+    """Linear models judged on other people, one of whom has a scan of the training dataset; also without them."""
+    root = tmp_path_factory.mktemp("judged")
+    other = write_dataset(root / "bids", seed=7, name="other")
+    series = "func/{0}_task-rest_atlas-six_timeseries.tsv"
+    (other / IDS[2] / series.format(IDS[2])).write_bytes((bids / IDS[5] / series.format(IDS[5])).read_bytes())
+    people = pd.read_csv(other / "participants.tsv", sep="\t").assign(site="west")
+    people.loc[0, "group"] = "mania"
+    people.to_csv(other / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    (root / "judged.toml").write_text(JUDGED)
+    given = ["--derivatives", f"done={out}", "--config-file", root / "judged.toml"]
+    assert run(other, root / "other", "participant") == 0
+    assert run(bids, root / "out", "group", *given, "--test-dataset", root / "other") == 0
+    assert run(bids, root / "alone", "group", *given) == 0
+    return root / "out", root / "alone", given
+
+
+def test_models_of_one_dataset_find_the_planted_effect_in_another(judged):
+    found = table(judged[0] / "group" / "metrics" / "target-group_test.tsv").set_index(["model", "metric"])
+    linear, dummy = (found.loc[(model, "auc")] for model in ("connectivity_linear", "dummy"))
+    assert linear["value"] > 0.8
+    assert linear["ci_low"] <= linear["value"] <= linear["ci_high"]
+    assert linear["p_value"] < 0.1
+    assert dummy["value"] == 0.5
+    assert ("confounds_only", "auc") in found.index
+
+
+def test_participants_of_both_datasets_are_left_out_and_listed(judged):
+    excluded = table(judged[0] / "group" / "test_excluded.tsv")
+    assert sorted(excluded[["participant_id", "reason"]].itertuples(index=False, name=None)) == [
+        ("sub-01", "'group' is none of the classes trained on: mania"),
+        ("sub-03", "has the same scan as sub-06 of the training dataset"),
+        ("sub-04", "'age' is n/a"),
+    ]
+    told = {}
+    for target in ("group", "age"):
+        said = table(judged[0] / "group" / "predictions" / f"target-{target}_model-connectivity_linear_test.tsv")
+        told[target] = set(IDS) - set(said["participant_id"])
+    assert told == {"group": {"sub-01", "sub-03"}, "age": {"sub-03", "sub-04"}}
+
+
+def test_a_test_dataset_changes_nothing_that_is_learned_or_cross_validated(judged):
+    with_test, alone = (tables(folder) for folder in judged[:2])
+    assert {k: v for k, v in with_test.items() if "test" not in k} == alone
+    bundles = [
+        {p.relative_to(out): p.read_bytes() for p in sorted((out / "group" / "bundles").rglob("*.safetensors"))}
+        for out in judged[:2]
+    ]
+    assert bundles[0] == bundles[1] != {}
+
+
+def test_predictions_on_another_dataset_are_those_of_the_bundle(judged, tmp_path):
+    name = "target-age_model-connectivity_linear"
+    said = table(judged[0] / "group" / "predictions" / f"{name}_test.tsv").set_index("participant_id")
+    other = judged[0].parent / "bids"
+    assert run(other, tmp_path, "participant", "--bundle", judged[0] / "group" / "bundles" / name) == 0
+    bundled = table(tmp_path / "phenotype" / f"{name}.tsv").set_index("participant_id")
+    np.testing.assert_allclose(said["y_score"], bundled.loc[said.index, "y_score"], rtol=1e-5)
+
+
+def test_report_and_methods_tell_of_the_other_dataset(judged):
+    page = (judged[0] / "group.html").read_text()
+    assert "On another dataset" in page
+    assert "has the same scan as sub-06" in page
+    assert "judged once on the dataset &#39;other&#39;" in page or "judged once on the dataset 'other'" in page
+    assert "On another dataset" not in (judged[1] / "group.html").read_text()
+
+
+def test_the_training_dataset_as_test_dataset_is_refused(judged, bids, out, tmp_path, capsys):
+    assert run(bids, tmp_path / "out", "group", *judged[2], "--test-dataset", out) == 18
+    assert "everybody in it takes part in the training dataset 'small'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (lambda p: p.rename(columns={"group": "diagnosis"}), 65, "has no column 'group'; rename the column"),
+        (lambda p: p.assign(group="mdd"), 65, "its column 'group' has nobody of class 'hc'"),
+        (lambda p: p.drop(columns="sex"), 65, "has no 'sex', which the models are trained with"),
+        (lambda p: p.assign(age="old"), 65, "its column 'age' has 0 participants with a number"),
+    ],
+)
+def test_test_dataset_whose_table_does_not_fit_is_refused_in_a_sentence(
+    judged, bids, tmp_path, capsys, change, code, said
+):
+    other = shutil.copytree(judged[0].parent / "other", tmp_path / "other", ignore=shutil.ignore_patterns("work"))
+    people = pd.read_csv(judged[0].parent / "bids" / "participants.tsv", sep="\t", dtype=str)
+    change(people).to_csv(other / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    assert run(bids, tmp_path / "out", "group", *judged[2], "--test-dataset", other) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "group").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("region0", "other0"), "region 'other0' stands where the others have 'region0'"),
+        (lambda text: text.replace("\tregion5", ""), "5×5 values where the others have 6×6"),
+    ],
+)
+def test_other_regions_in_the_test_dataset_are_refused_once(judged, bids, tmp_path, capsys, change, said):
+    other = write_dataset(tmp_path / "bids", seed=8, name="other regions")
+    for path in other.rglob("*_timeseries.tsv"):
+        lines = path.read_text().splitlines()
+        n = len(change(lines[0]).split("\t"))
+        path.write_text("\n".join([change(lines[0]), *("\t".join(line.split("\t")[:n]) for line in lines[1:])]) + "\n")
+    assert run(other, tmp_path / "other", "participant") == 0
+    capsys.readouterr()
+    assert run(bids, tmp_path / "out", "group", *judged[2], "--test-dataset", tmp_path / "other") == 65
+    assert said in capsys.readouterr().err
+
+
+def test_test_dataset_without_the_participant_level_is_refused(judged, bids, tmp_path, capsys):
+    assert run(bids, tmp_path / "out", "group", *judged[2], "--test-dataset", bids) == 66
+    assert "is no output of the participant level" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_bundle_predicts_new_participants_and_names_the_one_it_knows(applied, bundle):
     code, folder = applied

@@ -1,0 +1,216 @@
+"""A second dataset in the shape of the first: the same features, confounds and classes, and nobody who is in both."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_dl import cohort as cohorts
+from bids_dl import query
+from bids_dl.cohort import Plan, Variant
+from bids_dl.config import Config, Select
+from bids_dl.errors import DataError, MissingInputError, NothingSelectedError
+from bids_dl.records import Block, Cohort, Target
+
+FEWEST_OF_A_QUANTITY = 3
+
+
+def folder(config: Config) -> Path:
+    """Name the folder of the memory-mapped participants of the test dataset."""
+    return config.work / "test_cohort"
+
+
+def config_of(config: Config) -> Config:
+    """Make the configuration that reads the test dataset: the same features and rules, another place.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder is no output of the participant level, or its participants.tsv is nowhere.
+    """
+    root = Path(config.test_dataset)
+    made = root / "logs" / "bids_dl_participant.toml"
+    if not made.is_file():
+        raise MissingInputError(
+            f"--test-dataset {root} is no output of the participant level, as it has no logs/{made.name}; run "
+            f"`bids_dl TEST_DATA {root} participant` first."
+        )
+    bids = Path(tomllib.loads(made.read_text(encoding="utf-8"))["bids_dir"])
+    bids = root if (root / "participants.tsv").is_file() else bids
+    if not (bids / "participants.tsv").is_file():
+        raise MissingInputError(f"--test-dataset {root} was made from {bids}, which has no participants.tsv any more; "
+                                f"put a copy of it into {root}.")  # fmt: skip
+    return replace(config, bids_dir=str(bids), output_dir=str(root), test_dataset="", select=Select())
+
+
+def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
+    """Find out who of the test dataset takes part, with the features of the training dataset under its names.
+
+    Raises
+    ------
+    DataError
+        If a feature, a table or a confound of the training dataset is missing, or a feature has other regions.
+    NothingSelectedError
+        If everybody takes part in the training dataset too.
+    """
+    other = config_of(config)
+    found = cohorts.plan(other)
+    variants = [_matched(config, v, found.variants) for v in trained.variants]
+    lacking = [c for c in covariates if c not in found.columns] + [t for t in trained.tables if t not in found.tables]
+    if lacking:
+        raise DataError(
+            f"--test-dataset {config.test_dataset}: its participants.tsv or phenotype/ has no '{lacking[0]}', which the models "
+            "are trained with; add it there, or name what both datasets have with --covariates or --features."
+        )
+    names = [str(query.description(c.bids)["Name"]) for c in (config, other)]
+    both = set(trained.participant_ids) & set(found.participant_ids) if names[0] == names[1] else set()
+    excluded = [
+        {"participant_id": i, "target": "", "reason": f"takes part in the training dataset '{names[0]}' under the same label"}
+        for i in sorted(both)
+    ]  # fmt: skip
+    if len(both) == len(found.participant_ids):
+        raise NothingSelectedError(
+            f"--test-dataset {config.test_dataset}: everybody in it takes part in the training dataset '{names[0]}'; name a "
+            "dataset of other people."
+        )
+    return _without(both, replace(found, variants=tuple(variants), excluded=(*found.excluded, *excluded)))
+
+
+def _without(ids: set[str], made: Plan) -> Plan:
+    """Leave some participants out of a plan."""
+    kept = [k for k, i in enumerate(made.participant_ids) if i not in ids]
+    columns = {name: [cells[k] for k in kept] for name, cells in made.columns.items()}
+    variants = [replace(v, files={i: f for i, f in v.files.items() if i not in ids}) for v in made.variants]
+    return replace(
+        made, participant_ids=tuple(made.participant_ids[k] for k in kept), columns=columns, variants=tuple(variants)
+    )
+
+
+def _matched(config: Config, wanted: Variant, others: Sequence[Variant]) -> Variant:
+    """Find the test dataset's files of one feature; tasks may be called differently where that leaves one choice."""
+    same = [o for o in others if (o.feature, o.kind) == (wanted.feature, wanted.kind)]
+    fitting = [o for o in same if cohorts.same_content(o.entities, wanted.entities)]
+    exact = [o for o in fitting if o.entities.get("task") == wanted.entities.get("task")]
+    found = exact if len(exact) == 1 else fitting
+    if len(found) == 1:
+        return replace(found[0], name=wanted.name)
+    what = ", ".join(f"{key}-{value}" for key, value in wanted.entities.items() if key not in {"suffix", "datatype"})
+    there = ", ".join(sorted(" ".join([o.feature, *map("-".join, o.entities.items())]) for o in found or others))
+    raise DataError(
+        f"--test-dataset {config.test_dataset}: the feature '{wanted.name}' ({what}) is "
+        f"{'there more than once' if found else 'not there'}; it has {there or 'none'}. Run its participant "
+        "level with the features and atlas of this one, or choose with --features."
+    )
+
+
+def describe(config: Config, trained: Plan, made: Plan) -> dict[str, dict[str, Any]]:
+    """Describe the features of the test dataset as those of the training dataset are.
+
+    Raises
+    ------
+    DataError
+        If the first participant's file of a feature has other regions or another grid.
+    """
+    described = {v.name: cohorts.describe(v) for v in trained.variants}
+    for variant in made.variants:
+        mine = described[variant.name]
+        try:
+            for files in list(variant.files.values())[:1]:
+                cohorts.joined(files, mine)
+        except DataError as problem:
+            raise DataError(
+                f"--test-dataset {config.test_dataset} does not fit the training dataset: {problem}"
+            ) from problem
+        if mine["dims"][0] in cohorts.STEPS:
+            mine["shape"] = [variant.n_steps, *mine["shape"][1:]]
+    return described
+
+
+def target_of(config: Config, made: Plan, trained: Target) -> tuple[Target, list[dict[str, str]]]:
+    """Read the test dataset's target with the classes that were trained on, and list who has none of them.
+
+    Raises
+    ------
+    DataError
+        If the column is missing, or holds too little to be judged.
+    """
+    import pandas as pd
+
+    where = f"--test-dataset {config.test_dataset}"
+    if trained.name not in made.columns:
+        raise DataError(
+            f"{where}: its participants.tsv has no column '{trained.name}'; rename the column there that means the same."
+        )
+    cells = list(made.columns[trained.name])
+    codes = {level: float(code) for code, level in enumerate(trained.levels)}
+    known = [codes.get(str(c), np.nan) for c in cells] if codes else pd.to_numeric(pd.Series(cells), errors="coerce")
+    target = Target(trained.name, np.asarray(known, np.float64), trained.levels)
+    finite = target.values[np.isfinite(target.values)]
+    absent = next((level for level, code in codes.items() if code not in finite), None)
+    if absent is not None or (not codes and len(finite) < FEWEST_OF_A_QUANTITY):
+        who = f"nobody of class '{absent}'" if absent is not None else f"{len(finite)} participants with a number"
+        raise DataError(f"{where}: its column '{trained.name}' has {who}; the training dataset has "
+                        f"{', '.join(trained.levels) or 'a quantity'}, and both must write them alike.")  # fmt: skip
+    strange = f"'{trained.name}' is {'none of the classes trained on' if codes else 'no number'}"
+    return target, [
+        {"participant_id": i, "target": trained.name, "reason": f"{strange}: {c}" if isinstance(c, str) else f"'{trained.name}' is n/a"}
+        for i, c, value in zip(made.participant_ids, cells, target.values, strict=True) if np.isnan(value)
+    ]  # fmt: skip
+
+
+def load(root: Path, trained: Cohort, target: Target, *, columns: Sequence[str] = (), site: str = "") -> Cohort:
+    """Open the test dataset's participants with the confounds, sites and columns of the training cohort.
+
+    A site, or a level of a confound, that the training cohort does not know is 0 in every column.
+    """
+    found = cohorts.load(root, target, (), columns=columns)
+    people, features = found.participants, dict(found.features)
+    features[cohorts.CONFOUNDS] = _confounds(people, trained.features[cohorts.CONFOUNDS].labels)
+    if cohorts.SITES in trained.features:
+        cells = people[site] if site in people else [None] * len(people)
+        features[cohorts.SITES] = cohorts.sites_block(cells, trained.features[cohorts.SITES].labels)
+    for name in cohorts.read_plan(root).tables:
+        features[name] = _columns_as(features[name], trained.features[name].labels)
+    return Cohort(people, features, target)
+
+
+def _confounds(people: Any, labels: Sequence[str]) -> Block:
+    """Encode the confounds as the training cohort's are; an unknown value is NaN."""
+    import pandas as pd
+
+    parts = []
+    for label in labels:
+        column, _, level = label.partition("=")
+        cells = people[column]
+        numbers = (
+            (cells == level).astype(float).where(cells.notna()) if level else pd.to_numeric(cells, errors="coerce")
+        )
+        parts.append(numbers.to_numpy(np.float32))
+    return Block(
+        np.stack(parts, axis=1) if parts else np.zeros((len(people), 0), np.float32), ("column",), tuple(labels)
+    )
+
+
+def _columns_as(block: Block, labels: Sequence[str]) -> Block:
+    """Put the columns of a table where the training cohort has them; one that is not there is NaN."""
+    at = {label: k for k, label in enumerate(block.labels)}
+    missing = np.full(len(block.values), np.nan, np.float32)
+    values = [block.values[:, at[label]] if label in at else missing for label in labels]
+    return Block(np.stack(values, axis=1), ("column",), tuple(labels))
+
+
+def seen(root: Path, trained: Path) -> dict[str, str]:
+    """Find who of the test dataset has the same scan as somebody of the training dataset: participant → that one."""
+    known = {(feature, mark): i for feature, i, mark in _prints(trained)}
+    return {i: known[feature, mark] for feature, i, mark in _prints(root) if (feature, mark) in known}
+
+
+def _prints(root: Path) -> list[tuple[str, str, str]]:
+    """List the fingerprints of a laid-out cohort: feature, participant, fingerprint."""
+    found: list[Mapping[str, Mapping[str, str]]] = [query.read_json(p) for p in sorted(root.glob("prints_*.json"))]
+    return [(feature, i, mark) for part in found for feature, mine in part.items() for i, mark in mine.items()]
