@@ -367,6 +367,34 @@ def _state_bars(rows: Any, title: str, unit: str) -> Json:
     return _figure(bars, _layout(270, "state", unit, **{**axes, **ABOVE}))
 
 
+def growth_curve(view: View) -> Json | None:
+    """Draw the main metric over the number of training participants; what is extrapolated is dotted."""
+    table = view.read("metrics", "learningcurve")
+    if table.empty:
+        return None
+    table = table[(table["metric"] == view.main) & table["value"].notna()].sort_values("n_train", kind="stable")
+    data = []
+    for number, model in enumerate(dict.fromkeys([view.best, *view.rivals, *table["model"]])):
+        rows, colour = table[table["model"] == model], LEVELS[number % len(LEVELS)]
+        known = (rows["kind"] == "measured").to_numpy()
+        beyond = rows[
+            ~known | (np.arange(len(rows)) == known.sum() - 1)
+        ]  # a dotted line begins where the measured one ends
+        data.append(_with_bars(rows[known], colour, name=model))
+        if len(beyond) > 1:
+            data.append(_with_bars(beyond, colour, dash="dot", showlegend=False))
+    axes: Json = {"xaxis": {"type": "log", "dtick": "D2"}, **ABOVE}
+    return _figure(data, _layout(340, "training participants", prose.METRICS.get(view.main, view.main), **axes))
+
+
+def _with_bars(rows: Any, colour: str, *, dash: str = "solid", **more: Any) -> Json:
+    """Draw scores as a line with points and the ends of their intervals."""
+    up, down = rows["ci_high"] - rows["value"], rows["value"] - rows["ci_low"]
+    bars = {"type": "data", "array": up, "arrayminus": down, "symmetric": False, "thickness": 1, "color": colour}
+    points = {"mode": "lines+markers", "marker": {"color": colour, "size": 7}, "error_y": bars}
+    return _line(rows["n_train"], rows["value"], colour, 2, line={"dash": dash}, **more) | points
+
+
 def subgroup_dots(view: View) -> list[Json]:
     """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines."""
     table = view.read("metrics", "subgroups")

@@ -125,6 +125,8 @@ def _method_choice(parser: Parser) -> None:
     _add(group, "--bundle", dest="bundles", nargs="+", metavar="PATH", help="apply trained models (participant level)")
     _add(group, "--test-dataset", dest="test_dataset", metavar="DIR",
          help="judge the models once on another dataset: its OUTPUT_DIR of the participant level (group level)")  # fmt: skip
+    _add(group, "--learning-curve", dest="metrics.learning_curve", action="store_const", const=(0.125, 0.25, 0.5),
+         help="train on an eighth, a quarter and half of the participants too, and say what more would bring")  # fmt: skip
     _add(group, "--config-file", dest="config_file", type=Path, metavar="FILE", help="TOML; flags win over it")
 
 

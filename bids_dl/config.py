@@ -156,7 +156,8 @@ class Training:
 class Metrics:
     """Intervals and permutation tests. ``n_retrained`` 0 retrains cheap models on small cohorts, -1 none.
 
-    ``coverage`` is how often the sets and intervals of predictions are to hold the truth.
+    ``coverage`` is how often the sets and intervals of predictions are to hold the truth. ``learning_curve`` lists the
+    parts of the training participants that models are trained on as well; none if empty.
     """
 
     n_bootstraps: int = 2000
@@ -164,6 +165,7 @@ class Metrics:
     n_retrained: int = 0
     coverage: float = 0.9
     shuffle_labels: bool = False
+    learning_curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"'{where}' is {value!r}; expected a list.")
+        if typing.get_args(hint)[:1] == (float,):
+            return tuple(_value(float, v, f"{where}[{k}]") for k, v in enumerate(value))
         return tuple(str(v) for v in value)
     kinds = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}.get(origin, (Mapping,))
     if not isinstance(value, kinds) or (isinstance(value, bool) and origin is not bool):
@@ -323,6 +327,12 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(f"'harmonizers.names' has {len(config.harmonizers.names)} names; a run has one harmonizer.")
     if not 0 < config.metrics.coverage < 1:
         raise UsageError(f"'metrics.coverage' is {config.metrics.coverage}; choose between 0 and 1.")
+    curve = config.metrics.learning_curve
+    if not all(0 < one < 1 for one in curve) or len(set(curve)) < len(curve):
+        raise UsageError(
+            f"'metrics.learning_curve' is {list(curve)}; list parts of the training participants between 0 and 1, each once "
+            "(all of them are always measured)."
+        )
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
@@ -331,6 +341,8 @@ def _check_ranges(config: Config) -> None:
 
 def _check_decoding(config: Config) -> None:
     given = config.decoding
+    if config.decodes and config.metrics.learning_curve:
+        raise UsageError("'metrics.learning_curve' counts participants, and decoding trains on volumes; leave it out.")
     if "events" in config.targets.names and not config.decodes:
         raise UsageError(
             "'targets.names' has events beside others; decode in a run of its own, with another output folder."

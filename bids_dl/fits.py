@@ -18,6 +18,7 @@ from bids_dl import (
     decoding,
     derivatives,
     descriptions,
+    growth,
     metrics,
     query,
     splits,
@@ -140,6 +141,48 @@ def _predict(step: Step, fitted: FittedModel, split: Split, path: Path) -> None:
         path, rows=split.test, truth=step.cohort.target.values[split.test], scores=training.to_scores(fitted, raw),
         uncalibrated=before, reach=reach, n_train=n_train,
     )  # fmt: skip
+
+
+def fit_part(model: Settings, split: str, part: float, **common: Any) -> int:
+    """Fit one model on a part of a split's training participants, and predict the same test participants."""
+    step = Step(**common)
+    chosen = splits.part_of(step.split(split), step.cohort.target, part, seed=step.config.random_seed)
+    fitted = _train(step, model, chosen)
+    folder = step.fit_folder(model["id"], chosen.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _predict(step, fitted, chosen, folder / "predictions.npz")
+    return len(chosen.pool)
+
+
+def grow(models: Sequence[Settings], splits: Sequence[str], parts: Sequence[float], **common: Any) -> list[str]:
+    """Draw up the learning curve of every model over the number of training participants."""
+    import pandas as pd
+
+    step = Step(**common)
+    rows, said = [], []
+    for model in models:
+        found = {}
+        for end in (*(f"_part-{part:g}" for part in parts), ""):
+            held = _joined(step, model["id"], [f"{name}{end}" for name in splits])
+            if held is not None:
+                found[round(float(np.mean(held.n_train)))] = held.predictions
+        if not found:
+            continue
+        given = step.config.metrics
+        names = next(iter(found.values())).names
+        curves = {m: growth.curve(found, m, n_draws=given.n_bootstraps, seed=step.config.random_seed) for m in names}
+        rows += [{"model": model["id"], "metric": m, **row} for m, curve in curves.items() for row in curve]
+        said.append(f"learning curve: {step.target}: {model['id']}: {names[0]} {growth.told(curves[names[0]])}")
+    path = step.config.out / "group" / "metrics" / f"target-{step.target}_learningcurve.tsv"
+    derivatives.write_table(path, pd.DataFrame(rows).replace("", np.nan), {**METRIC_COLUMNS, **GROWTH_COLUMNS})
+    return said
+
+
+GROWTH_COLUMNS = {
+    "kind": "measured on held-out participants, extrapolated by an inverse power law, or not extrapolated",
+    "n_train": "Training participants of a split, validation included; their mean over splits", "value": "Value at this size",
+    "note": "Why the curve was not extrapolated",
+}  # fmt: skip
 
 
 class OnTest(Step):

@@ -71,6 +71,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _write_choices(config, plan, chosen, held)
     tasks = _tasks(config, plan, chosen, digest)
     tasks += _test_tasks(config, chosen, held, digest) if held else []
+    for target, _ in chosen.targets if config.metrics.learning_curve else ():
+        tasks += _growth_tasks(config, chosen, target, digest)
     done = engine.run(config, "group", tasks)
     _write_excluded(config, plan, chosen, done)
     if held:
@@ -493,6 +495,36 @@ def _test_tasks(config: Config, chosen: Choices, held: HeldDataset, digest: str)
     return tasks
 
 
+FEWEST_IN_PART = 5
+"""Training participants of the smallest class, or of a quarter of a quantity's range, below which a part is not trained on."""
+
+
+def parts_of(config: Config, chosen: Choices, target: Target) -> list[float]:
+    """Choose the parts of the training participants that are large enough in every split, ascending."""
+    smallest = min(
+        int(np.bincount(target.values[s.pool].astype(int)).min()) if target.is_class else len(s.pool) // splits.N_BINS
+        for s in chosen.splits[target.name]
+    )
+    return [f for f in sorted(config.metrics.learning_curve) if f * smallest >= FEWEST_IN_PART]
+
+
+def _growth_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
+    """Write down the steps of the learning curve: the models on parts of the training participants, then the curve."""
+    parts, names = parts_of(config, chosen, target), [s.name for s in chosen.splits[target.name]]
+    common = _common(config, chosen, target)
+    models = [asdict(m) for m in chosen.models if m.role != "fusion" and m.method != "dummy"]
+    tasks = [
+        engine.Task(
+            task_name("part", target.name, model["id"], split, f"{part:g}"), "bids_dl.fits:fit_part",
+            {**common, "model": model, "split": split, "part": part}, ["cohort"], stamp=digest, memory_gb=0.6,
+        )
+        for model in models for split in names for part in parts
+    ]  # fmt: skip
+    waits = [t.name for t in tasks] + [task_name("fit", target.name, m["id"], split) for m in models for split in names]
+    given = {**common, "models": models, "splits": names, "parts": parts}
+    return [*tasks, engine.Task(task_name("grow", target.name), "bids_dl.fits:grow", given, waits, stamp=digest)]
+
+
 def _common(config: Config, chosen: Choices, target: Target) -> dict[str, Any]:
     """Collect what every step of a target is told."""
     settings = configuration.to_mapping(config)
@@ -692,7 +724,7 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     for name in failed[:10]:
         LOG.error("step %s did not finish; see %s.", name, config.out / "logs")
     for name, lines in done.items():
-        if name.startswith(("score__", "test__")):
+        if name.startswith(("score__", "test__", "grow__")):
             for line in lines:
                 LOG.info(line)
     LOG.info("report: %s (cohort %s).", config.out / "group.html", digest)

@@ -544,6 +544,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),
         "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
+        "growth": charts.growth_curve(view), "grown": _grown(view),
         "comparisons": _comparisons(view), "test": _tested(view, choices), "sureness": _sureness(view),
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
         "states": charts.state_bars(view),
@@ -570,6 +571,27 @@ def _metrics_table(metrics: Any, view: charts.View) -> Json | None:
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")
     table = _table(frame)
     return table and table | {"numeric": [c not in {"model", "feature"} for c in frame]}
+
+
+def _grown(view: charts.View) -> Json | None:
+    """Lay out the learning curve: a row a model, a column a size of the training set, extrapolated ones marked."""
+    import pandas as pd
+
+    table = view.read("metrics", "learningcurve")
+    if table.empty:
+        return None
+    table = table[table["metric"] == view.main]
+    notes = dict(zip(table["model"], table["note"], strict=True)) if "note" in table else {}
+    table = table[table["value"].notna()]
+    columns = sorted({(r.kind != "measured", int(r.n_train)) for r in table.itertuples()})
+    rows = []
+    for model in dict.fromkeys(table["model"]):
+        mine = {(r.kind != "measured", int(r.n_train)): r for r in table[table["model"] == model].itertuples()}
+        cells = [prose.with_interval(r.value, r.ci_low, r.ci_high) if (r := mine.get(c)) else None for c in columns]
+        note = notes.get(model)
+        rows.append([model, *cells, note if isinstance(note, str) else None])
+    titles = [f"{n:,}{' (extrapolated)' if beyond else ''}" for beyond, n in columns]
+    return _table(pd.DataFrame(rows, columns=["model", *titles, "not extrapolated, because"]).dropna(axis=1, how="all"))
 
 
 def _tested(view: charts.View, choices: Json) -> Json | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,28 @@ def final(target: Target, ids: Sequence[str], settings: Splits, *, seed: int, gr
     rows = np.flatnonzero(np.isfinite(target.values))
     fit, validation = _validation(rows, _strata(target), groups, settings.validation_fraction, seed)
     return Split(fit, validation, np.array([], np.intp), "final", tuple(ids), tuple(groups))
+
+
+def part_of(split: Split, target: Target, fraction: float, *, seed: int) -> Split:
+    """Keep a stratified part of the training and of the validation rows; a smaller part lies within every larger one.
+
+    The test rows stay, and none of their values is looked at.
+    """
+    known = np.full(len(target.values), np.nan)
+    known[split.pool] = target.values[split.pool]
+    strata = _strata(Target(target.name, known, target.levels))
+    train, validation = (_leading(rows, strata, fraction, seed) for rows in (split.train, split.validation))
+    return replace(split, train=train, validation=validation, name=f"{split.name}_part-{fraction:g}")
+
+
+def _leading(rows: Rows, strata: NDArray[np.intp], fraction: float, seed: int) -> Rows:
+    """Shuffle each stratum, interleave them in proportion, and take the first rows."""
+    generator = np.random.default_rng(seed)
+    place, tie = np.empty(len(rows)), generator.random(len(rows))
+    for stratum in np.unique(strata[rows]):
+        at = np.flatnonzero(strata[rows] == stratum)
+        place[at[np.argsort(tie[at])]] = (np.arange(len(at)) + 0.5) / len(at)
+    return np.sort(rows[np.lexsort((tie, place))[: max(1, round(fraction * len(rows)))]])
 
 
 def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:

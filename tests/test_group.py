@@ -12,6 +12,7 @@ from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.bundle import load
 from bids_dl.errors import DataError, UsageError
+from bids_dl.records import Split, Target
 
 N, N_REGIONS, N_VOLUMES = 16, 6, 40
 IDS = [f"sub-{n:02d}" for n in range(1, N + 1)]
@@ -576,6 +577,39 @@ def test_other_regions_in_the_test_dataset_are_refused_once(judged, bids, tmp_pa
 def test_test_dataset_without_the_participant_level_is_refused(judged, bids, tmp_path, capsys):
     assert run(bids, tmp_path / "out", "group", *judged[2], "--test-dataset", bids) == 66
     assert "is no output of the participant level" in capsys.readouterr().err
+
+
+def test_learning_curve_trains_on_parts_and_ends_with_the_scores_of_everybody(bids, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(group, "FEWEST_IN_PART", 3)
+    text = JUDGED.replace("n_folds = 3", "n_folds = 4").replace('["group", "age"]', '["group"]')
+    (tmp_path / "curve.toml").write_text(text.replace("[metrics]", "[metrics]\nlearning_curve = [0.1, 0.8, 0.6]"))
+    given = ["--derivatives", f"done={out}", "--config-file", tmp_path / "curve.toml"]
+    assert run(bids, tmp_path / "out", "group", *given) == 0
+    folder = tmp_path / "out" / "group" / "metrics"
+    found, whole = table(folder / "target-group_learningcurve.tsv"), table(folder / "target-group_metrics.tsv")
+    assert set(found["model"]) == {"confounds_only", "connectivity_linear"}
+    mine = found[(found["model"] == "connectivity_linear") & (found["metric"] == "auc")]
+    measured = mine[mine["kind"] == "measured"]
+    assert measured["n_train"].tolist() == [7, 9, 12]
+    assert (
+        measured["value"].iloc[-1] == whole.set_index(["model", "metric"]).loc[("connectivity_linear", "auc"), "value"]
+    )
+    assert "What more participants would bring" in (tmp_path / "out" / "group.html").read_text()
+
+
+def test_parts_that_leave_too_few_of_a_class_are_not_trained_on():
+    config = settings(metrics={"learning_curve": [0.5, 0.125, 0.25]})
+    values = np.repeat([0.0, 1.0], [30, 50])
+    split = Split(np.arange(10, 60), np.arange(60, 70), np.arange(70, 80), "one")
+    target = Target("y", values, ("a", "b"))
+    chosen = group.Choices(((target, ""),), (), (), {"y": [split]}, {}, "", "", ())
+    assert group.parts_of(config, chosen, target) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("parts", [[0.5, 1.0], [0.0], [0.5, 0.5]])
+def test_parts_that_are_no_parts_are_refused(parts):
+    with pytest.raises(UsageError, match="list parts of the training participants between 0 and 1, each once"):
+        settings(metrics={"learning_curve": parts})
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

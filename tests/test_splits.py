@@ -4,7 +4,7 @@ import pytest
 from bids_dl import splits
 from bids_dl.config import Splits
 from bids_dl.errors import DataError, MissingInputError
-from bids_dl.records import Target
+from bids_dl.records import Split, Target
 
 N = 40
 IDS = [f"sub-{n:02d}" for n in range(N)]
@@ -235,3 +235,24 @@ def test_site_that_holds_a_whole_class_is_refused():
 def test_one_family_left_to_train_on_is_refused():
     with pytest.raises(DataError, match="of one group cannot be divided"):
         made(AGE, groups=["a", "b"] * (N // 2), n_folds=2)
+
+
+@pytest.mark.parametrize("levels", [("a", "b", "c"), ()])
+def test_parts_of_a_split_are_nested_stratified_and_blind_to_the_test_rows(levels):
+    generator = np.random.default_rng(0)
+    values = generator.permutation(np.repeat([0.0, 1, 1, 2], 30)) if levels else generator.normal(size=120)
+    split = Split(np.arange(0, 64), np.arange(64, 80), np.arange(80, 120), "one")
+    altered = values.copy()
+    altered[split.test] = values[split.test][::-1] if levels else 1000
+    larger = split
+    for fraction in (0.5, 0.25, 0.125):
+        part, blind = (splits.part_of(split, Target("y", v, levels), fraction, seed=3) for v in (values, altered))
+        assert (len(part.train), len(part.validation)) == (64 * fraction, 16 * fraction)
+        assert set(part.train) < set(larger.train)
+        assert set(part.validation) < set(larger.validation)
+        assert all(np.array_equal(getattr(part, p), getattr(blind, p)) for p in splits.PARTS)
+        assert np.array_equal(part.test, split.test)
+        for level in range(len(levels)):
+            share = (values[split.train] == level).mean()
+            assert abs((values[part.train] == level).sum() - share * len(part.train)) <= 1
+        larger = part
