@@ -15,6 +15,8 @@ from bids_dl.records import Array
 FARTHER = (2, 4)
 """How many times the participants the curve is followed to."""
 FEWEST_SIZES = 3
+TOLERATED = 0.05
+"""Part of the measured gain by which a fitted law may miss a score that was measured."""
 RATES = np.linspace(0.05, 2, 196)
 """Exponents that are tried: theory says 0.5 to 1, and less where a problem is hard."""
 
@@ -88,7 +90,7 @@ def curve(parts: Mapping[int, Predictions], metric: str, *, n_draws: int, seed: 
     found = np.stack([metrics.score(parts[int(n)])[metric][0] for n in sizes])
     drawn = _drawn([parts[int(n)] for n in sizes], metric, n_draws, seed)
     rows = [_row("measured", n, v, drawn[:, k]) for k, (n, v) in enumerate(zip(sizes, found, strict=True))]
-    refused = _refused(sizes, sign * found, sign * drawn) or _missed(rows, sign * found, metric)
+    refused = _refused(sizes, sign * found, sign * drawn) or _missed(sizes, sign * found, sign * drawn, _best(metric))
     if refused:
         nothing = {"n_train": np.nan, "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
         return [*rows, {"kind": "not extrapolated", **nothing, "note": refused}]
@@ -102,15 +104,17 @@ def _best(metric: str) -> float:
     return 0.0 if metric in LOWER_IS_BETTER else 1.0
 
 
-def _missed(rows: Sequence[Mapping[str, Any]], values: Array, metric: str) -> str:
-    """Say which measured score (more is better) the fitted law misses by more than its uncertainty; empty where none."""
-    sizes = np.array([r["n_train"] for r in rows], float)
-    law = power_law(sizes, values[None], _best(metric))
-    for row in rows:
-        reached = float(law.at(row["n_train"])[0]) * (-1 if metric in LOWER_IS_BETTER else 1)
-        if not row["ci_low"] <= reached <= row["ci_high"]:
+def _missed(sizes: Array, values: Array, drawn: Array, best: float) -> str:
+    """Say which measured score (more is better) the fitted law misses, beyond its uncertainty; empty where none."""
+    law, laws = (power_law(sizes, some, best) for some in (values[None], drawn))
+    gain = abs(values[-1] - values[0])
+    for k, n in enumerate(sizes):
+        off, offs = float(law.at(n)[0] - values[k]), laws.at(n) - drawn[:, k]
+        low, high = np.percentile(offs, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+        if abs(off) > TOLERATED * gain and low * high > 0:
             return (
-                f"the scores follow no inverse power law: it gives {reached:.3g} where {row['value']:.3g} was measured."
+                f"the scores follow no inverse power law: it gives {abs(values[k] + off):.3g} at {n:.0f} training participants, "
+                f"where {abs(values[k]):.3g} was measured."
             )
     return ""
 
