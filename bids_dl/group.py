@@ -727,5 +727,7 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
         if name.startswith(("score__", "test__", "grow__")):
             for line in lines:
                 LOG.info(line)
+    for sentence in report.doubted(config.out):
+        LOG.warning(sentence)
     LOG.info("report: %s (cohort %s).", config.out / "group.html", digest)
     return 1 if failed else 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import charts, derivatives, pictures, prose, quality, query, written
+from bids_dl import charts, derivatives, doubts, pictures, prose, quality, query, written
 from bids_dl.written import Json
 
 Array = NDArray[Any]
@@ -541,6 +541,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
     view = charts.View(out, target, models, main, best, rivals, n_drawn)
     both = " and the baselines" if target["kind"] == "classification" else ""
     return {
+        "doubts": doubts.of_target(out, choices, target, scores, main, best),
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),
         "curves_title": f"Predictions of {best}{both}", "learning": charts.learning_curves(view), "subgroups": charts.subgroup_dots(view),
@@ -549,6 +550,13 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
         "states": charts.state_bars(view),
     }  # fmt: skip
+
+
+def doubted(out: Path) -> list[str]:
+    """List what makes the results in an output folder hard to believe, a sentence each, its target before it."""
+    choices = written.read_choices(out)
+    targets = [_safely(_target, out, choices, target) for target in choices.get("targets", [])]
+    return [f"{t['name']}: {sentence}" for t in targets for sentence in t.get("doubts", ())]
 
 
 def _metrics_table(metrics: Any, view: charts.View) -> Json | None:

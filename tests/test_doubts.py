@@ -1,0 +1,85 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dl import doubts
+
+MODELS = [
+    {"id": "confounds_only", "model": "confounds_only", "role": "baseline"},
+    {"id": "connectivity_mlp", "model": "mlp", "role": "network"},
+]
+CHOICES = {"models": MODELS}
+
+
+def target(name="diagnosis", levels=("control", "patient")):
+    kind = "classification" if levels else "regression"
+    return {"name": name, "kind": kind, "levels": list(levels)}
+
+
+def said(tmp_path, best, confounds=(0.5, 0.4, 0.55), *, n=1000, main="auc", chance=0.5, of=None):
+    rows = [("connectivity_mlp", *best), ("confounds_only", *confounds)]
+    table = pd.DataFrame(rows, columns=["model", "value", "ci_low", "ci_high"]).assign(n=n, chance=chance, metric=main)
+    return doubts.of_target(tmp_path, CHOICES, of or target(), table, main, "connectivity_mlp")
+
+
+def test_plain_result_of_many_is_not_doubted(tmp_path):
+    assert said(tmp_path, (0.7, 0.65, 0.75)) == []
+
+
+@pytest.mark.parametrize(
+    ("main", "best", "confounds", "chance", "overlaps"),
+    [
+        ("auc", (0.7, 0.65, 0.75), (0.6, 0.55, 0.66), 0.5, True),
+        ("auc", (0.7, 0.65, 0.75), (0.6, 0.55, 0.64), 0.5, False),
+        ("auc", (0.52, 0.45, 0.6), (0.5, 0.4, 0.6), 0.5, False),
+        ("mae", (3.0, 2.5, 3.5), (4.0, 3.4, 4.5), 6.0, True),
+        ("mae", (3.0, 2.5, 3.5), (5.0, 3.6, 5.5), 6.0, False),
+    ],
+)
+def test_confounds_whose_interval_overlaps_are_named(tmp_path, main, best, confounds, chance, overlaps):
+    found = said(
+        tmp_path, best, confounds, main=main, chance=chance, of=target(levels=("a", "b") if main == "auc" else ())
+    )
+    assert any("The confounds alone reach" in sentence for sentence in found) == overlaps
+
+
+@pytest.mark.parametrize(("other_part", "named"), [("test", True), ("train", False), ("n/a", False)])
+def test_scan_on_two_sides_of_a_split_is_named(tmp_path, other_part, named):
+    (tmp_path / "group" / "splits").mkdir(parents=True)
+    table = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "fold-1": ["validation", other_part]})
+    table.to_csv(tmp_path / "group" / "splits" / "target-diagnosis_splits.tsv", sep="\t", index=False)
+    twice = pd.DataFrame({"participant_id": ["sub-2"], "same_as": ["sub-1"], "feature": ["t1w"]})
+    twice.to_csv(tmp_path / "group" / "duplicates.tsv", sep="\t", index=False)
+    found = said(tmp_path, (0.7, 0.65, 0.75))
+    assert any("sub-2 and sub-1. The scores are too good" in sentence for sentence in found) == named
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "auc", "source"),
+    [
+        ("diagnosis", ("hc", "mdd"), 0.8, "Flint et al., 2021"),
+        ("diagnosis", ("hc", "mdd"), 0.74, ""),
+        ("autism", ("0", "1"), 0.9, "Wolfers et al., 2015"),
+        ("dx", ("ASD", "TD"), 0.84, ""),
+        ("sex", ("F", "M"), 0.97, ""),
+    ],
+)
+def test_result_above_what_was_published_names_the_source(tmp_path, name, levels, auc, source):
+    found = said(tmp_path, (auc, auc - 0.01, auc + 0.01), of=target(name, levels))
+    assert [source in sentence for sentence in found] == ([True] if source else [])
+
+
+@pytest.mark.parametrize(("name", "doubted"), [("group", True), ("sex", False)])
+def test_nearly_perfect_result_is_doubted_but_for_sex(tmp_path, name, doubted):
+    found = said(tmp_path, (0.995, 0.99, 1.0), of=target(name))
+    assert any("nearly perfect" in sentence for sentence in found) == doubted
+
+
+def test_few_participants_are_told_with_the_error_bars_of_a_binomial(tmp_path):
+    found = said(tmp_path, (0.7, 0.65, 0.75), n=100)
+    half = 1.96 * np.sqrt(0.5 * 0.5 / 100)
+    assert f"100 participants are few: from sampling alone an accuracy is known to ±{half:.0%}" in found[0]
+    assert (
+        "±0.20"
+        in said(tmp_path, (0.3, 0.2, 0.4), (0.0, -0.1, 0.1), n=100, main="r2", chance=0.0, of=target(levels=()))[0]
+    )
