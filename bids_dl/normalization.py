@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bids_dl.harmonization import Harmonization
 from bids_dl.records import Array
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**23
 TINY = 1e-6
 
 

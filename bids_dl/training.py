@@ -32,6 +32,10 @@ SAFE_TARGETS = re.compile(r"bids_dl\.((models|fusions)\.\w+\.build|training\.(Af
 """What a bundle may build: a bundle is data, not a way to run code."""
 
 CHECKPOINT_EVERY = 5
+MOST_TOGETHER, TOGETHER_BYTES = 64, 2**25
+"""Held-out rows that go through a network at once: so many, or fewer where they are large."""
+KEPT_BYTES = 2**26
+"""Normalised rows that stay in memory; more are read from the cohort, a batch at a time."""
 SMALLEST_BATCH, STEPS_AN_EPOCH = 4, 10
 """Few participants are cut into batches smaller than asked, so that an epoch still has some ten steps."""
 Rows = NDArray[np.intp]
@@ -410,6 +414,15 @@ class _Data:
             for n in self.inputs
         )
 
+    def kept(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Return the same as `rows`, made a few at a time: at no time is there a second copy of all."""
+        made = [np.empty((len(rows), *shape), np.float32) for shape in self.shapes]
+        n_bytes = 4 * sum(int(np.prod(shape)) for shape in self.shapes)
+        for part in norm.chunks(np.arange(len(rows)), n_bytes):
+            for whole, values in zip(made, self.rows(rows[part]), strict=True):
+                whole[part[0] : part[-1] + 1] = values.numpy()
+        return tuple(map(torch.from_numpy, made))
+
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of each input of one participant."""
@@ -421,8 +434,8 @@ def _fit(
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Fit in the span of the training rows where that is smaller, else on the values themselves."""
     pool = split.pool
-    small = spans.is_smaller(data.shapes, len(pool))
     probe = _without_weights(definition, is_class=data.is_class)
+    small = _is_smaller(probe, data.shapes, len(pool))
     if not isinstance(probe, nn.Module):
         return _fit_estimator(definition, data, split, settings, small=small)
     if hasattr(probe, "solve"):
@@ -442,6 +455,12 @@ def _fit(
         return members[0], dict(definition), history
     built = {"_target_": "bids_dl.training.Ensemble", "members": [dict(definition)] * len(members)}
     return Ensemble(members), built, history
+
+
+def _is_smaller(probe: Any, shapes: Sequence[tuple[int, ...]], n_rows: int) -> bool:
+    """Tell whether to train in the span of the training rows; estimators take more rows than networks."""
+    most = spans.MOST_AXES if isinstance(probe, nn.Module) else spans.MOST_CORNERS
+    return spans.is_smaller(shapes, n_rows, most=most)
 
 
 def _unlabelled(definition: Mapping[str, Any], target: Target, split: Split, train: Rows) -> Rows:
@@ -571,7 +590,7 @@ def null_scores(
     pool = usable.pool
     prepared = prepare(cohort, usable, inputs, settings)
     probe = _without_weights(definition, is_class=cohort.target.is_class)
-    small = spans.is_smaller([cohort.features[n].shape for n in inputs], len(pool))
+    small = _is_smaller(probe, [cohort.features[n].shape for n in inputs], len(pool))
     if small and getattr(probe, "is_plain", False):
         return _null_stacked(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
     if isinstance(probe, nn.Module) or not small:
@@ -736,7 +755,7 @@ class _Once:
     validation: Rows
     unlabelled: Rows = field(default_factory=lambda: np.array([], np.intp))
 
-    def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span, list[dict[str, float]]]:
+    def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span | spans.Corner, list[dict[str, float]]]:
         """Train on coordinates in the span of this member's training rows."""
         span = spans.of(inner, self.train)
         _seed(self.settings, self.number)
@@ -756,7 +775,7 @@ class _Once:
         """Train a module that is already built."""
         train = np.concatenate([self.train, self._usable()])
         n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(train) + len(self.validation))
-        kept = [self.data.rows(rows) for rows in (train, self.validation)] if n_bytes < 2**28 else None
+        kept = [self.data.kept(rows) for rows in (train, self.validation)] if n_bytes < KEPT_BYTES else None
 
         def getter(part: int, rows: Rows) -> Callable[[NDArray[np.intp]], tuple[Tensor, ...]]:
             if kept is not None:
@@ -940,7 +959,7 @@ class _Loop:
         with torch.no_grad():
             parts = [
                 float(self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])) * len(at)
-                for at in stacking.batches(np.arange(len(y)), max(64, self.settings.batch_size))
+                for at in stacking.batches(np.arange(len(y)), _together(rows))
             ]
         return sum(parts) / len(y)
 
@@ -948,9 +967,7 @@ class _Loop:
         """Return the trained module's outputs on held-out rows, (row, output)."""
         self.bare.eval()
         with torch.no_grad():
-            parts = [
-                self.bare(*rows(at)).numpy() for at in stacking.batches(np.arange(n), max(64, self.settings.batch_size))
-            ]
+            parts = [self.bare(*rows(at)).numpy() for at in stacking.batches(np.arange(n), _together(rows))]
         return np.asarray(np.concatenate(parts), np.float64)
 
     def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -989,6 +1006,12 @@ class _Loop:
         LOG.info("resumed after %d epochs.", len(self.history))
 
 
+def _together(rows: Callable[..., tuple[Tensor, ...]]) -> int:
+    """Say how many held-out rows to run at once: the memory that they take does not depend on how many there are."""
+    n_bytes = sum(x.numel() * x.element_size() for x in rows(np.arange(1)))
+    return int(np.clip(TOGETHER_BYTES // max(1, n_bytes), 1, MOST_TOGETHER))
+
+
 def _batch_size(settings: Settings, n_rows: int) -> int:
     """Take smaller batches than asked for where participants are few."""
     return min(settings.batch_size, max(SMALLEST_BATCH, n_rows // STEPS_AN_EPOCH))
@@ -1007,12 +1030,13 @@ def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, 
     )
 
 
-def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows, *, batch_size: int = 64) -> Array:
+def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
     """Run the module, (participant, output): logits, or the standardised quantity; NaN where every input is absent."""
     head: Any = fitted.module.head
     parts = [np.zeros((0, head.out_features))]
     with torch.no_grad():
-        for at in stacking.batches(rows, batch_size):
+        size = _together(lambda at: inputs_of(fitted, cohort, rows[at])) if len(rows) else 1
+        for at in stacking.batches(rows, size):
             inputs = inputs_of(fitted, cohort, at)
             out = fitted.module(*inputs).numpy().astype(np.float64)
             absent = np.all([torch.isnan(x.flatten(1)).all(dim=1).numpy() & bool(x[0].numel()) for x in inputs], axis=0)

@@ -72,6 +72,54 @@ def test_ridge_on_coordinates_folded_back_is_ridge_on_values(block, confounds, w
     np.testing.assert_allclose(x[NEW] @ folded[0] + small.intercept_, whole.predict(x[NEW]), atol=1e-4)
 
 
+@pytest.fixture
+def corners(monkeypatch):
+    """Few rows are very many here."""
+    monkeypatch.setattr(span, "MOST_AXES", 5)
+
+
+@pytest.mark.parametrize("with_confounds", [False, True])
+def test_ridge_with_very_many_rows_is_ridge_on_values_too(block, confounds, with_confounds, corners):
+    given = confounds if with_confounds else None
+    normal, inner, x = kernels(block, given)
+    y = np.random.default_rng(2).normal(size=30)
+    whole = Ridge(alpha=10.0).fit(x[TRAIN], y[TRAIN])
+    corner = span.of(inner, TRAIN)
+    assert isinstance(corner, span.Corner)
+    z = corner.coordinates(inner, TRAIN)
+    small = Ridge(alpha=10.0 / corner.scale**2).fit(z, y[TRAIN])
+    folded = span.fold(corner.mixing(small.coef_[None]), TRAIN, block, normal, given)
+    np.testing.assert_allclose(folded[0], whole.coef_, atol=2e-4)
+    predicted = small.predict(corner.coordinates(inner, NEW))
+    np.testing.assert_allclose(predicted, whole.predict(x[NEW]), atol=2e-3)
+
+
+def test_corner_keeps_inner_products_and_the_scale_of_the_axes(block, monkeypatch):
+    _, inner, x = kernels(block)
+    axes = span.of(inner, TRAIN)
+    monkeypatch.setattr(span, "MOST_AXES", 5)
+    corner = span.of(inner, TRAIN)
+    z = corner.coordinates(inner, TRAIN) * corner.scale
+    np.testing.assert_allclose(z @ z.T, x[TRAIN] @ x[TRAIN].T, rtol=1e-3, atol=1e-2)
+    assert corner.scale == pytest.approx(axes.scale, rel=0.1)
+
+
+@pytest.mark.parametrize("levels", [("a", "b"), ("a", "b", "c"), ()], ids=["two", "three", "quantity"])
+def test_linear_model_of_very_many_rows_predicts_as_that_of_few(block, levels, monkeypatch):
+    generator = np.random.default_rng(3)
+    y = generator.permutation(np.arange(30) % len(levels)).astype(float) if levels else generator.normal(50, 9, 30)
+    people = pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(30)]})
+    cohort = Cohort(people, {"edges": block}, Target("target", y, levels))
+    split = Split(TRAIN[:14], TRAIN[14:], NEW, "one")
+    definition = training.define("linear", [(50,)], cohort.target.n_outputs, {"n_penalties": 2})
+    found = []
+    for most in (4000, 5):
+        monkeypatch.setattr(span, "MOST_AXES", most)
+        fitted = training.train(definition, cohort, split, ["edges"], training.Settings(device="cpu"))
+        found.append(training.predict(fitted, cohort, NEW))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
 def test_folded_perceptron_gives_the_outputs_of_the_small_one(block):
     normal, inner, x = kernels(block)
     axes = span.of(inner, TRAIN)
@@ -98,6 +146,14 @@ def test_trained_perceptron_is_the_one_that_stopped_on_coordinates(block):
     assert loss <= min(row["validation_loss"] for row in fitted.history) + 1e-4
 
 
+def test_very_many_values_that_never_vary_give_no_weight(corners):
+    block = Block(np.ones((30, 50), np.float32), ("edge",))
+    normal, inner, _ = kernels(block)
+    corner = span.of(inner, TRAIN)
+    assert not corner.coordinates(inner, NEW).any()
+    assert not span.fold(corner.mixing(np.ones((1, len(TRAIN)))), TRAIN, block, normal).any()
+
+
 def test_values_that_never_vary_give_one_empty_coordinate():
     block = Block(np.ones((30, 50), np.float32), ("edge",))
     normal, inner, _ = kernels(block)
@@ -109,7 +165,13 @@ def test_values_that_never_vary_give_one_empty_coordinate():
 @pytest.mark.parametrize(
     ("shapes", "n_rows", "smaller"),
     [([(100,)], 20, True), ([(4, 5, 6)], 20, True), ([(10,)], 20, False), ([(100,), (100,)], 20, False),
-     ([(10**6,)], 20_000, False)],
+     ([(10**6,)], 5_000, False)],
 )  # fmt: skip
 def test_span_is_used_where_it_is_smaller(shapes, n_rows, smaller):
     assert span.is_smaller(shapes, n_rows) is smaller
+
+
+def test_estimators_take_more_rows_than_networks_but_not_any_number():
+    probes = {"linear": object(), "mlp": torch.nn.Identity()}
+    found = {k: [training._is_smaller(p, [(10**6,)], n) for n in (4_000, 10_000, 20_000)] for k, p in probes.items()}
+    assert found == {"linear": [True, True, False], "mlp": [True, False, False]}

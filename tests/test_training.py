@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import bundle, calibration, splits, stacking, training
+from bids_dl import bundle, calibration, normalization, splits, stacking, training
 from bids_dl import config as configuration
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.fusions.postfusion import fuse
@@ -623,3 +624,51 @@ def test_what_a_model_begins_with_is_not_learned_anew_where_it_starts_from_a_bun
     axes = [key for key in before if key.endswith("axes")]
     assert axes
     assert all(torch.equal(before[key], after[key]) for key in axes)
+
+
+def volumes_on_disk(folder, n):
+    """As the group level has them: a memory-mapped block."""
+    path = folder / f"{n}.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(n, 20, 20, 20)).astype(np.float32))
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
+    y = np.arange(n) % 2.0
+    return Cohort(people, {"volume": Block(np.load(path, mmap_mode="r"), ())}, Target("target", y, TWO))
+
+
+def train_and_predict(data):
+    split = split_of(data)
+    fitted = train("cnn3d", "volume", data, split, n_epochs=1, n_members=1, batch_size=8)
+    training.predict(fitted, data, split.test)
+
+
+def peak_of_training(data):
+    """Most bytes that NumPy and Python held at once, over training and prediction."""
+    tracemalloc.start()
+    train_and_predict(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_of_volumes_does_not_grow_with_the_participants(tmp_path, monkeypatch):
+    """Of 40 volumes more than the limits hold already; of 240 six times as much."""
+    for module, name in ((training, "KEPT_BYTES"), (training, "TOGETHER_BYTES"), (normalization, "CHUNK_BYTES")):
+        monkeypatch.setattr(module, name, 2**18)
+    few, many = (volumes_on_disk(tmp_path, n) for n in (40, 240))
+    train_and_predict(few)  # what is loaded and kept once is not counted
+    assert peak_of_training(many) < 1.25 * peak_of_training(few)
+
+
+def test_rows_that_stay_in_memory_are_those_read_batch_by_batch(tmp_path, monkeypatch):
+    data = volumes_on_disk(tmp_path, 40)
+    found = []
+    for kept in (2**26, 0):
+        monkeypatch.setattr(training, "KEPT_BYTES", kept)
+        found.append(train("cnn3d", "volume", data, split_of(data), n_members=1))
+    assert same(*found)
+
+
+def test_large_rows_go_through_a_network_a_few_at_a_time():
+    assert training._together(lambda at: (torch.zeros(len(at), 10),)) == training.MOST_TOGETHER
+    assert training._together(lambda at: (torch.zeros(len(at), 2**21),)) == 4
+    assert training._together(lambda at: (torch.zeros(len(at), 2**24),)) == 1
