@@ -17,7 +17,7 @@ from bids_dl import derivatives, training
 from bids_dl.calibration import Calibration
 from bids_dl.cohort import fingerprint
 from bids_dl.errors import DataError, MissingInputError
-from bids_dl.harmonization import Harmonization
+from bids_dl.harmonization import Harmonization, Moved
 from bids_dl.normalization import Normalization
 from bids_dl.records import Array, Cohort, FittedModel, Split
 
@@ -165,7 +165,8 @@ def _calibration(said: Mapping[str, Any], learned: Mapping[str, torch.Tensor]) -
 
 def _normalization(learned: Mapping[str, torch.Tensor], name: str) -> Normalization:
     sites = _under(learned, f"{name}/harmonization")
-    harmonization = Harmonization(**{**sites, "refuses": bool(sites["refuses"])}) if sites else None
+    kind = Moved if "axes" in sites else Harmonization
+    harmonization = kind(**{**sites, "refuses": bool(sites["refuses"])}) if sites else None
     return Normalization(**_under(learned, name), harmonization=harmonization)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Array
 
+TOLERANCE, MOST_STEPS = 1e-4, 200
+MOST_PEERS = 2000
+"""Values that stand for all when no distribution is assumed."""
 POLICIES = ("pooled", "refuse", "adapt")
 """For sites without training participants: leave their values, refuse them, or learn from their unlabelled rows."""
 
@@ -31,6 +35,8 @@ class Harmonization:
     spread: Array
     known: NDArray[np.bool_]
     refuses: bool = False
+    by_value: ClassVar[bool] = True
+    """Whether a value can be harmonised without the participant's others."""
 
     def apply(self, values: Array, given: Array, columns: slice = slice(None)) -> Array:
         """Bring rows to the location and spread of all sites together; missing values stay missing.
@@ -49,13 +55,17 @@ class Harmonization:
         """
         flat = np.asarray(values, np.float32).reshape(len(values), -1)
         at = self._sites(given)
-        explained = (
-            self.centre[columns] + centred(given[:, self.covariates], self.covariate_mean) @ self.slopes[:, columns]
-        )
+        explained = self.explained(given, columns)
         left = flat - explained.astype(np.float32)
         shift = np.where((at >= 0)[:, None], self.shift[at][:, columns], 0)
         spread = np.where((at >= 0)[:, None], self.spread[at][:, columns], 1)
         return np.asarray((left - shift) / spread + explained, np.float32).reshape(np.shape(values))
+
+    def explained(self, given: Array, columns: slice = slice(None)) -> Array:
+        """Return what protected covariates explain, with the mean over all sites, (participant, value)."""
+        covariates = centred(given[:, self.covariates], self.covariate_mean)
+        found: Array = self.centre[columns] + covariates @ self.slopes[:, columns]
+        return found
 
     def _sites(self, given: Array) -> NDArray[np.intp]:
         """Find each row's site, -1 for one that is not known."""
@@ -67,6 +77,51 @@ class Harmonization:
                 "refuses; choose unseen = 'pooled' or 'adapt'."
             )
         return found
+
+
+@dataclass(frozen=True)
+class Moved(Harmonization):
+    """Sites made alike value by value, and then moved by a small network that sees components of all values.
+
+    ``axes`` (component, value) are orthonormal, of residuals in units of ``unit`` (value,); ``size`` (component,) is their
+    deviation. In these units a participant of site s at z moves by ``mix[s].T @ z`` + ``out`` tanh(``into`` [z, s] +
+    ``into_bias``) + ``out_bias``; somebody of an unknown site does not move.
+    """
+
+    unit: Array = field(kw_only=True)
+    axes: Array = field(kw_only=True)
+    size: Array = field(kw_only=True)
+    mix: Array = field(kw_only=True)
+    into: Array = field(kw_only=True)
+    into_bias: Array = field(kw_only=True)
+    out: Array = field(kw_only=True)
+    out_bias: Array = field(kw_only=True)
+    by_value: ClassVar[bool] = False
+
+    def apply(self, values: Array, given: Array, columns: slice = slice(None)) -> Array:
+        """Harmonise rows, (participant, …); missing values stay missing.
+
+        Raises
+        ------
+        DataError
+            If a participant's site is not known, and such sites are refused.
+        ValueError
+            If the rows are a range of the values: where a participant is moved to depends on all of them.
+        """
+        if columns != slice(None):
+            raise ValueError("this harmonisation needs all values of a participant; read whole rows.")
+        level = super().apply(values, given).reshape(len(values), -1)
+        left = np.nan_to_num(level - self.explained(given)) / self.unit
+        step = self._step(left @ self.axes.T / self.size, self._sites(given))
+        moved = level + (step * self.size) @ self.axes * self.unit
+        return np.asarray(moved, np.float32).reshape(np.shape(values))
+
+    def _step(self, z: Array, sites: NDArray[np.intp]) -> Array:
+        """Say how far to move, in units of the components, (participant, component)."""
+        member = np.eye(len(self.known), dtype=np.float32)[sites]
+        bent = np.tanh(np.hstack([z, member]) @ self.into.T + self.into_bias) @ self.out.T + self.out_bias
+        turned = np.einsum("ij,ijk->ik", z, self.mix[sites])
+        return np.where((sites >= 0)[:, None], bent + turned, 0)
 
 
 def covariates_of(given: Array, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -172,3 +227,73 @@ def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array
             left = np.nan_to_num(np.asarray(flat[mine, part], np.float64) - explained)
             made.shift[site, part] = left.mean(axis=0)
             made.within[site, part] = left.var(axis=0) * len(mine) / max(1, len(mine) - 1)
+
+
+def locations(found: Estimate, *, parametric: bool = True, shrink: bool = True) -> tuple[Array, Array]:
+    """Estimate each site's shift and spread, (site, value) each, by empirical Bayes where they are shrunk [1]_.
+
+    References
+    ----------
+    .. [1] Johnson, Li and Rabinovic (2007), Biostatistics 8(1). doi:10.1093/biostatistics/kxj037
+    """
+    varies = found.variance > 0
+    deviation = np.sqrt(np.where(varies, found.variance, 1))
+    shift, spread = np.zeros_like(found.shift), np.ones_like(found.shift)
+    for site in np.flatnonzero(found.n > 0):
+        location, scale = _site(found, site, deviation, varies, parametric=parametric, shrink=shrink)
+        shift[site, varies] = location * deviation[varies]
+        spread[site, varies] = np.sqrt(scale)
+    return shift, spread
+
+
+def _site(
+    found: Estimate, site: int, deviation: Array, varies: NDArray[np.bool_], *, parametric: bool, shrink: bool
+) -> tuple[Array, Array]:
+    """Estimate one site's location and variance in units of the residuals' deviation, (value,) each."""
+    n = int(found.n[site])
+    location = (found.shift[site] / deviation)[varies].astype(np.float64)
+    variance = (found.within[site] / deviation**2)[varies].astype(np.float64)
+    if n < 2:
+        variance = np.ones_like(variance)  # one participant has no spread
+    if not shrink or len(location) < 2:
+        return location, np.maximum(variance, 1e-6)
+    return (_parametric if parametric else _empirical)(location, variance, n)
+
+
+def _parametric(location: Array, variance: Array, n: int) -> tuple[Array, Array]:
+    """Alternate between the posterior means of location and variance until neither moves."""
+    mean, spread = location.mean(), location.var(ddof=1)
+    shape, rate = _inverse_gamma(variance)
+    new, scale = location, variance
+    for _ in range(MOST_STEPS):
+        before = new, scale
+        new = (n * spread * location + scale * mean) / (n * spread + scale)
+        squares = (n - 1) * variance + n * (location - new) ** 2
+        scale = (rate + squares / 2) / (n / 2 + shape - 1)
+        if max(np.abs(new - before[0]).max(), np.abs(scale - before[1]).max()) < TOLERANCE:
+            break
+    return new, np.maximum(scale, 1e-6)
+
+
+def _inverse_gamma(variance: Array) -> tuple[float, float]:
+    """Find shape and rate by the moments of the variances over values."""
+    mean, spread = float(variance.mean()), float(variance.var(ddof=1))
+    if spread <= 1e-12:
+        return 1e6, 1e6 * mean
+    return (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
+
+
+def _empirical(location: Array, variance: Array, n: int) -> tuple[Array, Array]:
+    """Weigh other values' estimates by how likely they make this value's rows."""
+    peers = np.linspace(0, len(location) - 1, min(MOST_PEERS, len(location))).astype(int)
+    theirs, scales = location[peers], np.maximum(variance[peers], 1e-6)
+    new, scale = np.empty_like(location), np.empty_like(variance)
+    for start in range(0, len(location), 1024):
+        mine = slice(start, start + 1024)
+        squares = (n - 1) * variance[mine, None] + n * (location[mine, None] - theirs) ** 2
+        likely = -n / 2 * np.log(scales) - squares / (2 * scales)
+        weight = np.exp(likely - likely.max(axis=1, keepdims=True))
+        weight *= np.arange(len(location))[mine, None] != peers  # a value is no peer of itself
+        weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+        new[mine], scale[mine] = weight @ theirs, weight @ scales
+    return new, np.maximum(scale, 1e-6)

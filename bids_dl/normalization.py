@@ -29,6 +29,11 @@ class Normalization:
     confound_mean: Array | None = None
     harmonization: Harmonization | None = None
 
+    @property
+    def by_value(self) -> bool:
+        """Whether a range of values can be normalised without the participant's others."""
+        return self.harmonization is None or self.harmonization.by_value
+
     def apply(self, values: Array, given: Array | None = None, columns: slice = slice(None)) -> Array:
         """Normalise rows, (participant, …) or, with ``columns``, a range of the flattened values.
 

@@ -494,12 +494,18 @@ def _said_targets(choices: Json, settings: Json) -> str:
             f"Confounds ({confounds}) were regressed out of the features, with weights learned from training participants."
         )
     if (name := choices.get("harmonizer", "none")) != "none" and said:
-        cited = "ComBat [@combat]" if name == "combat" else f"the harmonizer '{name}' [@harmonized]"
+        cited = HARMONIZERS.get(name, f"the harmonizer '{name}' [@harmonized]")
         site = choices.get("splits", {}).get("site")
         said.append(
             f"Differences between sites ('{site}') were removed by {cited}, learned from training participants."
         )
     return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
+
+
+HARMONIZERS = {
+    "combat": "ComBat [@combat]",
+    "adversarial": "ComBat [@combat] and adversarial moves after it [@adversarial]",
+}
 
 
 def _said_models(out: Path, choices: Json) -> str:

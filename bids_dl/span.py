@@ -6,13 +6,14 @@ and p ≫ n values it is enough to learn its weights on n coordinates and to fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl.normalization import Normalization
+from bids_dl.normalization import Normalization, chunks
 from bids_dl.records import Array, Block
 
 CHUNK_BYTES = 2**26
@@ -38,15 +39,29 @@ def kernel(
 ) -> Kernel:
     """Multiply the normalised rows with one another, a range of values at a time: memory follows rows, not values."""
     rows = np.sort(rows)
-    flat = block.values.reshape(len(block.values), -1)
     total = np.zeros((len(rows), len(rows)))
-    step = max(1, CHUNK_BYTES // (4 * len(rows)))
-    given = None if confounds is None else confounds[rows]
-    for start in range(0, flat.shape[1], step):
-        columns = slice(start, start + step)
-        part = normalization.apply(np.asarray(flat[rows, columns]), given, columns)
+    for _, part in _ranges(block, normalization, rows, confounds):
         total += part @ part.T
     return Kernel(total, rows)
+
+
+def _ranges(
+    block: Block, normalization: Normalization, rows: NDArray[np.intp], confounds: Array | None
+) -> Iterator[tuple[slice, Array]]:
+    """Read some rows normalised, a range of values at a time; from a temporary file where it takes whole rows to know."""
+    flat = block.values.reshape(len(block.values), -1)
+    step = max(1, CHUNK_BYTES // (4 * len(rows)))
+    ranges = [slice(start, start + step) for start in range(0, flat.shape[1], step)]
+    given = None if confounds is None else confounds[rows]
+    if normalization.by_value:
+        yield from ((part, normalization.apply(np.asarray(flat[rows, part]), given, part)) for part in ranges)
+        return
+    with TemporaryFile() as file:
+        whole = np.memmap(file, np.float32, "w+", shape=(len(rows), flat.shape[1]))
+        for at in chunks(np.arange(len(rows)), 4 * flat.shape[1]):
+            made = normalization.apply(block.values[rows[at]], None if given is None else given[at])
+            whole[at] = np.nan_to_num(made).reshape(len(at), -1)
+        yield from ((part, np.array(whole[:, part])) for part in ranges)
 
 
 @dataclass(frozen=True)
@@ -74,13 +89,9 @@ def fold(
     mixing: Array, rows: NDArray[np.intp], block: Block, normalization: Normalization, confounds: Array | None = None
 ) -> Array:
     """Turn a mix of rows (output, row) into weights on values (output, value), reading each range of values once."""
-    flat = block.values.reshape(len(block.values), -1)
-    folded = np.empty((len(mixing), flat.shape[1]), np.float32)
-    step = max(1, CHUNK_BYTES // (4 * len(rows)))
-    given = None if confounds is None else confounds[rows]
-    for start in range(0, flat.shape[1], step):
-        columns = slice(start, start + step)
-        folded[:, columns] = mixing @ normalization.apply(np.asarray(flat[rows, columns]), given, columns)
+    folded = np.empty((len(mixing), int(np.prod(block.shape))), np.float32)
+    for columns, part in _ranges(block, normalization, rows, confounds):
+        folded[:, columns] = mixing @ part
     return folded
 
 

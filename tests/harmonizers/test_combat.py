@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from bids_dl import harmonization
 from bids_dl.harmonizers import combat
 
 N, V, SITES = 24, 6, 3
@@ -75,7 +76,7 @@ def test_prior_pulls_a_small_site_towards_its_other_values():
 def test_prior_from_the_values_themselves_follows_its_formula():
     generator = np.random.default_rng(2)
     location, variance, n = generator.normal(size=12), generator.gamma(4, 0.25, 12), 7
-    found, scale = combat._empirical(location, variance, n)
+    found, scale = harmonization._empirical(location, variance, n)
     for g in range(12):
         weights = np.zeros(12)
         for k in range(12):
