@@ -137,7 +137,8 @@ class Training:
     """The one training loop's settings; 0 and "auto" leave the choice to the model.
 
     ``augment`` changes volumes a little each time they are trained on: "auto", "on" or "off". ``start_from`` is a bundle
-    whose weights a model of the same method begins with; the parts named in ``frozen`` keep them.
+    whose weights a model of the same method begins with; the parts named in ``frozen`` keep them. ``pretrain`` "masked"
+    lets a network of edges, columns or sequences first reconstruct hidden values, of participants without a target too.
     """
 
     n_epochs: int = 0
@@ -147,6 +148,7 @@ class Training:
     weight_decay: float = -1.0
     n_members: int = 0
     augment: str = "auto"
+    pretrain: str = "none"
     start_from: str = ""
     frozen: tuple[str, ...] = ()
     class_weights: bool = True
@@ -302,6 +304,7 @@ def from_mapping(given: Mapping[str, Any]) -> Config:
 
 def _check_ranges(config: Config) -> None:
     choices = {
+        "training.pretrain": (config.training.pretrain, ("none", "masked")),
         "training.augment": (config.training.augment, ("auto", "on", "off")),
         "run.device": (config.run.device, ("auto", "cpu", "cuda")),
         "splits.kind": (config.splits.kind, ("kfold", "leave-site-out", "file")),

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bids_dl import augmentation, harmonization, splits, stacking, zoo
+from bids_dl import augmentation, harmonization, pretraining, splits, stacking, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
@@ -84,6 +84,7 @@ class Settings:
     n_members: int = 1
     clip_norm: float = 0.0
     augment: bool = False
+    pretrain: str = "none"
     class_weights: bool = True
     remove_confounds: bool = False
     start_from: str = ""
@@ -442,11 +443,11 @@ def _fit(
         return _solve(definition, data, split, settings)
     parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
     once = [
-        _Once(definition, data, settings, number, *rows, _unlabelled(definition, data.cohort.target, split, rows[0]))
+        _Once(definition, data, settings, number, *rows, _unlabelled(data.cohort.target, split, rows[0]))
         for number, rows in enumerate(parts)
     ]
     in_span = small and hasattr(probe, "first") and not getattr(probe, "on_values", False)
-    if in_span and not settings.start_from:
+    if in_span and not settings.start_from and not _pretrains(settings, data.shapes):
         members, history = _fit_in_span(once, data, pool)
     else:
         fitted = [one.on_values() for one in once]
@@ -463,15 +464,17 @@ def _is_smaller(probe: Any, shapes: Sequence[tuple[int, ...]], n_rows: int) -> b
     return spans.is_smaller(shapes, n_rows, most=most)
 
 
-def _unlabelled(definition: Mapping[str, Any], target: Target, split: Split, train: Rows) -> Rows:
-    """Find who has no target, for a model whose file says ``USES_UNLABELLED``.
+def _pretrains(settings: Settings, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Tell whether a network is pretrained: as asked, for one input that is no volume."""
+    return settings.pretrain == "masked" and not settings.start_from and len(shapes) == 1 and len(shapes[0]) < 3
+
+
+def _unlabelled(target: Target, split: Split, train: Rows) -> Rows:
+    """Find who has no target, for a model whose file says ``USES_UNLABELLED`` or one that is pretrained.
 
     Nobody is taken whose group has a member with a target outside of ``train``, or whose site is tested.
     """
-    module = importlib.import_module(str(definition["_target_"]).rpartition(".")[0])
     rows = np.flatnonzero(np.isnan(target.values))
-    if not getattr(module, "USES_UNLABELLED", False):
-        return rows[:0]
     outside = np.setdiff1d(np.flatnonzero(np.isfinite(target.values)), train)
     for labels, held in ((split.groups, outside), (split.sites, split.test)):
         if labels:
@@ -769,11 +772,22 @@ class _Once:
         module = _adopted(self.definition, self.data)
         if self.settings.start_from:
             _start(module, Path(self.settings.start_from), self.settings.frozen, self.number)
+        if _pretrains(self.settings, self.data.shapes):
+            self._pretrain(module)
         return self.on_module(module)
+
+    def _pretrain(self, module: nn.Module) -> None:
+        """Let a network reconstruct hidden values of everybody it may learn from."""
+        rows = np.concatenate([self.train, self._usable()])
+        device = "cuda" if self.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+        pretraining.masked(
+            module, lambda at: self.data.rows(rows[at]), len(rows), batch_size=_batch_size(self.settings, len(rows)),
+            learning_rate=self.settings.learning_rate, seed=self.settings.seed + 1000 * self.number, device=device,
+        )  # fmt: skip
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
-        train = np.concatenate([self.train, self._usable()])
+        train = np.concatenate([self.train, self._usable()]) if self.uses_unlabelled else self.train
         n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(train) + len(self.validation))
         kept = [self.data.kept(rows) for rows in (train, self.validation)] if n_bytes < KEPT_BYTES else None
 
@@ -783,6 +797,12 @@ class _Once:
             return lambda at: self.data.rows(rows[at])
 
         return module, self._loop(module, train, getter(0, train), getter(1, self.validation))
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether the model's own objective learns from rows without a target."""
+        module = importlib.import_module(str(self.definition["_target_"]).rpartition(".")[0])
+        return bool(getattr(module, "USES_UNLABELLED", False))
 
     def _usable(self) -> Rows:
         """Keep the rows without a target that have an input."""

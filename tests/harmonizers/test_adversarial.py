@@ -58,7 +58,7 @@ def test_without_steps_it_is_combat():
 
 
 def test_saved_network_moves_as_the_trained_one_does():
-    values, given, site, _ = sites_that_mix(300)
+    values, given, *_ = sites_that_mix(300)
     learned = adversarial.fit(values, np.arange(200), given, 3, n_steps=20)
     base = combat.fit(values, np.arange(200), given, 3)
     z = (base.apply(values, given) - base.explained(given)) / learned.unit @ learned.axes.T / learned.size
