@@ -17,7 +17,9 @@ SEQUENCE = 2
 Read = Callable[[Any], tuple[Tensor, ...]]
 
 
-def masked(module: Any, rows: Read, n: int, *, batch_size: int, learning_rate: float, seed: int, device: str) -> list[float]:
+def masked(
+    module: Any, rows: Read, n: int, *, batch_size: int, learning_rate: float, seed: int, device: str
+) -> list[float]:
     """Train ``embed`` to tell hidden values from the others [1]_, through a decoder that is thrown away.
 
     Of each participant, values drawn at random are set to the training mean, 0; of a sequence, whole steps. The error

@@ -593,8 +593,9 @@ def null_scores(
     pool = usable.pool
     prepared = prepare(cohort, usable, inputs, settings)
     probe = _without_weights(definition, is_class=cohort.target.is_class)
-    small = _is_smaller(probe, [cohort.features[n].shape for n in inputs], len(pool))
-    if small and getattr(probe, "is_plain", False):
+    shapes = [cohort.features[n].shape for n in inputs]
+    small = _is_smaller(probe, shapes, len(pool))
+    if small and getattr(probe, "is_plain", False) and not _pretrains(settings, shapes):
         return _null_stacked(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
     if isinstance(probe, nn.Module) or not small:
         permuted = (replace(cohort, target=target) for target in targets)
