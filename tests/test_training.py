@@ -171,8 +171,7 @@ def test_nobody_without_a_target_comes_from_the_site_that_is_tested():
     plain, split = half_unlabelled()
     sites = ["a"] * 14 + ["b"] * 6 + ["b"] * 10 + ["c"] * 10
     split = replace(split, sites=tuple(sites))
-    target = plain.target
-    found = training._unlabelled(training.define("vae", [(5,)], 1, {}), target, split, split.train)
+    found = training._unlabelled(plain.target, split, split.train)
     assert found.tolist() == list(range(30, 40))
 
 
