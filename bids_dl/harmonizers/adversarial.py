@@ -27,7 +27,7 @@ AVERAGING = 0.99
 def fit(
     values: Array, rows: NDArray[np.intp], given: Array, n_sites: int, labels: Sequence[str] = (), *,
     protect: Sequence[str] = ("age", "sex", "gender"), unseen: str = "pooled", n_components: int = 40, hidden: int = 32,
-    n_steps: int = 600, keep: float = 0.5, noise: float = 0.3, seed: int = 0,
+    n_steps: int = 600, keep: float = 2.0, noise: float = 0.3, seed: int = 0,
 ) -> Harmonization:  # fmt: skip
     """Learn moves that hide the site from a discriminator, by turns [1]_, after location and spread (ComBat [2]_).
 
