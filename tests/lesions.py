@@ -1,47 +1,81 @@
-"""Volumes in which a patient has one lesion at a random place: no voxel differs between groups, one filter tells."""
+"""Volumes and maps in which a patient has one bright cube at a random place: no voxel differs between groups, one filter tells."""
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from scipy.ndimage import gaussian_filter
 
-from bids_dl import config, splits, training, zoo
 from bids_dl.records import Block, Cohort, Target
 
 
-def cohort(n=120, size=24, *, edge=5, step=1, brighter=2.5, seed=0, scattered="controls"):
-    """Noise; a cube of a patient's voxels is brighter, and as many scattered voxels of a control's.
+def cohort(n=150, size=24, *, edge=5, step=1, brighter=2.5, seed=0, scattered=False):
+    """Noise; a cube of a patient's voxels is brighter, and each voxel of a control's cube lies at a place of its own.
 
-    Where ``scattered`` is "all", patients have scattered voxels too, and the same mean: only the cube tells them.
+    So every voxel is as bright on average in both, also where cubes at random places overlap most, in the middle.
+    Where voxels are ``scattered``, everyone has as many bright ones more, anywhere.
 
     Returns the cohort and, for each participant, the lesion's first corner (a control's is -1).
     """
     generator = np.random.default_rng(seed)
     y = generator.permutation(np.arange(n) % 2).astype(float)
     values = generator.normal(size=(n, size, size, size)).astype(np.float32)
-    corners = np.full((n, 3), -1)
+    corners, inside = np.full((n, 3), -1), np.indices((edge,) * 3).reshape(3, -1).T  # (voxel, axis)
     for row, ill in enumerate(y):
+        places = step * generator.integers(0, (size - edge) // step + 1, (len(inside), 3))
         if ill:
-            corners[row] = step * generator.integers(0, (size - edge) // step + 1, 3)
-            values[row][tuple(slice(c, c + edge) for c in corners[row])] += brighter
-            values[row] -= brighter * edge**3 / size**3 if scattered == "all" else 0
-        if not ill or scattered == "all":
+            corners[row] = places = places[0]
+        np.add.at(values[row], tuple((places + inside).T), brighter)
+        if scattered:
             values[row].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += brighter
     people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
     return Cohort(people, {"volume": Block(values, ())}, Target("target", y, ("control", "patient"))), corners
 
 
-def fit(model, data, options=None, **wishes):
-    """Train one member with the model's own schedule on three quarters."""
-    ids = data.participants["participant_id"].tolist()
-    split = splits.make(data.target, ids, config.Splits(n_folds=4), seed=0)[0]
-    definition = training.define(model, [data.features["volume"].shape], 1, options or {})
-    schedule = zoo.constant("models", model, "SCHEDULE") or {}
-    settings = training.Settings(**{**schedule, "n_members": 1, "device": "cpu", **wishes})
-    return training.train(definition, data, split, ["volume"], settings)
+def anywhere(seed=0):
+    """A lesion at any place; controls have as many scattered bright voxels."""
+    return cohort(seed=seed)[0]
 
 
-def held_out_auc(model, data, options=None, **wishes):
-    """Area under the curve of the quarter that was held out."""
-    fitted = fit(model, data, options, **wishes)
-    scores = training.predict(fitted, data, fitted.split.test)[:, 1]
-    return roc_auc_score(data.target.values[fitted.split.test], scores)
+def among_scattered(seed=0):
+    """A lesion at any place; everyone has scattered bright voxels beside it."""
+    return cohort(seed=seed, scattered=True)[0]
+
+
+def in_a_cube(seed=0):
+    """A fainter lesion that fills one of 27 cubes of 8 voxels."""
+    return cohort(edge=8, step=8, brighter=1.5, seed=seed)[0]
+
+
+def either_way(n=150, size=16, edge=6, shift=1.0, seed=0):
+    """One known region is brighter in half of the patients and darker in the others; in controls it is as usual."""
+    generator = np.random.default_rng(seed)
+    y = generator.permutation(np.arange(n) % 2).astype(float)
+    values = generator.normal(size=(n, size, size, size)).astype(np.float32)
+    sign = generator.permutation(np.arange((y == 1).sum()) % 2) * 2 - 1
+    values[y == 1, 3 : 3 + edge, 3 : 3 + edge, 3 : 3 + edge] += shift * sign[:, None, None, None]
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
+    return Cohort(people, {"volume": Block(values, ())}, Target("target", y, ("control", "patient")))
+
+
+def patchy(generator, n, size=10):
+    """Smooth volumes of few strong patches, deviation 1."""
+    found = np.stack([gaussian_filter(generator.laplace(size=(size,) * 3) ** 3, 1.0) for _ in range(n)])
+    return found / found.std(axis=(1, 2, 3), keepdims=True)
+
+
+def of_one_network(n=160, size=12, edge=4, seed=0):
+    """Each patient's second map has one bright cube at a random place, each control's as many bright voxels, scattered."""
+    generator = np.random.default_rng(seed)
+    y = generator.permutation(np.arange(n) % 2).astype(float)
+    base = 2 * patchy(generator, 3, size)
+    maps = (base + generator.normal(size=(n, 3, size, size, size))).astype(np.float32)
+    for row, ill in enumerate(y):
+        if ill:
+            corner = generator.integers(
+                0, size, 3
+            )  # what leaves on one side comes back on the other: no voxel is likelier
+            maps[row, 1][np.ix_(*((c + np.arange(edge)) % size for c in corner))] += 2.5
+        else:
+            maps[row, 1].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += 2.5
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
+    block = Block(maps, ("network", "x", "y", "z"), ("one", "two", "three"))
+    return Cohort(people, {"maps": block}, Target("target", y, ("control", "patient")))

@@ -1,5 +1,6 @@
 import lesions
 import numpy as np
+import planted
 import pytest
 import torch
 
@@ -52,11 +53,11 @@ def test_map_is_on_the_grid_of_the_input_and_sums_to_one(shape):
 
 def test_lesion_at_a_random_place_is_found_and_the_map_shows_where():
     """Only labels were given; the map of held-out patients peaks at most a cell (8 voxels) from the lesion."""
-    data, corners = lesions.cohort(scattered="all")
-    assert lesions.held_out_auc("linear", data) < 0.65
-    fitted = lesions.fit("attention_cnn3d", data)
+    data, corners = lesions.cohort(scattered=True)
+    assert planted.linear_auc("attention_cnn3d") < 0.65
+    fitted = planted.fit("attention_cnn3d", data)
     test = fitted.split.test
-    assert lesions.roc_auc_score(data.target.values[test], training.predict(fitted, data, test)[:, 1]) > 0.8
+    assert planted.auc_of(fitted, data) > 0.8
     ill = test[data.target.values[test] == 1]
     maps = fitted.module.attention(training.inputs_of(fitted, data, ill)[0]).detach().numpy()
     peaks = np.array([np.unravel_index(one.argmax(), one.shape) for one in maps])

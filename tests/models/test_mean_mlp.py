@@ -1,3 +1,4 @@
+import planted
 import torch
 
 from bids_dl.models.mean_mlp import build
@@ -21,3 +22,8 @@ def test_output_is_the_mean_of_the_outputs_at_each_time_point():
     module, x = build([(9, 4)], 1).eval(), torch.randn(3, 9, 4)
     alone = torch.stack([module(x[:, [t]]) for t in range(9)]).mean(dim=0)
     torch.testing.assert_close(module(x), alone)
+
+
+def test_bursts_are_told_where_connectivity_is_alike():
+    assert planted.auc("mean_mlp") > 0.8
+    assert planted.linear_auc("mean_mlp") < 0.65

@@ -1,15 +1,15 @@
+import connectomes
 import numpy as np
-import pandas as pd
+import planted
 import pytest
 import torch
-from scipy.linalg import expm, hadamard, inv, logm, sqrtm
+from scipy.linalg import expm, inv, logm, sqrtm
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from bids_dl import training
 from bids_dl.errors import DataError, UsageError
 from bids_dl.models.tangent_linear import build, logarithm
 from bids_dl.normalization import Normalization
-from bids_dl.records import Block, Cohort, Split, Target
 
 N, N_REGIONS = 30, 5
 N_EDGES = N_REGIONS * (N_REGIONS - 1) // 2
@@ -101,39 +101,18 @@ def test_output_of_a_row_left_out_does_not_know_its_label():
     assert np.isnan(one[10:]).all()
 
 
-def planted(n=360):
-    """Whether two eigenvalues' product is above or below a third one's square; each varies widely."""
-    generator = np.random.default_rng(0)
-    y = np.arange(n) % 2.0
-    axes = hadamard(8) / np.sqrt(8)  # they leave every region the same variance
-    common, apart = 0.3 * generator.normal(size=n), 1.7 * generator.normal(size=n)
-    logs = 0.05 * generator.normal(size=(n, 8))
-    logs[:, 1] += common + apart + 0.3 * (y - 0.5)
-    logs[:, 2] += common - apart + 0.3 * (y - 0.5)
-    logs[:, 3] += common
-    matrices = np.einsum("ik,pk,jk->pij", axes, np.exp(logs), axes)
-    edges = matrices[:, *np.triu_indices(8, 1)] / matrices[:, 0, 0][:, None]
-    return Block(
-        np.arctanh(edges.clip(-0.999, 0.999)).astype(np.float32), ("edge",), entities={"stat": "correlation"}
-    ), y
-
-
-def test_ratios_of_eigenvalues_are_told_in_the_tangent_space_and_by_no_linear_model(held_out_auc):
-    block, y = planted()
-    assert held_out_auc("tangent_linear", block, y, {"shrinkage": 0.01}) > 0.8
-    assert held_out_auc("linear", block, y) < 0.65
+def test_ratios_of_eigenvalues_are_told_in_the_tangent_space_and_by_no_linear_model():
+    assert planted.auc("tangent_linear") > 0.8
+    assert planted.linear_auc("tangent_linear") < 0.65
 
 
 def test_trained_model_knows_what_undoes_its_normalisation():
-    block, y = planted(60)
-    people = pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(60)]})
-    data = Cohort(people, {"edges": block}, Target("target", y, ("a", "b")))
-    split = Split(np.arange(30), np.arange(30, 40), np.arange(40, 60), "one")
-    definition = training.define("tangent_linear", [block.shape], 1, {})
-    fitted = training.train(definition, data, split, ["edges"], training.Settings(device="cpu"))
-    (x,) = training.inputs_of(fitted, data, split.test)
+    data = connectomes.ratios_of_eigenvalues(60)
+    fitted = planted.fit("tangent_linear", data)
+    test = fitted.split.test
+    (x,) = training.inputs_of(fitted, data, test)
     measured = fitted.module.connectome.measured(x)[:, *np.triu_indices(8, 1)]
-    np.testing.assert_allclose(measured, block.values[split.test], atol=1e-5)
+    np.testing.assert_allclose(measured, data.features["edges"].values[test], atol=1e-5)
 
 
 def test_edges_that_are_no_correlations_are_refused():

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import planted
 import pytest
 import torch
 from torch.distributions import Categorical, Normal, kl_divergence
@@ -91,6 +92,11 @@ def test_synthetic_participants_follow_a_quantity():
     for value in (-1.0, 1.0):
         drawn = module.synthesise(2000, value, torch.Generator().manual_seed(0))
         np.testing.assert_allclose(drawn.mean(dim=0), value * a, atol=0.2)
+
+
+def test_product_of_two_edges_is_told_and_by_no_linear_model():
+    assert planted.auc("vae") > 0.8
+    assert planted.linear_auc("vae") < 0.65
 
 
 @pytest.mark.slow
