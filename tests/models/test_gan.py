@@ -1,5 +1,6 @@
 import math
 
+import mixture
 import planted
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_product_of_two_edges_is_told_and_by_no_linear_model():
 
 
 @pytest.mark.slow
-def test_synthetic_classes_have_the_means_and_covariances_of_a_mixture(reproduced):
-    means, covariances = reproduced("gan", {"hidden": [32, 32], "dropout": 0.0, "adversarial": 1.0}, 2e-3, 800)
+def test_synthetic_classes_have_the_means_and_covariances_of_a_mixture():
+    means, covariances = mixture.distances("gan")
     assert means < 0.25
     assert covariances < 0.35

@@ -1,5 +1,6 @@
 import math
 
+import mixture
 import numpy as np
 import planted
 import pytest
@@ -100,7 +101,7 @@ def test_product_of_two_edges_is_told_and_by_no_linear_model():
 
 
 @pytest.mark.slow
-def test_synthetic_classes_have_the_means_and_covariances_of_a_mixture(reproduced):
-    means, covariances = reproduced("vae", {"hidden": [32], "n_latent": 2, "dropout": 0.0}, 5e-3, 1500)
+def test_synthetic_classes_have_the_means_and_covariances_of_a_mixture():
+    means, covariances = mixture.distances("vae")
     assert means < 0.25
     assert covariances < 0.35
