@@ -70,10 +70,9 @@ def of_one_network(n=160, size=12, edge=4, seed=0):
     maps = (base + generator.normal(size=(n, 3, size, size, size))).astype(np.float32)
     for row, ill in enumerate(y):
         if ill:
-            corner = generator.integers(
-                0, size, 3
-            )  # what leaves on one side comes back on the other: no voxel is likelier
-            maps[row, 1][np.ix_(*((c + np.arange(edge)) % size for c in corner))] += 2.5
+            # what leaves on one side comes back on the other: no voxel is likelier
+            cube = ((corner + np.arange(edge)) % size for corner in generator.integers(0, size, 3))
+            maps[row, 1][np.ix_(*cube)] += 2.5
         else:
             maps[row, 1].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += 2.5
     people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
