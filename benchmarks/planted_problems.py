@@ -4,24 +4,30 @@ The problems and the models' options are those of the tests (``tests/planted.py`
 participants train, a tenth stops the training, the rest are predicted. The linear model, with its default options, takes the usual feature
 of the same data: of series the connectivity, of windows their mean, of volumes and maps the voxels, of graphs the edges. Prints a table:
 the mean AUC of those held out, and the least and most over the seeds; a model that on some seed is not above ``PASSES``, or whose linear
-model is not below ``CHANCE``, is named under it. A second table says how well generative models draw two Gaussian classes.
+model is not below ``CHANCE``, is named under it. A second table says how well generative models draw two Gaussian classes, a
+third how well is decoded what new people see; that effect is linear, and ``linear`` is expected to tell it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bids_dl.metrics import score
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import mixture
 import planted
+import seen
 
 PASSES, CHANCE = 0.8, 0.65
+DECODERS = ("lstm", "mean_mlp")
 
 
 def main() -> None:
@@ -31,6 +37,7 @@ def main() -> None:
     remark = f"Every model is above {PASSES} and every linear model below {CHANCE} on every seed."
     print("", *(falls_short or [remark]), sep="\n", flush=True)
     generative([model for model in options.models if model in mixture.LEARNED], options.seeds)
+    decoded([model for model in options.models if model in DECODERS], options.seeds)
 
 
 def arguments() -> argparse.Namespace:
@@ -60,6 +67,25 @@ def generative(models: Sequence[str], n_seeds: int) -> None:
     for model in models:
         means, covariances = np.transpose([mixture.distances(model, seed) for seed in range(n_seeds)])
         print(f"| `{model}` | {spread(means)} | {spread(covariances)} |", flush=True)
+
+
+def decoded(models: Sequence[str], n_seeds: int) -> None:
+    """Print how well models of six volumes, and a linear model of their values, tell a face from a house."""
+    if not models:
+        return
+    print("\n| decoder | AUC (range) |\n|---|---|", flush=True)
+    found = [decode(models, seed) for seed in range(n_seeds)]
+    for model in (*models, "linear"):
+        print(f"| `{model}` | {spread([one[model] for one in found])} |", flush=True)
+
+
+def decode(models: Sequence[str], seed: int) -> dict[str, float]:
+    """Draw ten people, train on five and return the AUC of the others' volumes."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = seen.config_of(*seen.write_outputs(Path(folder), seed=seed))
+        _, cohort = seen.filled(config, Path(folder) / "cohort")
+        asked = {**dict.fromkeys(models, "timeseries"), "linear": "timeseries+context"}
+        return {m: score(seen.held_out(config, cohort, m, f, seed=seed))["auc"][0] for m, f in asked.items()}
 
 
 def spread(found: Sequence[float]) -> str:
