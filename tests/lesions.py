@@ -11,7 +11,8 @@ def cohort(n=150, size=24, *, edge=5, step=1, brighter=2.5, seed=0, scattered=Fa
     """Noise; a cube of a patient's voxels is brighter, and each voxel of a control's cube lies at a place of its own.
 
     So every voxel is as bright on average in both, also where cubes at random places overlap most, in the middle.
-    Where voxels are ``scattered``, everyone has as many bright ones more, anywhere.
+    Where voxels are ``scattered``, everyone has as many bright ones anywhere and controls have no cube, whole or not;
+    what a cube adds to each voxel on average is taken from every patient: the cube alone tells.
 
     Returns the cohort and, for each participant, the lesion's first corner (a control's is -1).
     """
@@ -23,11 +24,20 @@ def cohort(n=150, size=24, *, edge=5, step=1, brighter=2.5, seed=0, scattered=Fa
         places = step * generator.integers(0, (size - edge) // step + 1, (len(inside), 3))
         if ill:
             corners[row] = places = places[0]
-        np.add.at(values[row], tuple((places + inside).T), brighter)
+        if ill or not scattered:
+            np.add.at(values[row], tuple((places + inside).T), brighter)
         if scattered:
             values[row].reshape(-1)[generator.choice(size**3, edge**3, replace=False)] += brighter
+            values[row] -= ill * brighter * coverage(size, edge, step)
     people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
     return Cohort(people, {"volume": Block(values, ())}, Target("target", y, ("control", "patient"))), corners
+
+
+def coverage(size, edge, step):
+    """How often a cube at a random place covers each voxel, (x, y, z)."""
+    voxel, starts = np.arange(size), step * np.arange((size - edge) // step + 1)[:, None]
+    along = ((starts <= voxel) & (voxel < starts + edge)).mean(axis=0)
+    return along[:, None, None] * along[:, None] * along
 
 
 def anywhere(seed=0):
@@ -36,7 +46,7 @@ def anywhere(seed=0):
 
 
 def among_scattered(seed=0):
-    """A lesion at any place; everyone has scattered bright voxels beside it."""
+    """A lesion at any place; everyone has scattered bright voxels, and the same mean at each voxel."""
     return cohort(seed=seed, scattered=True)[0]
 
 

@@ -37,8 +37,9 @@ def test_usual_value_does_not_differ_between_classes_on_average(problem):
     assert (np.abs(one.mean(axis=0) - other.mean(axis=0)) / error).max() < 5.5
 
 
-def test_middle_of_the_volumes_is_as_bright_where_lesions_overlap_most():
-    data, _ = lesions.cohort(n=1200, size=12, edge=4)
+@pytest.mark.parametrize("scattered", [False, True])
+def test_middle_of_the_volumes_is_as_bright_where_lesions_overlap_most(scattered):
+    data, _ = lesions.cohort(n=1200, size=12, edge=4, scattered=scattered)
     middle = data.features["volume"].values[:, 3:9, 3:9, 3:9].mean(axis=(1, 2, 3))
     one, other = (middle[data.target.values == label] for label in (0, 1))
     assert abs(one.mean() - other.mean()) < 4 * np.sqrt(one.var() / len(one) + other.var() / len(other))
