@@ -95,7 +95,7 @@ def _metadata(fitted: FittedModel, about: Mapping[str, Any]) -> dict[str, Any]:
         "network_data_format": {"inputs": formats, "outputs": {"pred": out}},
         "bids_dl": {
             "format": FORMAT, "inputs": list(fitted.inputs), "target": fitted.target_name, "levels": list(fitted.levels),
-            "target_mean": fitted.target_mean, "target_scale": fitted.target_scale, "split": fitted.split.name,
+            "ranks": list(fitted.ranks), "target_mean": fitted.target_mean, "target_scale": fitted.target_scale, "split": fitted.split.name,
             "temperature": known.temperature, "slope": known.slope, "offset": known.offset,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about,
         },
@@ -154,6 +154,7 @@ def load(folder: Path) -> FittedModel:
     return FittedModel(
         module.eval(), definition, tuple(said["inputs"]), normalization, split, said["target"], tuple(said["levels"]),
         said["target_mean"], said["target_scale"], calibration=_calibration(said, learned),
+        ranks=tuple(said.get("ranks", ())),
     )  # fmt: skip
 
 

@@ -207,11 +207,23 @@ def covers(truth: Array, predicted: Array, reach: Array, n_levels: int) -> Array
     return np.asarray(np.abs(truth - predicted[:, 0]) <= reach, float)
 
 
-def sizes(predicted: Array, reach: Array, n_levels: int) -> Array:
-    """How many classes each row's set holds, or how wide its interval is; (row,)."""
+def sizes(predicted: Array, reach: Array, n_levels: int, n_ranks: int = 0) -> Array:
+    """How many classes or ranks each row's set holds, or how wide its interval is; (row,)."""
+    if n_ranks:
+        return ranks_within(predicted, reach, n_ranks).sum(axis=1).astype(float)
     return in_set(predicted, reach).sum(axis=1).astype(float) if n_levels else 2 * reach
 
 
 def in_set(predicted: Array, reach: Array) -> Array:
     """Tell which classes each row's set holds, (row, level); none where nothing is likely enough."""
     return np.asarray(1 - predicted <= reach[:, None] + 1e-12)
+
+
+def ranks_within(predicted: Array, reach: Array, n_ranks: int) -> Array:
+    """Tell which ranks each row's interval holds, (row, rank); none where it lies between two or beyond all."""
+    return np.asarray(np.abs(np.arange(n_ranks) - predicted[:, :1]) <= reach[:, None])
+
+
+def nearest_rank(predicted: Array, n_ranks: int) -> Array:
+    """Round predicted places to the nearest rank, the higher one where two are as near."""
+    return np.asarray(np.clip(np.floor(predicted + 0.5), 0, n_ranks - 1))

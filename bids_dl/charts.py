@@ -75,9 +75,9 @@ def _heading(text: str) -> Json:
 def distribution(people: Any, target: Json) -> Json:
     """Show how many have each level, or how the quantity is spread."""
     name = target["name"]
-    if target["kind"] == "classification":
-        counts = people[name].astype(str).value_counts()
+    if target["kind"] != "regression":
         levels = [str(v) for v in target["levels"]]
+        counts = written.as_levels(people[name], levels).value_counts()
         n = [int(counts.get(v, 0)) for v in levels]
         bar = {
             "type": "bar",
@@ -191,6 +191,8 @@ def score_curves(view: View) -> list[Json]:
     frame = view.read("predictions", f"model-{view.best}_predictions")
     if frame.empty:
         return []
+    if target["kind"] == "ordinal":
+        return [_confusion(frame, target, view.best)]
     if target["kind"] != "classification":
         return [_scatter(frame, view.best)]
     if len(target["levels"]) > 2:
@@ -321,6 +323,26 @@ def _scatter(frame: Any, best: str) -> Json:
     fit = _line(span, base + slope * span, LEVELS[1], 2, name="least squares")
     identity = _line(ends, ends, "#8b95a3", 1, line={"dash": "dot"}, name="identity")
     return _figure([identity, points, fit], _layout(440, "true", f"predicted by {best}", **LEGEND))
+
+
+def _confusion(frame: Any, target: Json, best: str) -> Json:
+    """Show, of the participants of each true level, which part was predicted at each level."""
+    levels = [str(v) for v in target["levels"]]
+    found = [[int(((frame["y_true"] == a) & (frame["y_pred"] == b)).sum()) for b in levels] for a in levels]
+    counts = np.array(found, float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    people = [frame.loc[frame["y_true"] == a, "participant_id"].nunique() for a in levels]
+    cells = {
+        "type": "heatmap", "x": levels, "y": [f"{a} (n = {n})" for a, n in zip(levels, people, strict=True)], "z": share,
+        "zmin": 0, "zmax": 1, "colorscale": [[0, "#ffffff"], [1, LEVELS[0]]], "showscale": False,
+        "text": [[f"{s:.0%}" for s in row] for row in share], "texttemplate": "%{text}",
+        "hovertemplate": "%{text} of those with true level %{y} were predicted at %{x}<extra></extra>",
+    }  # fmt: skip
+    axes = {
+        "xaxis": {"type": "category"}, "yaxis": {"type": "category"},
+        "title": _heading("Of the participants of each true level: the part predicted at each level, a row 100 %"),
+    }  # fmt: skip
+    return _figure([cells], _layout(150 + 44 * len(levels), f"level predicted by {best}", "true level", **axes))
 
 
 def learning_curves(view: View) -> list[Json]:

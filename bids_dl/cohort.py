@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bids_dl import derivatives, quality, query, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, NothingSelectedError
+from bids_dl.features.phenotype import described as said_of
 from bids_dl.features.phenotype import encoded
 from bids_dl.records import Array, Block, Cohort, Target
 
@@ -25,6 +26,7 @@ TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition",
 COVARIATES = ("age", "sex", "gender", "site", "scanner", "mean_fd", "fd_mean")
 FAMILIES = ("family_id", "family", "familyid")
 MAX_CLASSES = 12
+FEWEST_RANKS = 3
 CONFOUNDS, SITES = "confounds", "sites"
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
 STEPS = ("time", "window")
@@ -54,7 +56,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the cohort will hold; made from names alone, before any feature is read."""
+    """What the cohort will hold; made from names alone, before any feature is read.
+
+    ``orders`` are the Levels that participants.json lists of ordinal targets, from low to high.
+    """
 
     participant_ids: tuple[str, ...]
     variants: tuple[Variant, ...]
@@ -62,6 +67,7 @@ class Plan:
     excluded: tuple[Mapping[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     tables: Mapping[str, str] = field(default_factory=dict)
+    orders: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def plan(config: Config) -> Plan:
@@ -97,8 +103,18 @@ def plan(config: Config) -> Plan:
     columns = {c: people.loc[kept, c].tolist() for c in people.columns}
     columns |= _displacement(records, kept, columns)
     return Plan(
-        tuple(kept), tuple(variants), columns, tuple(excluded), unjudged, {k: str(v) for k, v in tables.items()}
-    )
+        tuple(kept), tuple(variants), columns, tuple(excluded), unjudged, {k: str(v) for k, v in tables.items()},
+        _orders(config),
+    )  # fmt: skip
+
+
+def _orders(config: Config) -> dict[str, list[str]]:
+    """Read the Levels of ordinal targets in the order in which participants.json lists them."""
+    wanted = [name for name, kind in config.targets.kinds.items() if kind == "ordinal"]
+    said = said_of(config.bids / "participants.tsv") if wanted else {}
+    return {
+        name: [str(v) for v in levels if v != "n/a"] for name in wanted if (levels := said.get(name, {}).get("Levels"))
+    }
 
 
 def _left_out(participant_id: str, reason: str) -> dict[str, str]:
@@ -577,13 +593,28 @@ def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> l
     return [c for c in found if len({v for v in columns[c] if isinstance(v, str)}) > 1]
 
 
-def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: str = "") -> Target:
-    """Turn a column into a target: a quantity, or classes; of two, the one named, or that is no control, is positive.
+def make_target(
+    name: str, cells: Sequence[Any], *, positive: str = "", kind: str = "", order: Sequence[str] = ()
+) -> Target:
+    """Turn a column into a target: a quantity, ranks, or classes; of two, the one named, or that is no control, is positive.
+
+    Parameters
+    ----------
+    name
+        The column.
+    cells
+        (row,): its cells, NaN where there is none.
+    positive
+        The class that comes last.
+    kind
+        ``classification``, ``regression`` or ``ordinal``; empty chooses between the first two.
+    order
+        Levels of an ordinal target from low to high; empty means by their numbers.
 
     Raises
     ------
     DataError
-        If the column is empty, has one class, or holds text with very many values.
+        If the column is empty, has one class, holds text with very many values, or has no order where one is needed.
     """
     import pandas as pd
 
@@ -592,6 +623,8 @@ def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: st
     known = series.notna().to_numpy()
     if not known.any():
         raise DataError(f"target '{name}' is n/a for everybody; choose another column.")
+    if kind == "ordinal":
+        return _ranked(name, series, numbers, order)
     levels = sorted(series[known].unique(), key=str)
     numeric = bool(np.isfinite(numbers[known]).all())
     if kind == "regression" or (kind != "classification" and numeric and len(levels) > 5):
@@ -612,6 +645,37 @@ def make_target(name: str, cells: Sequence[Any], *, positive: str = "", kind: st
         np.array([codes[c] if k else np.nan for c, k in zip(series, known, strict=True)]),
         tuple(map(str, ordered)),
     )
+
+
+def _ranked(name: str, series: Any, numbers: Array, order: Sequence[str]) -> Target:
+    """Turn levels into their places among all, 0 the lowest; a level that is listed and nobody has keeps its place."""
+    known = series.notna().to_numpy()
+    ranks = tuple(order) or _by_number(name, list(series[known]), numbers[known])
+    strange = sorted(set(series[known]) - set(ranks)) if order else []
+    if strange:
+        raise DataError(
+            f"target '{name}' holds '{strange[0]}', which is not among its Levels in participants.json ({', '.join(ranks)}); "
+            "mend the cell, or add it there in its place."
+        )
+    if not FEWEST_RANKS <= len(ranks) <= MAX_CLASSES or series[known].nunique() < 2:
+        found = f"{len(ranks)} levels, {series[known].nunique()} of them in use"
+        raise DataError(
+            f"target '{name}' has {found}; an ordinal target needs {FEWEST_RANKS} to {MAX_CLASSES}, two in use: call fewer a "
+            "classification and more a regression in targets.kinds."
+        )
+    places = {level: float(place) for place, level in enumerate(ranks)}
+    by_number = {} if order else {float(level): place for level, place in places.items()}
+    values = [places.get(c, by_number.get(x, np.nan)) for c, x in zip(series, numbers, strict=True)]
+    return Target(name, np.array(values), ranks=ranks)
+
+
+def _by_number(name: str, cells: Sequence[Any], numbers: Array) -> tuple[str, ...]:
+    """Name levels that are numbers, from low to high; 1 and 1.0 are one level."""
+    if not np.isfinite(numbers).all():
+        raise DataError(
+            f"target '{name}' holds words, whose order is unknown; list its Levels from low to high in participants.json."
+        )
+    return tuple(np.format_float_positional(number, trim="-") for number in np.unique(numbers))
 
 
 NEGATIVE = {
@@ -650,6 +714,7 @@ def target_of(config: Config, made: Plan, name: str) -> Target:
         made.columns[name],
         positive=str(config.targets.positive.get(name, "")),
         kind=str(config.targets.kinds.get(name, "")),
+        order=made.orders.get(name, ()),
     )
     if not config.metrics.shuffle_labels:
         return target

@@ -15,6 +15,7 @@ from bids_dl import zoo
 from bids_dl.errors import MissingInputError, UsageError
 
 ZOOS = ("preparations", "features", "harmonizers", "models", "fusions", "explainers")
+TARGET_KINDS = ("classification", "regression", "ordinal")
 OPTION_PATHS = ("atlas", "template", "file")
 """Options of methods that may be the path of a file or folder."""
 
@@ -76,7 +77,11 @@ class Networks:
 
 @dataclass(frozen=True)
 class Targets:
-    """What is predicted, and which columns are confounds; empty means chosen from participants.tsv."""
+    """What is predicted, and which columns are confounds; empty means chosen from participants.tsv.
+
+    ``kinds`` says of a column that it is a ``classification``, a ``regression`` or ``ordinal``: levels with an order, that
+    of the column's Levels in participants.json, else of its numbers. ``positive`` names the class that is looked for.
+    """
 
     names: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
@@ -325,6 +330,7 @@ def _check_ranges(config: Config) -> None:
         raise UsageError(
             "'networks.n_components' must be 0 (off) or at least 2, and 'networks.smoothing_mm' 0 (off) or more."
         )
+    _check_kinds(config.targets)
     _check_decoding(config)
     if len(config.harmonizers.names) > 1:
         raise UsageError(f"'harmonizers.names' has {len(config.harmonizers.names)} names; a run has one harmonizer.")
@@ -342,6 +348,16 @@ def _check_ranges(config: Config) -> None:
         )
 
 
+def _check_kinds(given: Targets) -> None:
+    for name, kind in given.kinds.items():
+        if kind not in TARGET_KINDS:
+            raise UsageError(f"'targets.kinds.{name}' is {kind!r}; {zoo.nearest(str(kind), TARGET_KINDS)}")
+        if kind == "ordinal" and name in given.positive:
+            raise UsageError(
+                f"'targets.positive.{name}' is set, and ordered levels have no positive class; leave it out."
+            )
+
+
 def _check_decoding(config: Config) -> None:
     given = config.decoding
     if config.decodes and config.metrics.learning_curve:
@@ -350,6 +366,8 @@ def _check_decoding(config: Config) -> None:
         raise UsageError(
             "'targets.names' has events beside others; decode in a run of its own, with another output folder."
         )
+    if config.decodes and config.targets.kinds.get("events") == "ordinal":
+        raise UsageError("'targets.kinds.events' is 'ordinal', and conditions have no order; leave it out.")
     if given != Decoding() and not config.decodes:
         raise UsageError('[decoding] is set, but nothing is decoded; write names = ["events"] in [targets].')
     for key in ("context", "stride"):

@@ -109,7 +109,7 @@ def _on_two_sides(out: Path, target: Json) -> Iterator[str]:
 def _implausible(target: Json, row: Any, main: str) -> Iterator[str]:
     """Compare with what was published for such a target; what is nearly perfect is doubted for any but sex."""
     named = " ".join([target["name"], *map(str, target.get("levels", ()))])
-    perfect = {"auc": PERFECT, "r2": PERFECT}.get(main, np.inf)
+    perfect = {"auc": PERFECT, "r2": PERFECT, "rho": PERFECT}.get(main, np.inf)
     if row["value"] >= perfect and not EASY.search(named):
         yield (
             f"{prose.METRICS[main]} {prose.short(row['value'])} is nearly perfect: look for the target among the features, for "

@@ -383,8 +383,9 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
             parts.append([*columns, np.full(known.sum(), fold)])
             n_train.append(int(found["n_train"]))
     truth, scores, rows, before, reach, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
+    target = step.cohort.target
     predictions = metrics.Predictions(
-        truth, scores, step.people(rows), folds, len(step.cohort.target.levels), step.runs(rows)
+        truth, scores, step.people(rows), folds, len(target.levels), step.runs(rows), len(target.ranks)
     )
     return Held(predictions, rows, before, reach, tuple(n_train)) if len(truth) else None
 
@@ -393,7 +394,7 @@ def _sureness(step: Step, held: Held) -> list[dict[str, Any]]:
     """Judge the probabilities, and the sets or intervals that promise to hold the truth."""
     p = held.predictions
     holds = calibrations.covers(p.truth, p.scores, held.reach, p.n_levels)
-    size = calibrations.sizes(p.scores, held.reach, p.n_levels)
+    size = calibrations.sizes(p.scores, held.reach, p.n_levels, p.n_ranks)
     values = {"coverage": float(holds.mean()), "size": float(size.mean())}
     if p.n_levels:
         errors = (calibrations.expected_error(p.truth, s) for s in (held.uncalibrated, p.scores))
@@ -410,7 +411,7 @@ def _compared(step: Step, models: Sequence[Settings], found: Mapping[str, Held])
     rows = []
     for one, other in comparison.pairs([m for m in models if m["id"] in found]):
         ours, theirs = found[one].predictions, found[other].predictions
-        metric = ours.names[0] if step.cohort.target.is_class else "r"
+        metric = "r" if step.cohort.target.kind == "regression" else ours.names[0]
         compared = comparison.compare(ours, theirs, metric, found[one].n_train)
         rows.append({"model": one, "other": other, **compared})
     adjusted = comparison.holm([row["p_value"] for row in rows])
@@ -432,11 +433,12 @@ def _null(
         ]
         truth, scores, rows, folds = (np.concatenate(c) for c in zip(*parts, strict=True))
         known = np.isfinite(scores).all(axis=1)
-        one = metrics.score(
-            metrics.Predictions(truth[known], scores[known], rows[known], folds[known], joined.n_levels)
+        one = replace(
+            joined, truth=truth[known], scores=scores[known], participants=rows[known], folds=folds[known], runs=None
         )
+        scored = metrics.score(one)
         for metric in values:
-            values[metric].append(float(one[metric][0]))
+            values[metric].append(float(scored[metric][0]))
     return lambda metric, observed: (
         (1 + int(metrics.as_good(np.array(values[metric]), observed, metric).sum())) / (1 + len(values[metric]))
     )
@@ -447,18 +449,22 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str],
 
     target, joined = step.cohort.target, held.predictions
     levels = np.asarray(target.levels, dtype=object)
+    names = np.asarray(target.levels or target.ranks, dtype=object)
     table = pd.DataFrame({
         "participant_id": np.asarray(step.ids, dtype=object)[held.rows], "split": np.asarray(names, dtype=object)[joined.folds],
-        "y_true": levels[joined.truth.astype(int)] if target.is_class else joined.truth, "y_score": joined.scores[:, -1],
+        "y_true": names[joined.truth.astype(int)] if len(names) else joined.truth, "y_score": joined.scores[:, -1],
     })  # fmt: skip
     if len(levels) > 2:
         for code, level in enumerate(levels):
             table[f"score_{level}"] = joined.scores[:, code]
-    for column, cells in _limits(held, levels).items():
+    if target.ranks:
+        table["y_pred"] = names[calibrations.nearest_rank(joined.scores[:, 0], len(names)).astype(int)]
+    for column, cells in _limits(held, names).items():
         table[column] = cells
     described = {"split": "Split whose model made the prediction", "y_true": "True value",
-                 "y_score": "Probability of the last class, or predicted value",
-                 "y_set": f"Classes that hold the truth with probability {step.config.metrics.coverage}",
+                 "y_score": "Probability of the last class, predicted value, or place among ordered levels, 0 the lowest",
+                 "y_pred": "Nearest level",
+                 "y_set": f"Classes or levels that hold the truth with probability {step.config.metrics.coverage}",
                  "y_low": f"Lower end of the interval that holds the truth with probability {step.config.metrics.coverage}",
                  "y_high": "Upper end of that interval"}  # fmt: skip
     derivatives.write_table(Path(f"{step.stem('predictions', model)}_{suffix}.tsv"), table, described)
@@ -481,12 +487,16 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     )
 
 
-def _limits(held: Held, levels: Any) -> dict[str, list[Any]]:
-    """Write each prediction's set of classes, or the ends of its interval."""
+def _limits(held: Held, names: Any) -> dict[str, list[Any]]:
+    """Write each prediction's set of classes or levels, or the ends of its interval."""
     p = held.predictions
-    if len(levels):
-        holds = calibrations.in_set(p.scores, held.reach)
-        return {"y_set": ["|".join(map(str, levels[row])) or "none" for row in holds]}
+    if len(names):
+        holds = (
+            calibrations.ranks_within(p.scores, held.reach, p.n_ranks)
+            if p.n_ranks
+            else calibrations.in_set(p.scores, held.reach)
+        )
+        return {"y_set": ["|".join(map(str, names[row])) or "none" for row in holds]}
     return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
 
 
@@ -577,7 +587,7 @@ def _before_and_after(step: Step, feature: str, target: Target, parts: Sequence[
         found = _predictions_of(
             one, definition, feature, parts, replace(settings, harmonizer=harmonizer, harmonizer_options=options)
         )
-        metric = "balanced_accuracy" if target.is_class else "r"
+        metric = {"classification": "balanced_accuracy", "ordinal": "rho"}.get(target.kind, "r")
         values |= {
             name: float(metrics.score(found)[metric][0]),
             "metric": metric,
@@ -596,7 +606,8 @@ def _predictions_of(
         rows = part.test[known]
         columns.append((one.target.values[rows], scores[known], rows, np.full(len(rows), fold)))
     truth, scores, rows, folds = (np.concatenate(c) for c in zip(*columns, strict=True))
-    return metrics.Predictions(truth, scores, rows, folds, len(one.target.levels))
+    target = one.target
+    return metrics.Predictions(truth, scores, rows, folds, len(target.levels), n_ranks=len(target.ranks))
 
 
 def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) -> list[str]:
@@ -637,9 +648,10 @@ def _target_levels(step: Step) -> list[str]:
     import pandas as pd
 
     target = step.cohort.target
-    if not target.is_class:
+    named = target.levels or target.ranks
+    if not named:
         return _levels_of(pd.Series([f"{v:g}" if np.isfinite(v) else None for v in target.values], dtype=object))
-    return [target.levels[int(v)] if np.isfinite(v) else "" for v in target.values]
+    return [named[int(v)] if np.isfinite(v) else "" for v in target.values]
 
 
 def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[FittedModel, Split]]:

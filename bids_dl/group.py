@@ -153,12 +153,16 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
         f"{len(_people(plan))} participants, {len(plan.excluded)} left out.",
         *(plan.notes if config.decodes else ()),
     ]
-    said += [f"target: {t.name} ({', '.join(t.levels) or 'a quantity'}): {why}." for t, why in targets]
+    said += [f"target: {t.name} ({_said_levels(t)}): {why}." for t, why in targets]
     said += [
         f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."
     ]
     said += [f"models: {', '.join(m.id for m in models)}."]
     return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
+
+
+def _said_levels(target: Target) -> str:
+    return ", ".join(target.levels) or " < ".join(target.ranks) or "a quantity"
 
 
 def _people(plan: cohorts.Plan) -> tuple[str, ...]:
@@ -411,16 +415,16 @@ def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str,
 
 def _described_target(target: Target, why: str) -> dict[str, Any]:
     known = target.values[np.isfinite(target.values)]
-    if target.is_class:
-        counts: dict[str, Any] = {level: int((known == code).sum()) for code, level in enumerate(target.levels)}
+    names = target.levels or target.ranks
+    if names:
+        counts: dict[str, Any] = {level: int((known == code).sum()) for code, level in enumerate(names)}
     else:
         counts = {"mean": known.mean(), "sd": known.std(), "min": known.min(), "max": known.max()}
     positive = target.levels[1] if len(target.levels) == 2 else None
-    kind = "classification" if target.is_class else "regression"
     return {
         "name": target.name,
-        "kind": kind,
-        "levels": list(target.levels),
+        "kind": target.kind,
+        "levels": list(names),
         "positive": positive,
         "counts": counts,
         "n": len(known),

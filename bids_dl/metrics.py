@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import decoding
+from bids_dl import calibration, decoding
 from bids_dl.records import Array
 
 CLASS_METRICS = ("auc", "balanced_accuracy", "f1", "brier", "accuracy")
 QUANTITY_METRICS = ("mae", "r2", "r", "rmse")
+ORDINAL_METRICS = ("rho", "weighted_kappa", "mae", "accuracy")
+"""The first is the main one: weak effects shrink predictions to the middle level, where kappa is 0 whatever they know."""
 LOWER_IS_BETTER = {"brier", "mae", "rmse"}
 LEVEL = 0.95
 
@@ -27,8 +29,8 @@ LEVEL = 0.95
 class Predictions:
     """Held-out predictions: one row a participant and split.
 
-    ``scores`` is (row, level) for classes, (row, 1) for a quantity; ``participants`` and ``folds`` are numbers, and so are
-    ``runs`` where rows are moments of runs, in order of time.
+    ``scores`` is (row, level) for classes, (row, 1) for a quantity or a rank, of which there are ``n_ranks``;
+    ``participants`` and ``folds`` are numbers, and so are ``runs`` where rows are moments of runs, in order of time.
     """
 
     truth: Array
@@ -37,10 +39,13 @@ class Predictions:
     folds: NDArray[np.intp]
     n_levels: int = 0
     runs: NDArray[np.intp] | None = None
+    n_ranks: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics that fit."""
+        if self.n_ranks:
+            return ORDINAL_METRICS
         return CLASS_METRICS if self.n_levels else QUANTITY_METRICS
 
 
@@ -64,6 +69,8 @@ def score(predictions: Predictions, weights: Array | None = None, truth: Array |
     n = len(predictions.truth)
     w = np.ones((1, n)) if weights is None else weights
     y = np.broadcast_to(predictions.truth, (1, n)) if truth is None else truth
+    if predictions.n_ranks:
+        return _ordinal_scores(predictions, w, y)
     return _class_scores(predictions, w, y) if predictions.n_levels else _quantity_scores(predictions, w, y)
 
 
@@ -131,6 +138,69 @@ def _quantity_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
         "r": r,
         "rmse": np.sqrt(squares),
     }
+
+
+def _ordinal_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
+    """Score ranks: their order within folds, and what is left of it where predictions are rounded to a level."""
+    said = p.scores[:, 0]
+    nearest = calibration.nearest_rank(said, p.n_ranks)
+    total = w.sum(axis=1)
+    return {
+        "rho": _rho(p, w, y),
+        "weighted_kappa": _weighted_kappa(nearest, w, y),
+        "mae": (w * np.abs(y - said)).sum(axis=1) / total,
+        "accuracy": (w * (y == nearest)).sum(axis=1) / total,
+    }
+
+
+def _weighted_kappa(said: Array, w: Array, y: Array) -> Array:
+    """Kappa with quadratic weights: 1 less the mean squared distance over that of independent raters [1]_.
+
+    The distance of independent raters follows from means and variances. Undefined where both say one level only, the same.
+
+    References
+    ----------
+    .. [1] Cohen (1968), Psychological Bulletin 70(4). doi:10.1037/h0026256
+    """
+    total = w.sum(axis=1)
+    mean_y, mean_said = (w * y).sum(axis=1) / total, (w @ said) / total
+    var_y, var_said = (w * y**2).sum(axis=1) / total - mean_y**2, (w @ said**2) / total - mean_said**2
+    by_chance = var_y + var_said + (mean_y - mean_said) ** 2
+    apart = (w * (y - said) ** 2).sum(axis=1) / total
+    return 1 - _ratio(apart, np.where(by_chance > 1e-12, by_chance, 0))
+
+
+def _rho(p: Predictions, w: Array, y: Array) -> Array:
+    """Spearman's correlation of ranks [1]_ within folds, each fold weighing as much as its rows; ties share their mean rank.
+
+    0 where predictions do not vary within any fold, undefined where the truth does not.
+
+    References
+    ----------
+    .. [1] Spearman (1904), American Journal of Psychology 15(1). doi:10.2307/1412159
+    """
+    together, var_y, var_said = np.zeros(1), np.zeros(1), np.zeros(1)
+    for fold in np.unique(p.folds):
+        at = p.folds == fold
+        mine = w[:, at]
+        different, place = np.unique(p.scores[at, 0], return_inverse=True)
+        a = _centred_ranks(y[:, at].astype(np.intp), p.n_ranks, mine)
+        b = _centred_ranks(place[None], len(different), mine)
+        together = together + (mine * a * b).sum(axis=1)
+        var_y, var_said = var_y + (mine * a**2).sum(axis=1), var_said + (mine * b**2).sum(axis=1)
+    varies = var_said > 1e-12 * w.sum(axis=1)
+    known = np.where(var_y > 1e-12 * w.sum(axis=1), var_y, 0)
+    return np.where(known > 0, np.where(varies, _ratio(together, np.sqrt(known * var_said)), 0), np.nan)
+
+
+def _centred_ranks(place: NDArray[np.intp], n: int, w: Array) -> Array:
+    """Rank rows that count ``w`` times, (draw, row), by their place among ``n``: from 0 to 1, less their mean."""
+    shape = np.broadcast_shapes(place.shape, w.shape)
+    at = np.broadcast_to(place, shape) + n * np.arange(shape[0])[:, None]
+    counts = np.bincount(at.ravel(), np.broadcast_to(w, shape).ravel(), minlength=n * shape[0]).reshape(shape[0], n)
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)
+    ranks = (counts.cumsum(axis=1) - counts / 2) / total
+    return np.asarray(np.take_along_axis(ranks, np.broadcast_to(place, shape), axis=1) - 0.5)
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -212,6 +282,10 @@ def _draws(n: int, n_rows: int) -> list[int]:
 def chance(predictions: Predictions, metric: str) -> float:
     """What a model that knows nothing reaches."""
     y = predictions.truth
+    if predictions.n_ranks:
+        share = np.bincount(y.astype(int)) / len(y)
+        off = float(np.abs(y - np.median(y)).mean())
+        return {"rho": 0.0, "weighted_kappa": 0.0, "mae": off, "accuracy": float(share.max())}[metric]
     if not predictions.n_levels:
         return {"mae": float(np.abs(y - np.median(y)).mean()), "r2": 0.0, "r": 0.0, "rmse": float(y.std())}[metric]
     share = np.bincount(y.astype(int), minlength=predictions.n_levels) / len(y)
@@ -252,7 +326,9 @@ def some(predictions: Predictions, at: NDArray[np.bool_]) -> Predictions:
     """Keep some of the rows."""
     p = predictions
     runs = None if p.runs is None else p.runs[at]
-    return Predictions(p.truth[at], p.scores[at], p.participants[at], p.folds[at], p.n_levels, runs)
+    return replace(
+        p, truth=p.truth[at], scores=p.scores[at], participants=p.participants[at], folds=p.folds[at], runs=runs
+    )
 
 
 def by_level(predictions: Predictions, levels: Sequence[str]) -> list[dict[str, Any]]:

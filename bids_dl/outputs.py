@@ -198,8 +198,9 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
 
 PREDICTION_COLUMNS = {
     "participant_id": "Participant",
-    "y_score": "Probability of the positive class, or the predicted quantity",
-    "prediction": "Predicted class or quantity",
+    "y_score": "Probability of the positive class, the predicted quantity, or the place among ordered levels, 0 the lowest",
+    "prediction": "Predicted class, level or quantity",
+    "levels": "All levels from low to high, where they have an order",
     "excluded": "Why there is no prediction; n/a where there is one",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_dl import attributions, bundle, query, training
+from bids_dl import attributions, bundle, calibration, query, training
 from bids_dl import cohort as cohorts
 from bids_dl.config import Config
 from bids_dl.errors import BidsDLError, DataError, InvalidDatasetError
@@ -44,6 +44,9 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
 
 
 def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
+    if fitted.ranks:
+        nearest = int(calibration.nearest_rank(scores, len(fitted.ranks))[0])
+        return {"y_score": float(scores[0]), "prediction": fitted.ranks[nearest], "levels": " < ".join(fitted.ranks)}
     if not fitted.levels:
         return {"y_score": float(scores[0]), "prediction": float(scores[0])}
     row: dict[str, Any] = {"y_score": float(scores[-1]), "prediction": fitted.levels[int(scores.argmax())]}
@@ -90,7 +93,7 @@ def _cohort_of_one(
         table = query.participants_table(config.bids)
         cell = table[said["site_column"]].get(participant_id) if said["site_column"] in table else None
         blocks[cohorts.SITES] = cohorts.sites_block([cell], said["sites"])
-    return Cohort(people, blocks, Target(fitted.target_name, np.array([np.nan]), fitted.levels))
+    return Cohort(people, blocks, Target(fitted.target_name, np.array([np.nan]), fitted.levels, fitted.ranks))
 
 
 def _block_of_one(

@@ -100,6 +100,7 @@ def _is_derived(entry: Json) -> bool:
 
 METRICS = {
     "auc": "AUC", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy", "f1": "F1", "brier": "Brier score",
+    "rho": "Spearman's rho", "weighted_kappa": "Quadratic weighted kappa",
     "r2": "R²", "r": "Correlation r", "mae": "Mean absolute error", "rmse": "Root mean square error",
 }  # fmt: skip
 LOWER_IS_BETTER = {"brier", "mae", "rmse"}
@@ -132,15 +133,17 @@ def said_splits(given: Json) -> str:
 def said_target(target: Json) -> str:
     """Describe a target: how many have each level, or the range of the quantity, and why it was chosen."""
     counts = target.get("counts", {})
-    if target["kind"] == "classification":
+    if target["kind"] != "regression":
         said = ", ".join(f"{level} {n:,}" for level, n in counts.items())
+        said = f"levels from low to high: {said}" if target["kind"] == "ordinal" else said
         said += f"; positive class: {target['positive']}" if target.get("positive") is not None else ""
     else:
         said = "mean {mean:.3g}, SD {sd:.3g}, range {min:.3g} to {max:.3g}".format(
             **{"mean": 0, "sd": 0, "min": 0, "max": 0, **counts}
         )
     rows = f"{target.get('n', '?')} {target.get('rows', 'participants')}"
-    return f"{target['kind'].capitalize()} of {rows}: {said}. {_sentence(target.get('why'))}"
+    kind = "Regression on the ordered levels" if target["kind"] == "ordinal" else target["kind"].capitalize()
+    return f"{kind} of {rows}: {said}. {_sentence(target.get('why'))}"
 
 
 def _sentence(text: str | None) -> str:
@@ -482,8 +485,12 @@ def _said_targets(choices: Json, settings: Json) -> str:
     said = []
     for target in choices.get("targets", []):
         counts, n = target.get("counts", {}), target.get("n", "?")
-        if target["kind"] == "classification":
-            levels = ", ".join(f"{k} {level}" for level, k in counts.items())
+        levels = ", ".join(f"{k} {level}" for level, k in counts.items())
+        if target["kind"] == "ordinal":
+            said.append(
+                f"'{target['name']}' was predicted by regression on its ordered levels in {n} participants ({levels})."
+            )
+        elif target["kind"] == "classification":
             said.append(f"'{target['name']}' was classified in {n} {target.get('rows', 'participants')} ({levels}).")
         else:
             spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
@@ -538,7 +545,7 @@ def _said_scores(out: Path, settings: Json) -> str:
     if not tables:
         return ""
     names = [METRICS.get(m, m) for m in dict.fromkeys(m for t in tables for m in t["metric"])]
-    names = [n if n in {"AUC", "F1", "R²", "Brier score"} else n[0].lower() + n[1:] for n in names]
+    names = [n if n in {"AUC", "F1", "R²", "Brier score", "Spearman's rho"} else n[0].lower() + n[1:] for n in names]
     has = {c: any(c in t and t[c].notna().any() for t in tables) for c in ("ci_low", "p_value", "p_value_retrained")}
     given = settings.get("metrics", {})
     said = f"Held-out predictions were scored by {', '.join(names)}"

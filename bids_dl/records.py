@@ -106,11 +106,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Target:
-    """What is predicted: a column, with its levels if it is a class."""
+    """What is predicted: a column, with its levels if it is a class, or its ranks if its levels have an order.
+
+    An ordinal target is a quantity to models and losses, the place 0, 1, … of each level among ``ranks``, low to high.
+    """
 
     name: str
     values: Array
     levels: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
 
     @property
     def is_class(self) -> bool:
@@ -118,8 +122,13 @@ class Target:
         return bool(self.levels)
 
     @property
+    def kind(self) -> str:
+        """What it is, as ``targets.kinds`` calls it."""
+        return "classification" if self.levels else "ordinal" if self.ranks else "regression"
+
+    @property
     def n_outputs(self) -> int:
-        """Outputs a model needs: one logit for two classes, one a class beyond, one for a quantity."""
+        """Outputs a model needs: one logit for two classes, one a class beyond, one for a quantity or a rank."""
         return len(self.levels) if len(self.levels) > 2 else 1
 
 
@@ -201,6 +210,7 @@ class FittedModel:
     target_scale: float = 1.0
     history: tuple[Mapping[str, float], ...] = ()
     calibration: Calibration | None = None
+    ranks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

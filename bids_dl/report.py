@@ -283,23 +283,23 @@ DRAWN: dict[str, Callable[[Path, Json], Json]] = {
 
 
 def _prediction(entry: Json) -> Json:
-    """Turn a bundle's row into gauges: one for the score of a class, none for a quantity."""
+    """Turn a bundle's row into gauges: one for the score of a class, none for a quantity or an ordered level."""
     row = entry.get("row", {})
     scores = {k.removeprefix("score_"): v for k, v in row.items() if k.startswith("score_") and v is not None}
     quantity = isinstance(row.get("prediction"), (int, float))
-    if not scores and not quantity and row.get("y_score") is not None:
+    if not scores and not quantity and not row.get("levels") and row.get("y_score") is not None:
         scores = {"positive class": row["y_score"]}
     gauges = [(name, min(max(float(v), 0), 1)) for name, v in scores.items()]
     return {
         "bundle": entry.get("bundle"),
         "excluded": row.get("excluded"),
-        "prediction": prose.brief(row.get("prediction")),
+        "prediction": prose.brief(row.get("prediction")) + (f" of {row['levels']}" if row.get("levels") else ""),
         "gauges": gauges,
     }
 
 
 P_VALUES = {"p_value": "p", "p_value_retrained": "p retrained"}
-MAIN = ("auc", "balanced_accuracy", "r2", "r", "mae")
+MAIN = ("auc", "balanced_accuracy", "rho", "r2", "r", "mae")
 MAX_ROWS = 2000
 MAX_EXPLANATIONS = 20
 """Over all targets; more are named but not drawn, so that the page stays below 8 MB."""
@@ -429,8 +429,8 @@ def _sites_table(people: Any, site: str, targets: Sequence[Json]) -> Any:
     columns = {"site": list(groups.groups), "participants": groups.size().to_list()}
     for target in targets:
         name = target["name"]
-        if target["kind"] == "classification":
-            counts = pd.crosstab(people[site].astype(str), people[name].astype(str))
+        if target["kind"] != "regression":
+            counts = pd.crosstab(people[site].astype(str), written.as_levels(people[name], target["levels"]))
             columns |= {
                 f"{name}: {level}": counts.get(str(level), counts.sum(axis=1) * 0).to_list()
                 for level in target["levels"]
@@ -644,7 +644,8 @@ def _sureness(view: charts.View) -> Json | None:
     if table.empty:
         return None
     wide = table.pivot(index="model", columns="metric", values="value").reset_index()
-    size = "classes in a set" if view.target["kind"] == "classification" else "width of the interval"
+    sizes = {"classification": "classes in a set", "ordinal": "levels in a set"}
+    size = sizes.get(view.target["kind"], "width of the interval")
     names = {
         "model": "model", "ece_before": "calibration error, as trained", "ece": "calibration error, calibrated",
         "mae_before": "mean absolute error, as trained", "mae": "mean absolute error, calibrated",

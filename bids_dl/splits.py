@@ -68,9 +68,11 @@ def make(
 
 
 def _strata(target: Target) -> NDArray[np.intp]:
-    """Classes, or quarters of a quantity, so that every fold sees the whole range."""
+    """Classes, ranks, or quarters of a quantity, so that every fold sees the whole range."""
     if target.is_class:
         return np.nan_to_num(target.values, nan=-1).astype(np.intp)
+    if target.ranks:  # their values may be standardised
+        return np.unique(target.values, return_inverse=True)[1]
     edges = np.nanquantile(target.values, np.linspace(0, 1, N_BINS + 1)[1:-1])
     return np.digitize(np.nan_to_num(target.values), edges)  # rows without a value are never divided
 
@@ -154,8 +156,12 @@ def _validation(
     return np.setdiff1d(train, parts[0]), parts[0]
 
 
-def inner(split: Split, values: Array, *, is_class: bool, n_parts: int, seed: int) -> list[tuple[Rows, Rows]]:
+def inner(
+    split: Split, values: Array, *, is_class: bool, n_parts: int, seed: int, ranks: tuple[str, ...] = ()
+) -> list[tuple[Rows, Rows]]:
     """Divide the training and validation rows again: each part in turn is held out.
+
+    Classes, and levels of a target with ``ranks``, are shared out evenly, and so are the quarters of a quantity.
 
     Returns
     -------
@@ -167,7 +173,7 @@ def inner(split: Split, values: Array, *, is_class: bool, n_parts: int, seed: in
         return [(split.train, split.validation)]
     known = np.full(len(values), np.nan)
     known[pool] = values[pool]
-    strata = _strata(Target("", known, ("0", "1") if is_class else ()))
+    strata = _strata(Target("", known, ("0", "1") if is_class else (), ranks))
     parts = partition(pool, strata, n_parts, tied=split.groups, seed=seed)
     return [(np.setdiff1d(pool, part), part) for part in parts]
 
@@ -186,7 +192,7 @@ def part_of(split: Split, target: Target, fraction: float, *, seed: int) -> Spli
     """
     known = np.full(len(target.values), np.nan)
     known[split.pool] = target.values[split.pool]
-    strata = _strata(Target(target.name, known, target.levels))
+    strata = _strata(replace(target, values=known))
     train, validation = (_leading(rows, strata, fraction, seed) for rows in (split.train, split.validation))
     return replace(split, train=train, validation=validation, name=f"{split.name}_part-{fraction:g}")
 

@@ -282,8 +282,14 @@ def _fitted(
     target, normalization = cohort.target, prepared.normalization
     return FittedModel(
         module.eval(), definition, tuple(inputs), normalization, split, target.name, target.levels, mean, scale,
-        tuple(history), _calibrate(data, mean, scale),
+        tuple(history), _calibrate(data, mean, scale), target.ranks,
     )  # fmt: skip
+
+
+def _parts(split: Split, data: _Data, n: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """Divide the training rows again, like the outer folds."""
+    ranks = data.cohort.target.ranks
+    return splits.inner(split, data.y, is_class=data.is_class, n_parts=n, seed=seed, ranks=ranks)
 
 
 def _calibrate(data: _Data, mean: float, scale: float) -> calibrations.Calibration:
@@ -441,7 +447,7 @@ def _fit(
         return _fit_estimator(definition, data, split, settings, small=small)
     if hasattr(probe, "solve"):
         return _solve(definition, data, split, settings)
-    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=settings.n_members, seed=settings.seed)
+    parts = _parts(split, data, settings.n_members, settings.seed)
     once = [
         _Once(definition, data, settings, number, *rows, _unlabelled(data.cohort.target, split, rows[0]))
         for number, rows in enumerate(parts)
@@ -616,8 +622,14 @@ def _null_stacked(
     confounds = given_of(cohort) if settings.needs_confounds else None
     pool, everyone = _kernel_with_test(cohort, split, inputs[0], prepared, confounds)
     units = [_standardised(target, pool) for target in targets]
+    target = cohort.target
     parts = splits.inner(
-        split, cohort.target.values, is_class=cohort.target.is_class, n_parts=settings.n_members, seed=settings.seed
+        split,
+        target.values,
+        is_class=target.is_class,
+        n_parts=settings.n_members,
+        seed=settings.seed,
+        ranks=target.ranks,
     )
     data = [
         _Data(replace(cohort, target=target), inputs, prepared, confounds, y, is_class=target.is_class)
@@ -703,7 +715,7 @@ def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, sett
 
 def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> list[tuple[Rows, Rows]]:
     """Divide the training rows again; returns positions in ``pool``."""
-    parts = splits.inner(split, data.y, is_class=data.is_class, n_parts=5, seed=settings.seed)
+    parts = _parts(split, data, 5, settings.seed)
     return [(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts]
 
 

@@ -147,16 +147,22 @@ def target_of(config: Config, made: Plan, trained: Target) -> tuple[Target, list
             f"{where}: its participants.tsv has no column '{trained.name}'; rename the column there that means the same."
         )
     cells = list(made.columns[trained.name])
-    codes = {level: float(code) for code, level in enumerate(trained.levels)}
+    names = trained.levels or trained.ranks
+    codes = {level: float(code) for code, level in enumerate(names)}
     known = [codes.get(str(c), np.nan) for c in cells] if codes else pd.to_numeric(pd.Series(cells), errors="coerce")
-    target = Target(trained.name, np.asarray(known, np.float64), trained.levels)
+    target = replace(trained, values=np.asarray(known, np.float64))
     finite = target.values[np.isfinite(target.values)]
-    absent = next((level for level, code in codes.items() if code not in finite), None)
-    if absent is not None or (not codes and len(finite) < FEWEST_OF_A_QUANTITY):
-        who = f"nobody of class '{absent}'" if absent is not None else f"{len(finite)} participants with a number"
+    absent = next((level for code, level in enumerate(trained.levels) if code not in finite), None)
+    if absent is not None or (not trained.is_class and len(finite) < FEWEST_OF_A_QUANTITY):
+        who = (
+            f"nobody of class '{absent}'"
+            if absent is not None
+            else f"{len(finite)} participants with {'one of the levels' if codes else 'a number'}"
+        )
         raise DataError(f"{where}: its column '{trained.name}' has {who}; the training dataset has "
-                        f"{', '.join(trained.levels) or 'a quantity'}, and both must write them alike.")  # fmt: skip
-    strange = f"'{trained.name}' is {'none of the classes trained on' if codes else 'no number'}"
+                        f"{', '.join(names) or 'a quantity'}, and both must write them alike.")  # fmt: skip
+    unlike = {"classification": "none of the classes trained on", "ordinal": "none of the levels trained on"}
+    strange = f"'{trained.name}' is {unlike.get(trained.kind, 'no number')}"
     return target, [
         {"participant_id": i, "target": trained.name, "reason": f"{strange}: {c}" if isinstance(c, str) else f"'{trained.name}' is n/a"}
         for i, c, value in zip(made.participant_ids, cells, target.values, strict=True) if np.isnan(value)

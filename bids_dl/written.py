@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
-
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -72,10 +71,19 @@ def read_table(path: Path) -> Any:
 
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
-    text = dict.fromkeys(("participant_id", "y_true", "split", "site", "model", "metric", "target", "reason"), str)
+    text = dict.fromkeys(
+        ("participant_id", "y_true", "y_pred", "split", "site", "model", "metric", "target", "reason"), str
+    )
     return pd.read_csv(path, sep="\t", na_values=["n/a", ""], keep_default_na=False, dtype=text)
 
 
+def as_levels(cells: Any, levels: Iterable[Any]) -> Any:
+    """Name the level of each cell of a column: numbers that were read as 1.0 are the level 1."""
+    numbers = {float(level): str(level) for level in levels if NUMBER.fullmatch(str(level))}
+    return cells.map(lambda cell: str(cell) if isinstance(cell, str) else numbers.get(cell, str(cell)))
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 NAMED = re.compile(
     r"target-(?P<target>.+?)_model-(?P<model>.+?)_feature-(?P<feature>.+?)_desc-(?P<method>.+?)"
     r"_(?P<kind>statmap|edges|regions|columns)\.(nii\.gz|tsv)$"
