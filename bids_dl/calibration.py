@@ -210,7 +210,7 @@ def covers(truth: Array, predicted: Array, reach: Array, n_levels: int) -> Array
 def sizes(predicted: Array, reach: Array, n_levels: int, n_ranks: int = 0) -> Array:
     """How many classes or ranks each row's set holds, or how wide its interval is; (row,)."""
     if n_ranks:
-        return ranks_within(predicted, reach, n_ranks).sum(axis=1).astype(float)
+        return np.asarray(ranks_within(predicted, reach, n_ranks).sum(axis=1), float)
     return in_set(predicted, reach).sum(axis=1).astype(float) if n_levels else 2 * reach
 
 

@@ -449,17 +449,17 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str],
 
     target, joined = step.cohort.target, held.predictions
     levels = np.asarray(target.levels, dtype=object)
-    names = np.asarray(target.levels or target.ranks, dtype=object)
+    named = np.asarray(target.levels or target.ranks, dtype=object)
     table = pd.DataFrame({
         "participant_id": np.asarray(step.ids, dtype=object)[held.rows], "split": np.asarray(names, dtype=object)[joined.folds],
-        "y_true": names[joined.truth.astype(int)] if len(names) else joined.truth, "y_score": joined.scores[:, -1],
+        "y_true": named[joined.truth.astype(int)] if len(named) else joined.truth, "y_score": joined.scores[:, -1],
     })  # fmt: skip
     if len(levels) > 2:
         for code, level in enumerate(levels):
             table[f"score_{level}"] = joined.scores[:, code]
     if target.ranks:
-        table["y_pred"] = names[calibrations.nearest_rank(joined.scores[:, 0], len(names)).astype(int)]
-    for column, cells in _limits(held, names).items():
+        table["y_pred"] = named[calibrations.nearest_rank(joined.scores[:, 0], len(named)).astype(int)]
+    for column, cells in _limits(held, named).items():
         table[column] = cells
     described = {"split": "Split whose model made the prediction", "y_true": "True value",
                  "y_score": "Probability of the last class, predicted value, or place among ordered levels, 0 the lowest",
@@ -487,16 +487,15 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     )
 
 
-def _limits(held: Held, names: Any) -> dict[str, list[Any]]:
-    """Write each prediction's set of classes or levels, or the ends of its interval."""
+def _limits(held: Held, named: Any) -> dict[str, list[Any]]:
+    """Write each prediction's set of classes or levels, or the ends of its interval; a level may be called none."""
     p = held.predictions
-    if len(names):
-        holds = (
-            calibrations.ranks_within(p.scores, held.reach, p.n_ranks)
-            if p.n_ranks
-            else calibrations.in_set(p.scores, held.reach)
-        )
-        return {"y_set": ["|".join(map(str, names[row])) or "none" for row in holds]}
+    if p.n_ranks:
+        holds = calibrations.ranks_within(p.scores, held.reach, p.n_ranks)
+        return {"y_set": ["|".join(map(str, named[row])) or None for row in holds]}
+    if len(named):
+        holds = calibrations.in_set(p.scores, held.reach)
+        return {"y_set": ["|".join(map(str, named[row])) or "none" for row in holds]}
     return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
 
 

@@ -376,6 +376,50 @@ def test_target_that_cannot_be_predicted_is_named(cells, kind, reason):
         cohorts.make_target("x", cells, kind=kind)
 
 
+def test_ordered_levels_have_the_places_that_the_table_lists_or_their_numbers_give():
+    listed = cohorts.make_target(
+        "x", ["mild", np.nan, "severe", "mild"], kind="ordinal", order=("none", "mild", "severe")
+    )
+    np.testing.assert_array_equal(listed.values, [1, np.nan, 2, 1])
+    assert (listed.kind, listed.ranks, listed.n_outputs, listed.is_class) == (
+        "ordinal", ("none", "mild", "severe"), 1, False,
+    )  # fmt: skip
+    numbers = cohorts.make_target("x", ["10", "0.5", "2", "2.0", np.nan], kind="ordinal")
+    np.testing.assert_array_equal(numbers.values, [2, 0, 1, 1, np.nan])
+    assert numbers.ranks == ("0.5", "2", "10")
+
+
+@pytest.mark.parametrize(
+    ("cells", "order", "reason"),
+    [
+        (
+            ["low", "high", "mid"],
+            (),
+            "holds words, whose order is unknown; list its Levels from low to high in participants.json",
+        ),
+        (
+            ["low", "hihg"],
+            ("low", "mid", "high"),
+            r"holds 'hihg', which is not among its Levels .*\(low, mid, high\); mend the cell",
+        ),
+        (["0", "1", "1"], (), "has 2 levels, 2 of them in use; an ordinal target needs 3 to 12"),
+        (["a", "a"], ("a", "b", "c"), "has 3 levels, 1 of them in use"),
+        ([str(n) for n in range(13)], (), "has 13 levels"),
+    ],
+)
+def test_levels_without_an_order_are_refused_with_what_to_do(cells, order, reason):
+    with pytest.raises(DataError, match=f"target 'x' {reason}"):
+        cohorts.make_target("x", cells, kind="ordinal", order=order)
+
+
+def test_order_of_levels_stands_in_the_plan_as_participants_json_lists_it(folders):
+    levels = {"none": "no sign", "mild": {"Description": "some"}, "severe": "many", "n/a": "not seen"}
+    (folders.bids / "participants.json").write_text(json.dumps({"severity": {"Levels": levels}, "stage": {}}))
+    kinds = {"severity": "ordinal", "stage": "ordinal", "group": "classification"}
+    made = cohorts.plan(folders.config(targets={"kinds": kinds}))
+    assert made.orders == {"severity": ["none", "mild", "severe"]}
+
+
 def test_shuffled_labels_are_the_same_labels_in_another_order(folders):
     config = folders.config(metrics={"shuffle_labels": True}, targets={"kinds": {"age": "regression"}})
     plan = cohorts.plan(config)

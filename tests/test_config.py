@@ -35,6 +35,25 @@ def test_merging_lays_the_second_over_the_first() -> None:
 
 
 @pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ({"kinds": {"x": "oridnal"}}, "'targets.kinds.x' is 'oridnal'; did you mean 'ordinal'"),
+        (
+            {"kinds": {"x": "ordinal"}, "positive": {"x": "high"}},
+            "'targets.positive.x' is set, and ordered levels have no",
+        ),
+        (
+            {"names": ["events"], "kinds": {"events": "ordinal"}},
+            "'targets.kinds.events' is 'ordinal', and conditions have no",
+        ),
+    ],
+)
+def test_a_kind_of_target_that_cannot_be_is_refused(targets: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        config.from_mapping(BASE | {"targets": targets})
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"models": ["mlp"]},

@@ -1,8 +1,10 @@
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as peer
 
 from bids_dl import metrics
@@ -31,6 +33,18 @@ def quantity(n=60, seed=0):
     generator = np.random.default_rng(seed)
     truth = generator.normal(50, 10, n)
     return Predictions(truth, (truth + generator.normal(0, 8, n))[:, None], np.arange(n), np.arange(n) % 3)
+
+
+def ranks(n=60, *, n_folds=1, seed=0, strength=1.0, n_ranks=4):
+    """Predicted places among four levels, some beyond the ends, with ties."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, n_ranks, n).astype(float)
+    said = np.round(strength * truth + (1 - strength) * 1.5 + generator.normal(0, 0.9, n), 1)
+    return Predictions(truth, said[:, None], np.arange(n), np.arange(n) % n_folds, n_ranks=n_ranks)
+
+
+def rounded(p):
+    return np.clip(np.floor(p.scores[:, 0] + 0.5), 0, p.n_ranks - 1)
 
 
 def values(predictions):
@@ -127,7 +141,7 @@ def test_r2_of_a_single_participant_is_undefined_not_infinite():
     assert one["mae"] == pytest.approx(1.3)
 
 
-@pytest.mark.parametrize("make", [two_classes, three_classes, quantity])
+@pytest.mark.parametrize("make", [two_classes, three_classes, quantity, ranks])
 def test_interval_holds_the_value_and_has_a_width(make):
     p = make()
     found = metrics.intervals(p, n=200, seed=0)
@@ -215,7 +229,7 @@ def test_undefined_values_count_against_the_model():
     assert metrics.as_good(null, np.nan, "auc").all()
 
 
-@pytest.mark.parametrize("make", [two_classes, three_classes, quantity])
+@pytest.mark.parametrize("make", [two_classes, three_classes, quantity, ranks])
 def test_table_has_a_row_a_metric_with_chance_and_count(make):
     p = make()
     rows = metrics.table(p, n_bootstraps=20, n_permutations=20, seed=0, retrained=lambda name, value: 0.25)
@@ -248,3 +262,66 @@ def test_site_with_one_class_has_no_auc():
     rows = {(r["level"], r["metric"]): r["value"] for r in metrics.by_level(p, [f"class-{int(y)}" for y in p.truth])}
     assert np.isnan(rows["class-1", "auc"])
     assert np.isfinite(rows["class-1", "accuracy"])
+
+
+def test_ranks_agree_with_scikit_learn_and_scipy():
+    p = ranks()
+    expected = {
+        "rho": stats.spearmanr(p.truth, p.scores[:, 0]).statistic,
+        "weighted_kappa": peer.cohen_kappa_score(p.truth, rounded(p), weights="quadratic"),
+        "mae": peer.mean_absolute_error(p.truth, p.scores[:, 0]), "accuracy": peer.accuracy_score(p.truth, rounded(p)),
+    }  # fmt: skip
+    assert values(p) == pytest.approx(expected)
+
+
+def test_weights_count_ranks_as_often_as_they_were_drawn():
+    p = ranks(30)
+    weights = np.random.default_rng(0).integers(0, 3, (2, 30)).astype(float)
+    found = metrics.score(p, weights)
+    for number, drawn in enumerate(np.repeat(np.arange(30), w.astype(int)) for w in weights):
+        assert found["rho"][number] == pytest.approx(stats.spearmanr(p.truth[drawn], p.scores[drawn, 0]).statistic)
+        kappa = peer.cohen_kappa_score(p.truth[drawn], rounded(p)[drawn], weights="quadratic")
+        assert found["weighted_kappa"][number] == pytest.approx(kappa)
+
+
+def test_relabelled_ranks_are_scored_as_if_they_were_the_truth():
+    p = ranks(30)
+    truth = np.stack([np.random.default_rng(seed).permutation(p.truth) for seed in range(3)])
+    found = metrics.score(p, truth=truth)
+    for number, y in enumerate(truth):
+        again = values(Predictions(y, p.scores, p.participants, p.folds, n_ranks=4))
+        assert {m: found[m][number] for m in again} == pytest.approx(again)
+
+
+def test_order_of_ranks_is_not_compared_between_folds():
+    """Each fold is in perfect order, but the second fold's model places everybody higher."""
+    truth, said = np.tile([0.0, 1, 2], 2), np.array([0, 1, 2, 2.1, 2.2, 2.3])
+    p = Predictions(truth, said[:, None], np.arange(6), np.repeat([0, 1], 3), n_ranks=3)
+    assert values(p)["rho"] == pytest.approx(1)
+    assert stats.spearmanr(truth, said).statistic < 0.8
+
+
+def test_constant_rank_knows_nothing_and_one_true_level_leaves_its_order_undefined():
+    p = ranks()
+    same = values(replace(p, scores=np.ones((60, 1))))
+    assert (same["rho"], same["weighted_kappa"]) == (0, pytest.approx(0))
+    alone = values(replace(p, truth=np.ones(60), scores=np.ones((60, 1))))
+    assert np.isnan(alone["rho"])
+    assert np.isnan(alone["weighted_kappa"])
+    assert alone["accuracy"] == 1
+
+
+def test_useless_ranks_are_at_chance_and_useful_ones_significant():
+    found = [metrics.p_values(ranks(40, n_folds=4, seed=s, strength=0), n=99, seed=s)["rho"] for s in range(40)]
+    assert np.mean(np.array(found) <= 0.05) < 0.18
+    assert 0.3 < np.mean(found) < 0.7
+    assert metrics.p_values(ranks(n_folds=4), n=99, seed=0)["rho"] == pytest.approx(1 / 100)
+
+
+def test_chance_of_ranks_is_what_the_middle_level_reaches():
+    p = ranks()
+    middle = values(replace(p, scores=np.full((60, 1), np.median(p.truth))))
+    assert {m: metrics.chance(p, m) for m in ("rho", "weighted_kappa", "mae")} == pytest.approx(
+        {m: middle[m] for m in ("rho", "weighted_kappa", "mae")}
+    )
+    assert metrics.chance(p, "accuracy") == np.bincount(p.truth.astype(int)).max() / 60

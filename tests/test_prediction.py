@@ -17,9 +17,10 @@ DESCRIBED = {"feature": "connectivity", "entities": ENTITIES, "labels": list(LAB
              "dims": ["edge"], "directed": False}  # fmt: skip
 
 
-def trained(levels=("hc", "mdd"), *, confounds=False):
+def trained(levels=("hc", "mdd"), *, confounds=False, ranks=()):
     generator = np.random.default_rng(0)
-    y = generator.permutation(np.arange(N) % len(levels)) if levels else generator.normal(50, 10, N)
+    named = levels or ranks
+    y = generator.permutation(np.arange(N) % len(named)) if named else generator.normal(50, 10, N)
     edges = generator.normal(size=(N, 6)).astype(np.float32)
     known = np.column_stack([generator.normal(40, 10, N), generator.integers(0, 2, N)]).astype(np.float32)
     features = {
@@ -27,14 +28,14 @@ def trained(levels=("hc", "mdd"), *, confounds=False):
         "confounds": Block(known, ("column",), ("age", "sex=M")),
     }
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
-    cohort = Cohort(people, features, Target("target", y.astype(float), levels))
+    cohort = Cohort(people, features, Target("target", y.astype(float), levels, ranks))
     definition = training.define("linear", [(6,)], cohort.target.n_outputs, {})
     settings = training.Settings(remove_confounds=confounds, device="cpu")
     return training.train(definition, cohort, SPLIT, ["connectivity"], settings), cohort
 
 
-def save(folder, levels=("hc", "mdd"), *, confounds=False, columns=("age", "sex=M")):
-    fitted, cohort = trained(levels, confounds=confounds)
+def save(folder, levels=("hc", "mdd"), *, confounds=False, columns=("age", "sex=M"), ranks=()):
+    fitted, cohort = trained(levels, confounds=confounds, ranks=ranks)
     about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": confounds, "confounds": list(columns),
              "participants": bundle.trained_on(cohort, range(N), ["connectivity"], "old dataset")}  # fmt: skip
     return bundle.save(fitted, folder / "model", about), fitted, cohort
@@ -94,6 +95,16 @@ def test_three_classes_have_a_score_each_and_a_quantity_its_unit(tmp_path, new):
     quantity = predict(save(tmp_path / "age", ())[0], *new(EDGES))["row"]
     assert quantity["prediction"] == quantity["y_score"]
     assert 0 < quantity["y_score"] < 100
+
+
+def test_ordered_level_is_named_with_its_place_among_all(tmp_path, new):
+    folder, fitted, cohort = save(tmp_path, (), ranks=("none", "mild", "severe"))
+    row = predict(folder, *new(EDGES))["row"]
+    one = Cohort(cohort.participants[:1], {"connectivity": Block(EDGES[None], ("edge",))}, cohort.target)
+    place = training.predict(fitted, one, np.array([0]))[0, 0]
+    assert row["y_score"] == pytest.approx(place, abs=1e-5)
+    assert row["prediction"] == ("none", "mild", "severe")[int(np.clip(round(place), 0, 2))]
+    assert row["levels"] == "none < mild < severe"
 
 
 def test_attribution_of_the_prediction_is_written_as_a_matrix(tmp_path, new):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import derivatives, outputs, query, report
+from bids_dl import charts, derivatives, outputs, query, report, written
 
 MODELS = {
     "dummy": ("dummy", "confounds", "baseline"),
@@ -271,6 +271,29 @@ def test_participant_page_shows_the_prediction_and_why_there_is_none(person):
     _, page = person
     assert "0.81" in page
     assert "no T1w on this grid" in page
+
+
+def test_participant_page_names_an_ordered_level_among_all_and_draws_no_gauge():
+    row = {"y_score": 0.8, "prediction": "mild", "levels": "none < mild < severe"}
+    shown = report._prediction({"bundle": "severity", "row": row})
+    assert shown["prediction"] == "mild of none < mild < severe"
+    assert shown["gauges"] == []
+
+
+def test_levels_that_are_numbers_are_counted_however_the_table_was_read(tmp_path):
+    (tmp_path / "people.tsv").write_text("participant_id\tstage\nsub-1\t1\nsub-2\t0.5\nsub-3\tn/a\nsub-4\t1\n")
+    people = written.read_table(tmp_path / "people.tsv")
+    target = {"name": "stage", "kind": "ordinal", "levels": ["0.5", "1", "2"]}
+    assert charts.distribution(people, target)["data"][0]["x"] == [1, 2, 0]
+
+
+def test_each_true_level_is_a_row_of_parts_that_add_up():
+    frame = pd.DataFrame(
+        {"participant_id": list("abcd"), "y_true": ["low", "low", "low", "top"], "y_pred": ["low", "mid", "mid", "top"]}
+    )
+    (cells,) = charts._confusion(frame, {"levels": ["low", "mid", "top"]}, "linear")["data"]
+    np.testing.assert_allclose(cells["z"], [[1 / 3, 2 / 3, 0], [0, 0, 0], [0, 0, 1]], atol=1e-3)
+    assert cells["y"] == ["low (n = 3)", "mid (n = 0)", "top (n = 1)"]
 
 
 def test_text_from_data_is_escaped(person, group):

@@ -106,6 +106,23 @@ def test_final_split_trains_on_everybody():
     assert not {FAMILIES[r] for r in split.train} & {FAMILIES[r] for r in split.validation}
 
 
+RANKS = Target(
+    "severity", np.repeat([0.0, 1, 2, 3], [N // 2, N // 4, N // 8, N - N // 2 - N // 4 - N // 8]), ranks=tuple("abcd")
+)
+
+
+def shares(rows):
+    return np.bincount(RANKS.values[rows].astype(int), minlength=4)
+
+
+def test_every_part_holds_its_share_of_every_rank_however_its_values_are_scaled():
+    for split in made(RANKS, n_folds=3):
+        np.testing.assert_allclose(shares(split.test), shares(np.arange(N)) / 3, atol=1)
+        scaled = (RANKS.values - 0.9) / 1.3
+        for _, held in splits.inner(split, scaled, is_class=False, n_parts=2, seed=0, ranks=RANKS.ranks):
+            np.testing.assert_allclose(shares(held), shares(split.pool) / 2, atol=1)
+
+
 @pytest.mark.parametrize("groups", [(), FAMILIES], ids=["alone", "families"])
 @pytest.mark.parametrize("is_class", [True, False], ids=["classes", "quantity"])
 def test_inner_parts_hold_no_test_row_and_keep_families(groups, is_class):

@@ -51,6 +51,19 @@ def test_classes_have_the_codes_of_the_training_dataset():
     assert [row["reason"] for row in left_out] == ["'group' is n/a", "'group' is none of the classes trained on: other"]
 
 
+def test_levels_have_the_places_of_the_training_dataset_and_may_be_absent():
+    made = Plan(("sub-1", "sub-2", "sub-3", "sub-4"), (), {"severity": ["mild", "none", "dire", "mild"]})
+    trained = Target("severity", np.zeros(3), ranks=("none", "mild", "severe"))
+    target, left_out = transfer.target_of(CONFIG, made, trained)
+    np.testing.assert_array_equal(target.values, [1, 0, np.nan, 1])
+    assert target.ranks == trained.ranks
+    assert [row["reason"] for row in left_out] == ["'severity' is none of the levels trained on: dire"]
+    with pytest.raises(
+        DataError, match="has 0 participants with one of the levels; the training dataset has none, mild, severe"
+    ):
+        transfer.target_of(CONFIG, Plan(("sub-1",), (), {"severity": ["1"]}), trained)
+
+
 def test_confounds_and_sites_have_the_columns_of_the_training_cohort(tmp_path):
     people = {"sex": ["F", "M", np.nan], "age": ["30", "n", "40.5"], "site": ["north", "new", np.nan]}
     made = Plan(("sub-1", "sub-2", "sub-3"), (), people)
