@@ -156,7 +156,8 @@ def _ordinal_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
 def _weighted_kappa(said: Array, w: Array, y: Array) -> Array:
     """Kappa with quadratic weights: 1 less the mean squared distance over that of independent raters [1]_.
 
-    The distance of independent raters follows from means and variances. Undefined where both say one level only, the same.
+    For the squared distance both follow from means, variances and the covariance. Undefined where both say one level only,
+    the same.
 
     References
     ----------
@@ -165,9 +166,9 @@ def _weighted_kappa(said: Array, w: Array, y: Array) -> Array:
     total = w.sum(axis=1)
     mean_y, mean_said = (w * y).sum(axis=1) / total, (w @ said) / total
     var_y, var_said = (w * y**2).sum(axis=1) / total - mean_y**2, (w @ said**2) / total - mean_said**2
+    together = (w * y * said).sum(axis=1) / total - mean_y * mean_said
     by_chance = var_y + var_said + (mean_y - mean_said) ** 2
-    apart = (w * (y - said) ** 2).sum(axis=1) / total
-    return 1 - _ratio(apart, np.where(by_chance > 1e-12, by_chance, 0))
+    return _ratio(2 * together, np.where(by_chance > 1e-12, by_chance, 0))
 
 
 def _rho(p: Predictions, w: Array, y: Array) -> Array:

@@ -180,3 +180,18 @@ def test_width_of_a_quantity_is_in_its_unit():
 def test_sets_hold_the_classes_that_are_likely_enough():
     said = np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]])
     assert calibration.in_set(said, np.array([0.7, 0.7])).tolist() == [[True, False, False], [True, True, False]]
+
+
+def test_place_among_levels_goes_to_the_nearest_that_exists_and_up_from_between():
+    said = np.array([-0.7, 0.49, 0.5, 1.5, 2.2, 9.0])
+    assert calibration.nearest_rank(said, 3).tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_set_of_levels_holds_the_truth_exactly_where_the_interval_does():
+    generator = np.random.default_rng(0)
+    truth, said = generator.integers(0, 4, 200).astype(float), generator.normal(1.5, 1.5, (200, 1))
+    reach = generator.uniform(0.1, 2, 200)
+    holds = calibration.ranks_within(said, reach, 4)
+    assert holds[np.arange(200), truth.astype(int)].tolist() == calibration.covers(truth, said, reach, 0).tolist()
+    assert calibration.sizes(said, reach, 0, 4).tolist() == holds.sum(axis=1).tolist()
+    assert not holds[(said[:, 0] > 3 + reach)].any()

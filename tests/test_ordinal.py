@@ -148,3 +148,23 @@ def test_words_without_a_listed_order_stop_the_run_before_anything_is_trained(ma
     assert run(bids, out, "group", "--config-file", made[2]) == 65
     assert "list its Levels from low to high in participants.json" in capsys.readouterr().err
     assert not (out / "group").exists()
+
+
+def test_bundle_names_the_level_of_new_participants(made, tmp_path):
+    bids = write_dataset(tmp_path / "bids")
+    described = json.loads((bids / "dataset_description.json").read_text())
+    (bids / "dataset_description.json").write_text(json.dumps(described | {"Name": "other"}))
+    for number, path in enumerate(sorted(bids.glob("sub-*/func/*.tsv"))):
+        if number > 4:
+            shutil.rmtree(path.parents[1])
+            continue
+        series = np.random.default_rng(number).normal(size=(60, 5))
+        series[:, 1] += 0.6 * number * series[:, 0]
+        pd.DataFrame(series, columns=[f"region{r}" for r in range(5)]).to_csv(path, sep="\t", index=False)
+    folder = made[1] / "group" / "bundles" / "target-severity_model-connectivity_linear"
+    assert run(bids, tmp_path / "out", "participant", "--bundle", folder, "--participant-label", "01", "05") == 0
+    found = table(tmp_path / "out" / "phenotype" / f"{folder.name}.tsv").set_index("participant_id")
+    assert found["excluded"].isna().all()
+    assert found["y_score"]["sub-05"] > found["y_score"]["sub-01"] + 1
+    assert found["prediction"].tolist() == [LEVELS[int(np.clip(np.floor(s + 0.5), 0, 3))] for s in found["y_score"]]
+    assert set(found["levels"]) == {"none < mild < moderate < severe"}

@@ -123,6 +123,11 @@ def test_every_part_holds_its_share_of_every_rank_however_its_values_are_scaled(
             np.testing.assert_allclose(shares(held), shares(split.pool) / 2, atol=1)
 
 
+def test_rank_of_one_participant_is_tested_once_and_refused_nowhere():
+    single = Target("severity", np.r_[2.0, np.arange(N - 1) % 2], ranks=("a", "b", "c"))
+    assert sum(0 in split.test for split in made(single)) == 1
+
+
 @pytest.mark.parametrize("groups", [(), FAMILIES], ids=["alone", "families"])
 @pytest.mark.parametrize("is_class", [True, False], ids=["classes", "quantity"])
 def test_inner_parts_hold_no_test_row_and_keep_families(groups, is_class):
