@@ -141,7 +141,7 @@ def predictions(out: Path, target: str, model: str) -> tuple[metrics.Predictions
     read = pd.read_csv(out / "group" / "predictions" / f"target-{target}_model-{model}_predictions.tsv", sep="\t")
     read = read.sort_values(["split", "participant_id"])
     folds, participants = pd.factorize(read["split"])[0], pd.factorize(read["participant_id"], sort=True)[0]
-    if read["y_true"].dtype == object:
+    if not pd.api.types.is_numeric_dtype(read["y_true"]):
         truth = (read["y_true"] == levels_of(out, target)[1]).to_numpy(int)
         scores, n_levels = np.column_stack([1 - read["y_score"], read["y_score"]]), 2
     else:
