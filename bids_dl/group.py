@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,9 +315,9 @@ def _lay_out(config: Config, plan: cohorts.Plan) -> str:
     """Lay out the cohort in the work folder; a changed plan or file begins anew. Returns a digest of both."""
     digest, folder = _digest(plan), cohort_folder(config)
     if isinstance(plan, decoding.Plan):
-        write: Callable[[], object] = lambda: decoding.write(plan, folder, config.decoding)  # noqa: E731
+        write: Callable[[], object] = partial(decoding.write, plan, folder, config.decoding)
     else:
-        write = lambda: cohorts.write(plan, folder)  # noqa: E731
+        write = partial(cohorts.write, plan, folder)
     _renew(folder, digest, write, [config.work / "fits"])
     return digest
 
@@ -485,7 +486,7 @@ def _fills(name: str, function: str, folder: Path, n_rows: int, digest: str, **m
 def _test_tasks(config: Config, chosen: Choices, held: HeldDataset, digest: str) -> list[engine.Task]:
     """Write down the steps that lay the test dataset out, and judge the models trained on everybody on it."""
     folder, own = transfer.folder(config), _digest(held.plan, held.described, digest)
-    _renew(folder, own, lambda: cohorts.write(held.plan, folder, held.described))
+    _renew(folder, own, partial(cohorts.write, held.plan, folder, held.described))
     n_rows = len(held.plan.participant_ids) if held.plan.variants else 0
     fills = _fills("test_fill", "bids_dl.cohort:fill", folder, n_rows, own)
     both = {"folder": str(folder), "trained": str(cohort_folder(config))}

@@ -90,11 +90,13 @@ def curve(parts: Mapping[int, Predictions], metric: str, *, n_draws: int, seed: 
     found = np.stack([metrics.score(parts[int(n)])[metric][0] for n in sizes])
     drawn = _drawn([parts[int(n)] for n in sizes], metric, n_draws, seed)
     rows = [_row("measured", n, v, drawn[:, k]) for k, (n, v) in enumerate(zip(sizes, found, strict=True))]
-    refused = _refused(sizes, sign * found, sign * drawn) or _missed(sizes, sign * found, sign * drawn, _best(metric))
+    refused = _refused(sizes, sign * found, sign * drawn)
+    if not refused:
+        law, laws = (power_law(sizes, values, _best(metric)) for values in (sign * found[None], sign * drawn))
+        refused = _missed(sizes, sign * found, sign * drawn, law, laws)
     if refused:
         nothing = {"n_train": np.nan, "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
         return [*rows, {"kind": "not extrapolated", **nothing, "note": refused}]
-    law, laws = (power_law(sizes, values, _best(metric)) for values in (sign * found[None], sign * drawn))
     farther = [times * sizes[-1] for times in FARTHER]
     return rows + [_row("extrapolated", n, sign * law.at(n)[0], sign * laws.at(n)) for n in farther]
 
@@ -104,9 +106,8 @@ def _best(metric: str) -> float:
     return 0.0 if metric in LOWER_IS_BETTER else 1.0
 
 
-def _missed(sizes: Array, values: Array, drawn: Array, best: float) -> str:
+def _missed(sizes: Array, values: Array, drawn: Array, law: PowerLaw, laws: PowerLaw) -> str:
     """Say which measured score (more is better) the fitted law misses, beyond its uncertainty; empty where none."""
-    law, laws = (power_law(sizes, some, best) for some in (values[None], drawn))
     gain = abs(values[-1] - values[0])
     for k, n in enumerate(sizes):
         off, offs = float(law.at(n)[0] - values[k]), laws.at(n) - drawn[:, k]

@@ -530,11 +530,8 @@ def _splits(out: Path, choices: Json) -> Json:
 
 def _target(out: Path, choices: Json, target: Json) -> Json:
     """Collect everything about one target: verdict, scores, curves, explanations."""
-    name, models = target["name"], {m["id"]: m for m in choices.get("models", [])}
-    metrics = written.read_table(out / "group" / "metrics" / f"target-{name}_metrics.tsv")
-    main = next((m for m in MAIN if m in set(metrics.get("metric", ()))), "")
-    scores = metrics[metrics["metric"] == main] if main else metrics
-    best = prose.best_model(scores, models, main)
+    models = {m["id"]: m for m in choices.get("models", [])}
+    metrics, scores, main, best = _scored(out, models, target)
     verdict, tone = prose.verdict_of_target(scores, models, main, best)
     rivals = [m for kind in charts.DASHES if (m := prose.rival_model(scores, models, main, best, kind))]
     n_drawn = max(2, MAX_EXPLANATIONS // max(len(choices.get("targets", [])), 1))
@@ -552,10 +549,24 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
     }  # fmt: skip
 
 
+def _scored(out: Path, models: Mapping[str, Json], target: Json) -> tuple[Any, Any, str, str]:
+    """Read a target's scores; returns all, those of the main metric, its name, and the best model."""
+    metrics = written.read_table(out / "group" / "metrics" / f"target-{target['name']}_metrics.tsv")
+    main = next((m for m in MAIN if m in set(metrics.get("metric", ()))), "")
+    scores = metrics[metrics["metric"] == main] if main else metrics
+    return metrics, scores, main, prose.best_model(scores, models, main)
+
+
+def _doubts(out: Path, choices: Json, target: Json) -> Json:
+    """List what speaks against one target's best result."""
+    _, scores, main, best = _scored(out, {m["id"]: m for m in choices.get("models", [])}, target)
+    return {"doubts": doubts.of_target(out, choices, target, scores, main, best)}
+
+
 def doubted(out: Path) -> list[str]:
     """List what makes the results in an output folder hard to believe, a sentence each, its target before it."""
     choices = written.read_choices(out)
-    targets = [_safely(_target, out, choices, target) for target in choices.get("targets", [])]
+    targets = [_safely(_doubts, out, choices, target) for target in choices.get("targets", [])]
     return [f"{t['name']}: {sentence}" for t in targets for sentence in t.get("doubts", ())]
 
 

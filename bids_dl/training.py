@@ -286,10 +286,9 @@ def _fitted(
     )  # fmt: skip
 
 
-def _parts(split: Split, data: _Data, n: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Divide the training rows again, like the outer folds."""
-    ranks = data.cohort.target.ranks
-    return splits.inner(split, data.y, is_class=data.is_class, n_parts=n, seed=seed, ranks=ranks)
+def _parts(split: Split, y: Array, target: Target, n: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """Divide the training rows again, like the outer folds, by values ``y`` of the target's kind."""
+    return splits.inner(split, y, is_class=target.is_class, n_parts=n, seed=seed, ranks=target.ranks)
 
 
 def _calibrate(data: _Data, mean: float, scale: float) -> calibrations.Calibration:
@@ -424,8 +423,7 @@ class _Data:
     def kept(self, rows: Rows) -> tuple[Tensor, ...]:
         """Return the same as `rows`, made a few at a time: at no time is there a second copy of all."""
         made = [np.empty((len(rows), *shape), np.float32) for shape in self.shapes]
-        n_bytes = 4 * sum(int(np.prod(shape)) for shape in self.shapes)
-        for part in norm.chunks(np.arange(len(rows)), n_bytes):
+        for part in norm.chunks(np.arange(len(rows)), self.row_bytes):
             for whole, values in zip(made, self.rows(rows[part]), strict=True):
                 whole[part[0] : part[-1] + 1] = values.numpy()
         return tuple(map(torch.from_numpy, made))
@@ -434,6 +432,11 @@ class _Data:
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of each input of one participant."""
         return [self.cohort.features[n].shape for n in self.inputs]
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that one participant's inputs take."""
+        return 4 * sum(int(np.prod(shape)) for shape in self.shapes)
 
 
 def _fit(
@@ -447,7 +450,7 @@ def _fit(
         return _fit_estimator(definition, data, split, settings, small=small)
     if hasattr(probe, "solve"):
         return _solve(definition, data, split, settings)
-    parts = _parts(split, data, settings.n_members, settings.seed)
+    parts = _parts(split, data.y, data.cohort.target, settings.n_members, settings.seed)
     once = [
         _Once(definition, data, settings, number, *rows, _unlabelled(data.cohort.target, split, rows[0]))
         for number, rows in enumerate(parts)
@@ -507,8 +510,7 @@ def _solve(
 def _begun(module: Any, data: _Data, pool: Rows) -> tuple[Tensor, ...]:
     """Let a module that solves for little start from rows on demand; returns its ``summary`` of them, some at a time."""
     module.begin(lambda at: data.rows(pool[at]), len(pool))
-    n_bytes = 4 * sum(int(np.prod(shape)) for shape in data.shapes)
-    return (torch.cat([module.summary(*data.rows(rows)) for rows in norm.chunks(pool, n_bytes)]),)
+    return (torch.cat([module.summary(*data.rows(rows)) for rows in norm.chunks(pool, data.row_bytes)]),)
 
 
 def _fit_in_span(once: Sequence[_Once], data: _Data, pool: Rows) -> tuple[list[nn.Module], list[dict[str, float]]]:
@@ -622,15 +624,7 @@ def _null_stacked(
     confounds = given_of(cohort) if settings.needs_confounds else None
     pool, everyone = _kernel_with_test(cohort, split, inputs[0], prepared, confounds)
     units = [_standardised(target, pool) for target in targets]
-    target = cohort.target
-    parts = splits.inner(
-        split,
-        target.values,
-        is_class=target.is_class,
-        n_parts=settings.n_members,
-        seed=settings.seed,
-        ranks=target.ranks,
-    )
+    parts = _parts(split, cohort.target.values, cohort.target, settings.n_members, settings.seed)
     data = [
         _Data(replace(cohort, target=target), inputs, prepared, confounds, y, is_class=target.is_class)
         for target, (y, _, _) in zip(targets, units, strict=True)
@@ -715,7 +709,7 @@ def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, sett
 
 def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> list[tuple[Rows, Rows]]:
     """Divide the training rows again; returns positions in ``pool``."""
-    parts = _parts(split, data, 5, settings.seed)
+    parts = _parts(split, data.y, data.cohort.target, 5, settings.seed)
     return [(np.searchsorted(pool, a), np.searchsorted(pool, b)) for a, b in parts]
 
 
@@ -801,7 +795,7 @@ class _Once:
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
         train = np.concatenate([self.train, self._usable()]) if self.uses_unlabelled else self.train
-        n_bytes = sum(int(np.prod(s)) for s in self.data.shapes) * 4 * (len(train) + len(self.validation))
+        n_bytes = self.data.row_bytes * (len(train) + len(self.validation))
         kept = [self.data.kept(rows) for rows in (train, self.validation)] if n_bytes < KEPT_BYTES else None
 
         def getter(part: int, rows: Rows) -> Callable[[NDArray[np.intp]], tuple[Tensor, ...]]:
