@@ -155,7 +155,7 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             lengths[entry["path"]] = entry["shape"][0] if kind in SEQUENCES else 0
     named = _short_names(list(files))
     return [
-        _variant(named[key], key, {i: _first_session(paths) for i, paths in mine.items()}, kinds[key], lengths)
+        _variant(named[key], key, {i: _of_one_row(config, paths) for i, paths in mine.items()}, kinds[key], lengths)
         for key, mine in sorted(files.items(), key=lambda item: named[item[0]])
     ]
 
@@ -229,6 +229,17 @@ def same_content(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Match a file by what makes its content the same: atlas, kind of matrix, space; tasks may be called differently."""
     keys = ("atlas", "model", "param", "stat", "space", "res", "label", "desc")
     return all(names.get(k, "") == wanted.get(k, "") for k in keys)
+
+
+def files_of(out: Path, record: Mapping[str, Any], described: Mapping[str, Any]) -> list[Path]:
+    """List a participant's files of a feature, as it is described, with the same content under any task."""
+    files = [out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
+    return [f for f in files if same_content(query.entities(f), described["entities"])]
+
+
+def _of_one_row(config: Config, paths: Sequence[str]) -> list[str]:
+    """Keep what one row is made of: the runs of the first session, or all of them where rows are moments."""
+    return sorted(paths) if config.decodes else _first_session(paths)
 
 
 def _first_session(paths: Sequence[str]) -> list[str]:

@@ -1,25 +1,22 @@
-"""States from moments: a row of the cohort becomes a window of a participant's series, its target what was going on.
-
-Windows are never copied to disk: a row is the place in all participants' series, end to end, where its window begins.
-"""
+"""States from moments: a row of the cohort becomes a window of a participant's series, its target what was going on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import derivatives, quality, query, zoo
+from bids_dl import derivatives, quality, query, shifting, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
-from bids_dl.records import Array, Block, Cohort, Target
+from bids_dl.records import Target
 
 EVENTS, PERSON, RUN, MINUTES = "events", "participant", "run", "minutes"
 """The target, and the columns that tell whose a row is, of which run, and when in it."""
@@ -36,7 +33,6 @@ LEFT = {
     OTHER: "a condition was on that is not decoded",
 }
 BEYOND, BASELINE, CENSORED = "the context reached beyond the run", "the baseline had not ended", "it was censored"
-MOST_EXPLAINED = 2000
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,13 @@ class Plan(cohorts.Plan):
     """A plan whose rows are windows; ``stored`` is that of the participants whose series are laid out.
 
     ``starts`` (row,) are the windows' first volumes, ``n_volumes`` the length of each run of a participant, censored
-    volumes included.
+    volumes included, and ``repetition_time`` that of all runs in seconds.
     """
 
     stored: cohorts.Plan = field(kw_only=True)
     starts: tuple[int, ...] = field(kw_only=True)
     n_volumes: Mapping[str, Sequence[int]] = field(kw_only=True)
+    repetition_time: float = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def plan(config: Config, given: cohorts.Plan) -> Plan:
         left += reasons
     if not rows:
         raise DataError(
-            f"no volume is left to decode ({_said_left(left)}); shorten decoding.context or look at the events."
+            f"no volume is left to decode ({said_left(left)}); shorten decoding.context or look at the events."
         )
     stored = replace(
         given,
@@ -108,7 +105,7 @@ def plan(config: Config, given: cohorts.Plan) -> Plan:
     return Plan(
         tuple(_row_id(row, runs) for row in rows), _features(stored.variants[0], config.decoding.context),
         _columns(config, given, rows, runs), (*given.excluded, *problems), notes, {},
-        stored=stored, starts=tuple(row[3] for row in rows), n_volumes=n_volumes,
+        stored=stored, starts=tuple(row[3] for row in rows), n_volumes=n_volumes, repetition_time=_period(runs),
     )  # fmt: skip
 
 
@@ -168,15 +165,19 @@ def _run(series: Path, delay_s: float) -> Run:
     on = np.zeros(values.shape, bool)
     first, last = max(later, 0), len(on) + min(later, 0)
     on[first:last] = values[first - later : last - later] > 0
+    return Run(_run_name(series), on, conditions, frozenset(said_beside(series).get("CensoredVolumes", ())), period)
+
+
+def said_beside(series: Path) -> dict[str, Any]:
+    """Read the sidecar of a series; nothing where there is none."""
     sidecar = derivatives.sidecar_path(series)
-    censored = query.read_json(sidecar).get("CensoredVolumes", ()) if sidecar.is_file() else ()
-    return Run(_run_name(series), on, conditions, frozenset(censored), period)
+    return query.read_json(sidecar) if sidecar.is_file() else {}
 
 
 def _events_file(series: Path) -> Path:
-    wanted = _of_a_run(series)
+    wanted = of_a_run(series)
     for file in sorted(series.parent.glob("*_desc-alignedevents_timeseries.tsv")):
-        if _of_a_run(file) == wanted:
+        if of_a_run(file) == wanted:
             return file
     raise DataError(
         f"{series.name} has no events beside it; run the participant level with --features timeseries events, and look for "
@@ -184,13 +185,14 @@ def _events_file(series: Path) -> Path:
     )
 
 
-def _of_a_run(file: Path) -> dict[str, str]:
+def of_a_run(file: Path) -> dict[str, str]:
+    """Read the entities that tell a participant's runs apart."""
     names = query.entities(file)
     return {key: names[key] for key in OF_A_RUN if key in names}
 
 
 def _run_name(series: Path) -> str:
-    return "_".join(f"{key}-{value}" for key, value in _of_a_run(series).items())
+    return "_".join(f"{key}-{value}" for key, value in of_a_run(series).items())
 
 
 def _refuse_unlike(runs: Mapping[str, Sequence[Run]]) -> None:
@@ -202,6 +204,10 @@ def _refuse_unlike(runs: Mapping[str, Sequence[Run]]) -> None:
             f"repetition times differ: {periods[fastest]:g} s in {fastest}, {periods[slowest]:g} s in {slowest}; choose by "
             "select.participant_label or select.task_id."
         )
+
+
+def _period(runs: Mapping[str, Sequence[Run]]) -> float:
+    return next(iter(runs.values()))[0].period
 
 
 def _chosen(settings: configuration.Decoding, runs: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -228,19 +234,19 @@ def _rows_of(
         for volume in range(0, len(codes), settings.stride):
             code = int(codes[volume])
             rest = code == NONE and settings.rest
-            reason = _why_left(run, volume, settings) or ("" if rest else LEFT.get(code, ""))
+            reason = why_left(run, volume, settings) or ("" if rest else LEFT.get(code, ""))
             left[reason] += 1
             if not reason:
-                start = at + volume - _n_before(settings)
+                start = at + volume - n_before(settings)
                 rows.append((person, run.name, volume, start, settings.rest if rest else chosen[code]))
         at += len(codes)
     del left[""]
     return rows, left
 
 
-def _why_left(run: Run, volume: int, settings: configuration.Decoding) -> str:
+def why_left(run: Run, volume: int, settings: configuration.Decoding) -> str:
     """Say why a volume cannot be decoded, whatever was on; empty if it can."""
-    start = volume - _n_before(settings)
+    start = volume - n_before(settings)
     if start < 0 or start + settings.context > len(run.on):
         return BEYOND
     if settings.causal and start * run.period < settings.baseline_s:
@@ -248,7 +254,7 @@ def _why_left(run: Run, volume: int, settings: configuration.Decoding) -> str:
     return CENSORED if volume in run.censored else ""
 
 
-def _n_before(settings: configuration.Decoding) -> int:
+def n_before(settings: configuration.Decoding) -> int:
     """Count the volumes of a window before the one that is decoded: all others, or half of them."""
     return settings.context - 1 if settings.causal else settings.context // 2
 
@@ -274,10 +280,15 @@ def _columns(
         EVENTS: [row[4] for row in rows],
         PERSON: [row[0] for row in rows],
         RUN: [f"{row[0]} {row[1]}" for row in rows],
-        MINUTES: [str(round(row[2] * period[row[0]] / 60, 4)) for row in rows],
+        MINUTES: [minutes(row[2], period[row[0]]) for row in rows],
         TIES: [tie if isinstance(tie := ties[number[row[0]]], str) else row[0] for row in rows],
         **{c: [v[number[row[0]]] for row in rows] for c, v in kept.items()},
     }
+
+
+def minutes(volume: int, period: float) -> str:
+    """Write when in its run a volume was taken; ``period`` is the repetition time in seconds."""
+    return str(round(volume * period / 60, 4))
 
 
 TIES = "family_or_participant"
@@ -298,13 +309,13 @@ def _notes(
 ) -> list[str]:  # fmt: skip
     """Say what is decoded from what, what was left out, and what the results do not show."""
     s = config.decoding
-    period = next(iter(runs.values()))[0].period
+    period = _period(runs)
     where = "that ends with it" if s.causal else "around it"
     named = ", ".join(dict.fromkeys([*chosen, *([s.rest] if s.rest else [])]))
     notes = [
         f"Decoded: which of {named} was on at each of {n_rows:,} volumes of {n_people} participants, from the context of "
         f"{s.context} volumes ({s.context * period:g} s) {where}. Events count {s.delay_s:g} s late, as the blood does.",
-        f"Left out: {_said_left(left)}." if left else "No volume was left out.",
+        f"Left out: {said_left(left)}." if left else "No volume was left out.",
         "p-values compare with circular shifts of each run's conditions, which keep how long they last; a drift that goes "
         "with the order of conditions is not ruled out. confounds_only predicts from the time in the run: look what it reaches.",
     ]
@@ -325,176 +336,14 @@ def _same_order(runs: Mapping[str, Sequence[Run]]) -> bool:
     return len(courses) == 1 and sum(map(len, runs.values())) > 1
 
 
-def _said_left(left: Mapping[str, int]) -> str:
+def said_left(left: Mapping[str, int]) -> str:
+    """Say how many volumes are left out for which reason."""
     return "; ".join(f"{n:,} volumes because {reason}" for reason, n in left.items())
-
-
-def write(made: Plan, folder: Path, settings: configuration.Decoding) -> None:
-    """Lay out the participants' series, and write down where each row's window begins."""
-    described = cohorts.write(made.stored, folder)
-    series, flat = made.variants
-    one = described[series.name]
-    context, regions = series.n_steps, one["labels"]
-    columns = [f"{region} {step - _n_before(settings):+d}" for step in range(context) for region in regions]
-    windows = one | {"shape": [context, len(regions)]}
-    described = {
-        series.name: windows,
-        flat.name: one | {"shape": [len(columns)], "dims": ["column"], "labels": columns},
-    }
-    derivatives.write_json(folder / "features.json", described)
-    listed = {key: value for key, value in asdict(made).items() if key not in {"stored", "starts", "n_volumes"}}
-    derivatives.write_json(folder / "rows.json", listed)
-    derivatives.write_json(folder / "n_volumes.json", made.n_volumes)
-    np.save(folder / "starts.npy", np.asarray(made.starts, np.int64))
-
-
-def fill(folder: str, start: int, stop: int, causal: bool) -> list[dict[str, str]]:
-    """Write some participants' series into the cohort; returns those that do not fit, with the reason."""
-    root = Path(folder)
-    made = cohorts.read_plan(root)
-    described, n_volumes = query.read_json(root / "features.json"), query.read_json(root / "n_volumes.json")
-    variant, refused, prints = made.variants[0], [], {}
-    values: Any = np.lib.format.open_memmap(root / f"{variant.name}.npy", mode="r+")  # type: ignore[no-untyped-call]
-    for row, person in list(enumerate(made.participant_ids))[start:stop]:
-        files = [Path(f) for f in variant.files[person]]
-        try:
-            parts = [
-                volumes_of(file, described[variant.name], n, causal=causal)
-                for file, n in zip(files, n_volumes[person], strict=True)
-            ]
-            found = np.concatenate(parts)
-            values[row, : len(found)] = found
-            prints[person] = cohorts.fingerprint(found)
-        except DataError as problem:
-            refused.append({"participant_id": person, "feature": variant.name, "reason": str(problem)})
-    values.flush()
-    derivatives.write_json(root / f"refused_{start:07d}.json", refused)
-    derivatives.write_json(root / f"prints_{start:07d}.json", {variant.name: prints})
-    return refused
-
-
-def volumes_of(file: Path, described: Mapping[str, Any], n_volumes: int, *, causal: bool) -> Array:
-    """Read one run, (volume, region), standardised; a censored volume is NaN, so that steps keep their distance.
-
-    Raises
-    ------
-    DataError
-        If it has other regions than the others' runs, or another length than its events.
-    """
-    values, labels, _ = cohorts.read(file)
-    if list(labels) != list(described["labels"]):
-        raise DataError(
-            f"{file.name} has other regions than the other participants' series; extract it with the same atlas."
-        )
-    sidecar = derivatives.sidecar_path(file)
-    censored = query.read_json(sidecar).get("CensoredVolumes", []) if sidecar.is_file() else []
-    if len(values) + len(censored) != n_volumes:
-        raise DataError(
-            f"{file.name} has {len(values)} volumes and {len(censored)} censored ones, its events {n_volumes}; extract both "
-            "from the same run."
-        )
-    whole = np.full((n_volumes, values.shape[1]), np.nan)
-    whole[np.setdiff1d(np.arange(n_volumes), censored)] = values
-    return standardised_so_far(whole) if causal else cohorts.standardised(whole)
-
-
-def standardised_so_far(series: Array) -> Array:
-    """Bring each region to mean 0 and deviation 1 of the volumes up to each one, (volume, region).
-
-    A value depends on what came before it and on nothing later, as in real time. Sums start from the first known value,
-    so that a large mean costs no digits.
-    """
-    known = np.isfinite(series)
-    first = np.take_along_axis(series, known.argmax(axis=0)[None], axis=0)
-    shifted = np.where(known, series - first, 0)
-    n = np.cumsum(known, axis=0).clip(1)
-    mean = np.cumsum(shifted, axis=0) / n
-    variance = np.cumsum(shifted**2, axis=0) / n - mean**2
-    deviation = np.sqrt(np.where(variance > 0, variance, np.inf))
-    return np.asarray((series - first - mean) / deviation, np.float32)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows of series that are read when they are asked for; it is indexed like an array, (row, step, value).
-
-    ``series`` is (volume, value), all participants' end to end; ``flat`` makes it (row, step × value).
-    """
-
-    series: Array
-    starts: NDArray[np.int64]
-    context: int
-    flat: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of all windows together."""
-        n_values = self.series.shape[1]
-        return (len(self.starts), self.context * n_values) if self.flat else (len(self.starts), self.context, n_values)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, key: Any) -> Array:
-        rows, *rest = key if isinstance(key, tuple) else (key,)
-        starts = self.starts[rows]
-        if self.flat and rest:
-            columns = np.arange(self.shape[1])[rest[0]]
-            return np.asarray(self.series.reshape(-1)[starts[..., None] * self.series.shape[1] + columns])
-        view = np.lib.stride_tricks.sliding_window_view(self.series, self.context, axis=0)
-        found = np.swapaxes(view[starts], -1, -2)
-        found = found.reshape(*starts.shape, -1) if self.flat else found
-        return np.asarray(found[(..., *rest)] if rest else found)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.asarray(self[:], dtype)
-
-    def reshape(self, *shape: Any) -> Windows:
-        """Flatten the windows; any other shape is refused."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        if len(wanted) != 2 or wanted[0] != len(self):
-            raise ValueError(f"windows of shape {self.shape} are only flattened, not brought to {wanted}")
-        return replace(self, flat=True)
 
 
 def read_plan(folder: Path) -> cohorts.Plan:
     """Read the plan of the rows back from the cohort's folder."""
     return cohorts.read_plan(folder, "rows.json")
-
-
-def load(folder: Path, target: Target) -> Cohort:
-    """Open the windows of a cohort that `write` and `fill` made."""
-    import pandas as pd
-
-    made, described = read_plan(folder), query.read_json(folder / "features.json")
-    series, flat = (v.name for v in made.variants)
-    stored = np.load(folder / f"{series}.npy", mmap_mode="r")
-    windows = Windows(
-        stored.reshape(-1, stored.shape[2]), np.load(folder / "starts.npy"), int(described[series]["shape"][0])
-    )
-    people = pd.DataFrame({"participant_id": list(made.participant_ids), **made.columns})
-    blocks = {
-        name: Block(
-            cast(Array, replace(windows, flat=name == flat)),
-            tuple(said["dims"]),
-            tuple(said["labels"]),
-            said["entities"],
-        )
-        for name, said in described.items()
-    }
-    blocks[cohorts.CONFOUNDS] = time_block(people[MINUTES])
-    return Cohort(people, blocks, target)
-
-
-def time_block(minutes: Any) -> Block:
-    """Write the time in the run and its powers as confounds: what a slow drift could tell."""
-    t = np.asarray(minutes, np.float64)
-    return Block(np.stack([t, t**2, t**3], axis=1).astype(np.float32), ("column",), ("minutes", "minutes²", "minutes³"))
 
 
 def target_of(config: Config, made: cohorts.Plan, name: str = EVENTS) -> Target:
@@ -503,57 +352,4 @@ def target_of(config: Config, made: cohorts.Plan, name: str = EVENTS) -> Target:
     target = cohorts.target_of(honest, made, name)
     if not config.metrics.shuffle_labels:
         return target
-    return shifted_target(target, made.columns[RUN], config.random_seed)
-
-
-def shifted_target(target: Target, runs: Sequence[Any], seed: int) -> Target:
-    """Move the labels of each run in a circle, by a step that the seed decides."""
-    return replace(target, values=next(shifts(target.values, codes_of(runs), np.random.default_rng(seed))))
-
-
-def codes_of(names: Sequence[Any]) -> NDArray[np.intp]:
-    """Number names, equal ones alike."""
-    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1]
-
-
-def shifts(
-    values: Array, runs: NDArray[np.intp], generator: np.random.Generator, folds: NDArray[np.intp] | None = None
-) -> Iterator[Array]:
-    """Draw labels under the null, without end: each run's course of labels, in order of time, is moved in a circle [1]_.
-
-    Neighbouring volumes have like labels and like predictions, so single labels cannot be exchanged; a shift keeps both
-    courses as smooth as they are and breaks only what ties them together. It takes one of the two to be stationary: a
-    drift that goes with the order of conditions passes for a connection [2]_.
-
-    Parameters
-    ----------
-    values
-        (row,): labels, the rows of a run in order of time.
-    runs
-        (row,): number of the run.
-    generator
-        Draws the steps.
-    folds
-        (row,): rows of different folds (repeats) are moved by the same part of a turn.
-
-    References
-    ----------
-    .. [1] Harris (2020), A shift test for independence in generic time series. arXiv:2012.06862
-    .. [2] Harris (2020), Nonsense correlations in neuroscience. doi:10.1101/2020.11.29.402719
-    """
-    courses = np.zeros(len(runs), np.intp) if folds is None else folds
-    _, parts = np.unique(np.stack([runs, courses]), axis=1, return_inverse=True)
-    order = np.argsort(parts.ravel(), kind="stable")
-    places = np.split(order, np.flatnonzero(np.diff(parts.ravel()[order])) + 1)
-    n_runs = int(runs.max()) + 1
-    while True:
-        turn = generator.random(n_runs)
-        moved = values.copy()
-        for at in places:
-            moved[at] = np.roll(values[at], int(turn[runs[at[0]]] * len(at)))
-        yield moved
-
-
-def thinned(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Keep some of the windows, evenly spread, to explain: neighbours say the same."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_EXPLAINED)).astype(np.intp)]
+    return shifting.shifted_target(target, made.columns[RUN], config.random_seed)

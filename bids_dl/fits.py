@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from bids_dl import (
     growth,
     metrics,
     query,
+    shifting,
     splits,
     training,
     transfer,
+    windows,
     zoo,
 )
 from bids_dl import calibration as calibrations
@@ -61,9 +63,8 @@ class Step:
 
     def _cohort(self, covariates: Sequence[str]) -> Cohort:
         if self.config.decodes:
-            return decoding.load(
-                self.folder, decoding.target_of(self.config, decoding.read_plan(self.folder), self.target)
-            )
+            made = decoding.read_plan(self.folder)
+            return windows.load(self.folder, decoding.target_of(self.config, made, self.target))
         plan = cohorts.read_plan(self.folder)
         target = cohorts.target_of(self.config, plan, self.target)
         columns = self.config.features.of("phenotype").get("columns", ())
@@ -74,15 +75,18 @@ class Step:
         """Participants, in the order of the rows."""
         return list(self.cohort.participants["participant_id"])
 
+    @property
+    def owners(self) -> list[str]:
+        """Participants that the rows belong to, where rows are moments of theirs; else the participants."""
+        return list(self.cohort.participants[decoding.PERSON]) if self.config.decodes else self.ids
+
     def people(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Number the participants that rows belong to."""
-        if not self.config.decodes:
-            return rows
-        return decoding.codes_of(self.cohort.participants[decoding.PERSON])[rows]
+        return shifting.codes_of(self.owners)[rows] if self.config.decodes else rows
 
     def runs(self, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
         """Number the runs that rows are moments of; nothing where they are participants."""
-        return decoding.codes_of(self.cohort.participants[decoding.RUN])[rows] if self.config.decodes else None
+        return shifting.codes_of(self.cohort.participants[decoding.RUN])[rows] if self.config.decodes else None
 
     def split(self, name: str) -> Split:
         """Read one split back from its table."""
@@ -98,7 +102,7 @@ class Step:
         if not column:
             return ()
         cells = self.cohort.participants[column]
-        return tuple(c if isinstance(c, str) else f"alone-{i}" for c, i in zip(cells, self.ids, strict=True))
+        return tuple(c if isinstance(c, str) else f"alone-{i}" for c, i in zip(cells, self.owners, strict=True))
 
     def fit_folder(self, model: str, split: str) -> Path:
         """Where a fit lies."""
@@ -274,7 +278,7 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
 
 def _permuted(step: Step, seed: int) -> Target:
     if step.config.decodes:
-        return decoding.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
+        return shifting.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
     return permuted(step.cohort.target, seed)
 
 
@@ -658,7 +662,7 @@ def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[Fi
     for name in names:
         fitted = bundle.load(step.fit_folder(model, name) / "model")
         split = training.present(step.cohort, step.split(name), fitted.inputs)
-        yield fitted, replace(split, test=decoding.thinned(split.test)) if step.config.decodes else split
+        yield fitted, replace(split, test=windows.thinned(split.test)) if step.config.decodes else split
 
 
 def keep(model: Settings, **common: Any) -> str:
@@ -670,6 +674,7 @@ def keep(model: Settings, **common: Any) -> str:
     dataset = str(query.description(step.config.bids)["Name"])
     described = query.read_json(step.folder / "features.json")
     plan = cohorts.read_plan(step.folder)
+    moments = {"decoding": _decoding(step)} if step.config.decodes else {}
     features = {
         name: described.get(name) or _table_described(step, plan, name)
         for name in fitted.inputs
@@ -681,12 +686,27 @@ def keep(model: Settings, **common: Any) -> str:
         "harmonizer": step.config.harmonizer, "site_column": step.site,
         "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
         "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
-        "participants": bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset),
-        "n_participants": len(rows), "model": model["method"], "scores": _scores(step, model["id"]),
+        "participants": _trained_on(step, rows, fitted.inputs, dataset),
+        "n_participants": len(set(step.people(rows))), "model": model["method"], "scores": _scores(step, model["id"]),
+        **moments,
     }  # fmt: skip
     return str(
         bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said)
     )
+
+
+def _decoding(step: Step) -> dict[str, Any]:
+    """Say how moments are cut out of a series, so that a new one is cut alike."""
+    runs = query.read_json(step.folder / "runs.json")
+    return asdict(step.config.decoding) | {key: runs[key] for key in ("regions", "repetition_time")}
+
+
+def _trained_on(step: Step, rows: NDArray[np.intp], inputs: Sequence[str], dataset: str) -> list[str]:
+    """List the hashes of those who were trained on, and of their features or of the runs that moments were cut from."""
+    if not step.config.decodes:
+        return bundle.trained_on(step.cohort, rows.tolist(), inputs, dataset)
+    people = sorted({step.owners[row] for row in rows})
+    return sorted({bundle.identity(dataset, i) for i in people} | set(windows.prints_of(step.folder, people)))
 
 
 def _table_described(step: Step, plan: cohorts.Plan, name: str) -> dict[str, Any]:

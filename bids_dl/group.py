@@ -15,7 +15,7 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, transfer, zoo
+from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, transfer, windows, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
@@ -100,7 +100,7 @@ def _check_start(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
             f"training.start_from: {folder.name} holds a {method}, and this run trains none; add --models {method}."
         )
     dataset, known = str(query.description(config.bids)["Name"]), set(bundle.about(folder)["participants"])
-    seen = [i for i in plan.participant_ids if bundle.identity(dataset, i) in known]
+    seen = [i for i in _people(plan) if bundle.identity(dataset, i) in known]
     if seen:
         raise DataError(
             f"training.start_from: {folder.name} was trained on {len(seen)} of these participants ({', '.join(seen[:3])}, …); "
@@ -169,6 +169,11 @@ def _said_levels(target: Target) -> str:
 def _people(plan: cohorts.Plan) -> tuple[str, ...]:
     """Name the participants whose features are laid out; rows may be windows of theirs."""
     return plan.stored.participant_ids if isinstance(plan, decoding.Plan) else plan.participant_ids
+
+
+def _owners(plan: cohorts.Plan) -> Sequence[str]:
+    """Name whose each row is."""
+    return plan.columns[decoding.PERSON] if isinstance(plan, decoding.Plan) else plan.participant_ids
 
 
 def _feature_names(plan: cohorts.Plan) -> list[str]:
@@ -297,8 +302,7 @@ def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:
     if not column:
         return ()
     return tuple(
-        c if isinstance(c, str) else f"alone-{i}"
-        for c, i in zip(plan.columns[column], plan.participant_ids, strict=True)
+        c if isinstance(c, str) else f"alone-{i}" for c, i in zip(plan.columns[column], _owners(plan), strict=True)
     )
 
 
@@ -315,7 +319,7 @@ def _lay_out(config: Config, plan: cohorts.Plan) -> str:
     """Lay out the cohort in the work folder; a changed plan or file begins anew. Returns a digest of both."""
     digest, folder = _digest(plan), cohort_folder(config)
     if isinstance(plan, decoding.Plan):
-        write: Callable[[], object] = partial(decoding.write, plan, folder, config.decoding)
+        write: Callable[[], object] = partial(windows.write, plan, folder, config.decoding)
     else:
         write = partial(cohorts.write, plan, folder)
     _renew(folder, digest, write, [config.work / "fits"])
@@ -367,9 +371,8 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices, held: He
         )
     )
     people = pd.DataFrame({"participant_id": plan.participant_ids, **{c: plan.columns[c] for c in used}})
-    owners = plan.columns[decoding.PERSON] if config.decodes else plan.participant_ids
     for variant in plan.variants:
-        people[f"feature:{variant.name}"] = [int(i in variant.files) for i in owners]
+        people[f"feature:{variant.name}"] = [int(i in variant.files) for i in _owners(plan)]
     for name, path in plan.tables.items():
         rows = set(query.read_people(Path(path)).index)
         people[f"feature:{name}"] = [int(i in rows) for i in plan.participant_ids]
@@ -458,7 +461,7 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
 def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> list[engine.Task]:
     """Write the steps down, in their order."""
     folder = cohort_folder(config)
-    fill = f"bids_dl.{'decoding' if config.decodes else 'cohort'}:fill"
+    fill = f"bids_dl.{'windows' if config.decodes else 'cohort'}:fill"
     causal = {"causal": config.decoding.causal} if config.decodes else {}
     n_rows = len(_people(plan)) if plan.variants else 0
     fills = _fills("fill", fill, folder, n_rows, digest, **causal)
@@ -551,7 +554,7 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
     tasks: list[engine.Task] = []
     for model in chosen.models:
         given = {**common, "model": asdict(model)}
-        for split in names if config.decodes else [*names, "final"]:
+        for split in [*names, "final"]:
             before = [task_name("fit", target.name, member, split) for member in model.members] or ["cohort"]
             tasks.append(
                 engine.Task(
@@ -609,9 +612,7 @@ def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
                         memory_gb=0.8,
                     )
                 )
-            if config.decodes:
-                continue  # a bundle predicts participants, not moments
-            if model.role == "network" and zoo.constant("models", model.method, "PARTS"):
+            if not config.decodes and model.role == "network" and zoo.constant("models", model.method, "PARTS"):
                 waits = [*fits, task_name("fit", target.name, model.id, "final")]
                 tasks.append(
                     engine.Task(

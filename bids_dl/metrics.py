@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import calibration, decoding
+from bids_dl import calibration, shifting
 from bids_dl.records import Array
 
 CLASS_METRICS = ("auc", "balanced_accuracy", "f1", "brier", "accuracy")
@@ -234,7 +234,7 @@ def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]
     """Permute the labels against the held-out predictions, within folds: how often is chance as good [1]_.
 
     A participant keeps one label over repeats, so permutations move people, not rows. Where rows are moments of runs, the
-    labels of each run are moved in a circle instead (`bids_dl.decoding.shifts`).
+    labels of each run are moved in a circle instead (`bids_dl.shifting.shifts`).
 
     References
     ----------
@@ -253,7 +253,7 @@ def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]
 def _relabelled(p: Predictions, generator: np.random.Generator) -> Iterator[Array]:
     """Draw labels under the null without end: of people, or of each run's course."""
     if p.runs is not None:
-        return decoding.shifts(p.truth, p.runs, generator, p.folds)
+        return shifting.shifts(p.truth, p.runs, generator, p.folds)
     people, first, code = np.unique(p.participants, return_index=True, return_inverse=True)
     strata = p.folds[first] if len(people) == len(p.truth) else np.zeros(len(people), int)
     return (_permuted(p.truth[first], strata, generator)[code] for _ in itertools.count())

@@ -186,7 +186,7 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
             rows.setdefault(entry["bundle"], []).append({"participant_id": record["participant_id"], **entry["row"]})
     for name, entries in rows.items():
         table = pd.DataFrame(entries)
-        described = {c: PREDICTION_COLUMNS.get(c, f"Output for '{c.removeprefix('score_')}'") for c in table.columns}
+        described = {c: PREDICTION_COLUMNS.get(c) or _said_of_level(c) for c in table.columns}
         path = derivatives.write_table(config.out / "phenotype" / f"{name}.tsv", table)
         meta = {"MeasurementToolMetadata": {"Description": f"Predictions of the bids_dl bundle {name}"}}
         derivatives.write_json(
@@ -196,11 +196,18 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
         LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
 
 
+def _said_of_level(column: str) -> str:
+    kind, _, level = column.partition("_")
+    return f"Part of the decoded volumes that are '{level}'" if kind == "part" else f"Output for '{level}'"
+
+
 PREDICTION_COLUMNS = {
     "participant_id": "Participant",
     "y_score": "Probability of the positive class, the predicted quantity, or the place among ordered levels, 0 the lowest",
     "prediction": "Predicted class, level or quantity",
     "levels": "All levels from low to high, where they have an order",
+    "n_volumes": "Volumes of all runs, where moments are decoded",
+    "n_decoded": "Volumes that were decoded: the others lack their context, or were censored",
     "excluded": "Why there is no prediction; n/a where there is one",
 }
 

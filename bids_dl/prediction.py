@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_dl import attributions, bundle, calibration, query, training
+from bids_dl import attributions, bundle, calibration, query, timeline, training, windows
 from bids_dl import cohort as cohorts
 from bids_dl.config import Config
 from bids_dl.errors import BidsDLError, DataError, InvalidDatasetError
@@ -29,8 +29,10 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
     name = folder.name
     try:
         fitted, said = _loaded(folder)
+        if "decoding" in said:
+            return {"bundle": name, **_predict_moments(folder, config, participant_id, record)}
         one = _cohort_of_one(fitted, said, config, participant_id, record)
-        _refuse_known(one, fitted, said, config, participant_id)
+        _refuse_known(_prints(one, fitted), said, config, participant_id)
         row = _row(fitted, training.predict(fitted, one, np.array([0]))[0])
     except InvalidDatasetError:
         raise
@@ -41,6 +43,25 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
         "row": {**row, "excluded": None},
         "attributions": _explain(folder, config, participant_id, one),
     }
+
+
+def _predict_moments(folder: Path, config: Config, participant_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply a bundle that decodes to every run of one participant, and write a table a run; moments are not explained.
+
+    Raises
+    ------
+    DataError
+        If there are no such series, the bundle was trained on them, or nothing of them can be decoded.
+    """
+    fitted, said = _loaded(folder)
+    runs = timeline.read(said, config, participant_id, record)
+    _refuse_known(set(windows.prints([run.series for run in runs])), said, config, participant_id)
+    scores = timeline.decode(fitted, said, runs, participant_id)
+    row = timeline.row_of(timeline.named(np.concatenate(scores), fitted.levels), fitted.levels)
+    written = [
+        timeline.write(run, mine, said, config, bundle=folder.name) for run, mine in zip(runs, scores, strict=True)
+    ]
+    return {"row": {**row, "excluded": None}, "attributions": [], "series": written}
 
 
 def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
@@ -58,7 +79,10 @@ def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
 
 
 def _empty_row(folder: Path) -> dict[str, Any]:
-    levels = bundle.about(folder)["levels"]
+    said = bundle.about(folder)
+    levels = said["levels"]
+    if "decoding" in said:
+        return timeline.row_of(np.array([], object), levels)
     return {"y_score": None, "prediction": None} | (
         {f"score_{level}": None for level in levels} if len(levels) > 2 else {}
     )
@@ -114,9 +138,7 @@ def _block_of_one(
                 for label in described["labels"]
             ]
         return Block(values, ("column",), tuple(described["labels"]))
-    files = [config.out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
-    files = [f for f in files if cohorts.same_content(query.entities(f), described["entities"])]
-    if files:
+    if files := cohorts.files_of(config.out, record, described):
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
     return Block(values, tuple(described["dims"]), tuple(described["labels"]))
 
@@ -136,9 +158,16 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
 
 
-def _refuse_known(
-    one: Cohort, fitted: FittedModel, said: Mapping[str, Any], config: Config, participant_id: str
-) -> None:
+def _prints(one: Cohort, fitted: FittedModel) -> set[str]:
+    """Hash the features of a participant that the bundle takes."""
+    return {
+        cohorts.fingerprint(one.features[n].values[0])
+        for n in fitted.inputs
+        if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
+    }
+
+
+def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, participant_id: str) -> None:
     """Refuse a participant that the bundle was trained on: the prediction would flatter it.
 
     Raises
@@ -147,13 +176,7 @@ def _refuse_known(
         Naming the participant.
     """
     dataset = str(query.description(config.bids)["Name"])
-    mine = {bundle.identity(dataset, participant_id)}
-    mine |= {
-        cohorts.fingerprint(one.features[n].values[0])
-        for n in fitted.inputs
-        if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
-    }
-    if mine & set(said["participants"]):
+    if ({bundle.identity(dataset, participant_id)} | prints) & set(said["participants"]):
         raise DataError(
             f"{participant_id} was among the participants this bundle was trained on; its prediction would be too good."
         )

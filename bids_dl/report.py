@@ -285,6 +285,8 @@ DRAWN: dict[str, Callable[[Path, Json], Json]] = {
 def _prediction(entry: Json) -> Json:
     """Turn a bundle's row into gauges: one for the score of a class, none for a quantity or an ordered level."""
     row = entry.get("row", {})
+    if row.get("n_decoded"):
+        return _decoded(entry, row)
     scores = {k.removeprefix("score_"): v for k, v in row.items() if k.startswith("score_") and v is not None}
     quantity = isinstance(row.get("prediction"), (int, float))
     if not scores and not quantity and not row.get("levels") and row.get("y_score") is not None:
@@ -296,6 +298,13 @@ def _prediction(entry: Json) -> Json:
         "prediction": prose.brief(row.get("prediction")) + (f" of {row['levels']}" if row.get("levels") else ""),
         "gauges": gauges,
     }
+
+
+def _decoded(entry: Json, row: Json) -> Json:
+    """Say how many volumes a bundle decoded, with a gauge for the part of each condition."""
+    gauges = [(k.removeprefix("part_"), float(v)) for k, v in row.items() if k.startswith("part_") and v is not None]
+    said = f"a condition at each of {row['n_decoded']:,} of {row['n_volumes']:,} volumes, of which these parts"
+    return {"bundle": entry.get("bundle"), "excluded": row.get("excluded"), "prediction": said, "gauges": gauges}
 
 
 P_VALUES = {"p_value": "p", "p_value_retrained": "p retrained"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import decoding, splits, training
+from bids_dl import decoding, shifting, splits, training, windows
 from bids_dl.metrics import Predictions
 
 N, N_VOLUMES, N_REGIONS, PERIOD = 10, 96, 5, 2.0
@@ -26,12 +27,12 @@ def course(generator: np.random.Generator) -> np.ndarray:
 
 
 def write_run(
-    out: Path, person: str, series: np.ndarray, on: np.ndarray, *, run: str = "", **said: object
+    out: Path, person: str, series: np.ndarray, on: np.ndarray, *, session: str = "", run: str = "", **said: object
 ) -> list[dict]:
     """Write one run's series and events as the participant level does; returns what it notes."""
     folder = out / person / "func"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{person}_task-see{run}"
+    stem = f"{person}{session}_task-see{run}"
     tables = {
         f"{stem}_atlas-five_stat-mean_timeseries.tsv": ("timeseries", pd.DataFrame(series, columns=LABELS), said),
         f"{stem}_desc-alignedevents_timeseries.tsv": (
@@ -42,14 +43,20 @@ def write_run(
     }
     noted = []
     for name, (feature, table, sidecar) in tables.items():
-        table.to_csv(folder / name, sep="\t", index=False)
+        table.to_csv(folder / name, sep="\t", index=False, float_format="%.4f")  # as the participant level writes
         (folder / name.replace(".tsv", ".json")).write_text(json.dumps({"RepetitionTime": PERIOD, **sidecar}))
         noted.append({"feature": feature, "path": f"{person}/func/{name}", "shape": list(table.shape)})
     return noted
 
 
 def write_outputs(
-    root: Path, *, effect: float = 1.5, n: int = N, runs: tuple[str, ...] = ("",), seed: int = 0
+    root: Path,
+    *,
+    effect: float = 1.5,
+    n: int = N,
+    sessions: tuple[str, ...] = ("",),
+    runs: tuple[str, ...] = ("",),
+    seed: int = 0,
 ) -> tuple[Path, Path]:
     """A dataset and its participant level: two regions answer to what is seen, over a slow noise."""
     generator = np.random.default_rng(seed)
@@ -57,17 +64,19 @@ def write_outputs(
     bids.mkdir()
     (bids / "dataset_description.json").write_text(json.dumps({"Name": "seen", "BIDSVersion": "1.10.0"}))
     ids = [f"sub-{k + 1:02d}" for k in range(n)]
-    people = pd.DataFrame({"participant_id": ids, "age": np.arange(n) + 20, "sex": list("MF" * n)[:n]})
+    people = pd.DataFrame(
+        {"participant_id": ids, "age": np.arange(n) + 20, "sex": list("MF" * n)[:n], "site": list("ABC" * n)[:n]}
+    )
     people.to_csv(bids / "participants.tsv", sep="\t", index=False)
     (out / "logs" / "participants").mkdir(parents=True)
     for person in ids:
         (bids / person).mkdir()
         features = []
-        for run in runs:
+        for session, run in itertools.product(sessions, runs):
             on = course(generator)
             series = generator.normal(size=(N_VOLUMES, N_REGIONS))
             series[:, :2] += effect * on
-            features += write_run(out, person, 100 + 5 * series, on, run=run)
+            features += write_run(out, person, 100 + 5 * series, on, session=session, run=run)
         record = {"participant_id": person, "features": features, "problems": [], "preparations": [], "quality": []}
         (out / "logs" / "participants" / f"{person}.json").write_text(json.dumps(record))
     return bids, out
@@ -87,9 +96,9 @@ def planned(config: configuration.Config) -> decoding.Plan:
 
 def filled(config: configuration.Config, folder: Path) -> tuple[decoding.Plan, cohorts.Cohort]:
     made = planned(config)
-    decoding.write(made, folder, config.decoding)
-    assert decoding.fill(str(folder), 0, 99, config.decoding.causal) == []
-    return made, decoding.load(folder, decoding.target_of(config, made))
+    windows.write(made, folder, config.decoding)
+    assert windows.fill(str(folder), 0, 99, config.decoding.causal) == []
+    return made, windows.load(folder, decoding.target_of(config, made))
 
 
 def held_out(
@@ -103,5 +112,5 @@ def held_out(
     definition = training.define(model, [cohort.features[feature].shape], cohort.target.n_outputs, {})
     settings = replace(training.settings_for(definition, config), n_members=1, n_epochs=12, seed=seed)
     scores = training.predict(training.train(definition, cohort, split, [feature], settings), cohort, split.test)
-    person, run = (decoding.codes_of(cohort.participants[c])[split.test] for c in (decoding.PERSON, decoding.RUN))
+    person, run = (shifting.codes_of(cohort.participants[c])[split.test] for c in (decoding.PERSON, decoding.RUN))
     return Predictions(cohort.target.values[split.test], scores, person, np.zeros(len(run), np.intp), 2, run)
