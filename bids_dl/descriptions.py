@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bids_dl import derivatives, query, training
+from bids_dl import derivatives, differences, query, training
 from bids_dl.records import Array, Block, Cohort, FittedModel, Split
 
 ROWS = 16
@@ -244,9 +244,10 @@ def write_parts(reference: FittedModel, block: Block, stem: Path, part: str) -> 
 
 
 def write_figures(
-    told: Sequence[Told], participants: Sequence[str], levels: Sequence[str], stem: Path, part: str
-) -> list[Path]:
-    """Write the numbers that each participant has for each part, and their mean and deviation in each level of the target.
+    told: Sequence[Told], participants: Sequence[str], levels: Sequence[str], stem: Path, part: str, *,
+    n_permutations: int = 2000, seed: int = 0,
+) -> list[Path]:  # fmt: skip
+    """Write the numbers that each participant has for each part, their mean in each level of the target, and what differs.
 
     Parameters
     ----------
@@ -255,9 +256,11 @@ def write_figures(
     participants, levels
         Each row's name and level of the target.
     stem
-        How the tables' names begin; they end in ``_participants.tsv`` and, say, ``_states.tsv``.
+        How the tables' names begin; they end in ``_participants.tsv``, say ``_states.tsv``, and ``_differences.tsv``.
     part
         What the parts are called.
+    n_permutations, seed
+        Of the tests for a difference between levels.
     """
     import pandas as pd
 
@@ -271,7 +274,8 @@ def write_figures(
     keys = ["measure", part, "to", "level"]
     groups = table.groupby(keys, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     groups = groups.rename(columns={"std": "sd", "count": "n"})
-    named = {"participants": table, f"{part}s": groups}
+    tested = differences.table(table, part, n_permutations=n_permutations, seed=seed)
+    named = {"participants": table, f"{part}s": groups, "differences": tested}
     return [
         derivatives.write_table(
             stem.with_name(f"{stem.name}_{name}.tsv"),
@@ -283,6 +287,7 @@ def write_figures(
 
 
 COLUMNS = {
+    **differences.COLUMNS,
     "participant_id": "Participant", "split": "Split whose model had not seen the participant", "level": "Level of the target",
     "measure": "occupancy: part of the windows; dwell: mean length of a visit, windows; transition: part of the windows in "
     "a state that the next one follows in another",

@@ -642,7 +642,10 @@ def describe(model: Settings, splits: Sequence[str], **common: Any) -> list[str]
             replace(told, values={k: v for k, v in told.values.items() if descriptions.is_figure(told.dims[k], part)})
         )
     kept.sort(key=lambda told: step.cohort.target.values[told.row])  # levels in the target's order
-    written += descriptions.write_figures(kept, step.ids, _target_levels(step), stem, part)
+    written += descriptions.write_figures(
+        kept, step.ids, _target_levels(step), stem, part,
+        n_permutations=step.config.metrics.n_permutations, seed=step.config.random_seed,
+    )  # fmt: skip
     return [str(path) for path in written]
 
 

@@ -554,7 +554,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "growth": charts.growth_curve(view), "grown": _grown(view),
         "comparisons": _comparisons(view), "test": _tested(view, choices), "sureness": _sureness(view),
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
-        "states": charts.state_bars(view),
+        "states": charts.state_bars(view), "differences": _differences(view),
     }  # fmt: skip
 
 
@@ -672,6 +672,21 @@ def _sureness(view: charts.View) -> Json | None:
         "coverage": f"coverage (promised: {table['promised'].iloc[0]:.0%})", "size": size,
     }  # fmt: skip
     return _table(wide[[c for c in names if c in wide]].rename(columns=names).round(3))
+
+
+def _differences(view: charts.View) -> Json | None:
+    """Lay out whether the states of held-out participants differ between the levels of the target."""
+    import pandas as pd
+
+    tables = {model: view.read("descriptions", f"model-{model}_differences") for model in view.models}
+    found = [table.assign(model=model) for model, table in tables.items() if not table.empty]
+    if not found:
+        return None
+    names = {"model": "model", "measure": "measure", "state": "state", "share": "part of the variance", "p_value": "p",
+             "p_holm": "p adjusted", "n": "n"}  # fmt: skip
+    shown = pd.concat(found)
+    shown = shown[[c for c in names if c in shown]].rename(columns=names)
+    return _table(shown.round({"part of the variance": 3, "p": 4, "p adjusted": 4}))
 
 
 def _explanations(view: charts.View) -> list[Json]:

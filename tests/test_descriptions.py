@@ -193,9 +193,13 @@ def test_figures_are_written_for_everybody_and_by_level(tmp_path):
         Told(row, "one", {"occupancy": share[row], "transition": follows[row], "courses": share}, dims)
         for row in range(4)
     ]
-    people, states = descriptions.write_figures(given, list("wxyz"), ["a", "b", "a", "b"], tmp_path / "m", "state")
+    people, states, tested = descriptions.write_figures(
+        given, list("wxyz"), ["a", "b", "a", "b"], tmp_path / "m", "state"
+    )
     everybody, groups = table(people), table(states)
-    assert [people.name, states.name] == ["m_participants.tsv", "m_states.tsv"]
+    assert [path.name for path in (people, states, tested)] == [
+        f"m_{end}.tsv" for end in ("participants", "states", "differences")
+    ]
     assert len(everybody) == 4 * (2 + 4)
     one = everybody[(everybody["participant_id"] == "y") & (everybody["measure"] == "transition")]
     np.testing.assert_allclose(one["value"], follows[2].ravel(), rtol=1e-5)

@@ -375,7 +375,11 @@ def test_states_are_described_by_level_and_shown(described):
     np.testing.assert_allclose(shares.sum(), 1, atol=1e-5)
     centroids = table(stem.with_name(f"{stem.name}_centroids.tsv")).set_index(["region_a", "region_b"])
     assert np.ptp(centroids.loc[("region0", "region1")]) > 0.5  # the planted edge sets the states apart
+    tested = table(stem.with_name(f"{stem.name}_differences.tsv"))
+    assert set(tested["measure"]) == {"occupancy", "dwell"}
+    assert (tested["n"] == N).all()
     page = (described / "group.html").read_text()
+    assert "part of the variance" in page
     assert "dynamic_connectivity_dynamic_states: occupancy" in page
     assert "<h3>States</h3>" in page
 
