@@ -106,6 +106,7 @@ class _Stack:
         self.weights = {name: p.detach().expand(n, *p.shape).clone().requires_grad_() for name, p in start.items()}
         self.best = {name: p.detach().clone() for name, p in self.weights.items()}
         self.lowest, self.waited = torch.full((n,), torch.inf), torch.zeros(n, dtype=torch.long)
+        self.lowest_trained = self.lowest.clone()
         self.alive = torch.arange(n)
         self.judged = False
         self.optimizer = self._optimizer()
@@ -162,7 +163,9 @@ class _Stack:
             kept[now] = self.weights[name].detach()[better]
         self.lowest[now] = held[better]
         if self.judged:
-            self.waited[self.alive] = torch.where(better, 0, self.waited[self.alive] + 1)
+            sinks = held < self.lowest_trained[self.alive]
+            self.lowest_trained[self.alive] = torch.minimum(held, self.lowest_trained[self.alive])
+            self.waited[self.alive] = torch.where(sinks, 0, self.waited[self.alive] + 1)
         self.judged = True
         learning = self.waited[self.alive] <= self.schedule.patience
         if int(learning.sum()) <= FEWER * len(self.alive):

@@ -916,13 +916,17 @@ class _Loop:
         if self.has_own_loss:
             self.module.mark_forward_method("loss")
         self.generator = np.random.default_rng(seed)
-        self.best, self.best_state, self.waited = float("inf"), copy.deepcopy(module.state_dict()), 0
+        self.best, self.best_state = float("inf"), copy.deepcopy(module.state_dict())
         self.history: list[dict[str, float]] = []
 
     def run(
         self, training: Callable[..., Any], y: Tensor, validation: Callable[..., Any], y_validation: Tensor
     ) -> list[dict[str, float]]:
-        """Train until the validation loss has stopped falling, then go back to its best weights."""
+        """Train until the validation loss has stopped falling, then go back to its best weights.
+
+        The untrained network counts among these, but nothing waits for it to be beaten: large first steps may carry the loss
+        above it, from where it falls again.
+        """
         self._resume()
         if not self.history:
             self.best = self.evaluate(validation, y_validation)
@@ -941,12 +945,15 @@ class _Loop:
             self.checkpoint.unlink(missing_ok=True)
         return self.history
 
+    @property
+    def waited(self) -> int:
+        """How many epochs there were since the one of the lowest validation loss."""
+        losses = [row["validation_loss"] for row in self.history]
+        return len(losses) - 1 - int(np.argmin(losses))
+
     def _remember(self, held: float) -> None:
         if held < self.best:
-            self.best, self.waited = held, 0
-            self.best_state = copy.deepcopy(self.bare.state_dict())
-        else:
-            self.waited += 1
+            self.best, self.best_state = held, copy.deepcopy(self.bare.state_dict())
 
     def _epoch(self, rows: Callable[..., Any], y: Tensor) -> float:
         self.module.train()
@@ -1005,7 +1012,7 @@ class _Loop:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "best_state": self.best_state,
-            "best": self.best, "waited": self.waited, "history": self.history, "torch": torch.get_rng_state(),
+            "best": self.best, "history": self.history, "torch": torch.get_rng_state(),
             "numpy": self.generator.bit_generator.state, "made_by": self._made_by(),
         }  # fmt: skip
         temporary = self.checkpoint.with_suffix(".tmp")
@@ -1026,7 +1033,7 @@ class _Loop:
             return
         self.bare.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best_state, self.best, self.waited = state["best_state"], state["best"], state["waited"]
+        self.best_state, self.best = state["best_state"], state["best"]
         self.history = state["history"]
         self.generator.bit_generator.state = state["numpy"]
         torch.set_rng_state(state["torch"])

@@ -260,6 +260,18 @@ def test_training_stops_after_its_patience():
     assert len(losses) <= int(np.argmin(losses)) + 3 + 2
 
 
+def test_a_loss_that_leaps_at_first_and_then_falls_is_waited_for():
+    """The first steps carry the loss far above the untrained network's: it falls from there, and is not given up."""
+    told = [0.7, 3.0, 2.5, 2.0, 1.5, 1.0, 0.8, 0.6, 0.9, 0.8, 0.7]
+    module, y = torch.nn.Linear(1, 1), torch.zeros(4)
+    settings = training.Settings(n_epochs=20, patience=2, batch_size=4, device="cpu")
+    run = training._Loop(module, settings, lambda out, y: out.square().mean(), None, seed=0)
+    run.evaluate = lambda rows, y: told.pop(0)
+    history = run.run(lambda at: (torch.ones(len(at), 1),), y, lambda at: (), y)
+    assert [row["validation_loss"] for row in history] == [3.0, 2.5, 2.0, 1.5, 1.0, 0.8, 0.6, 0.9, 0.8, 0.7]
+    assert run.best == 0.6
+
+
 @pytest.mark.parametrize("levels", [TWO, THREE], ids=["two classes", "three classes"])
 def test_class_weights_give_each_class_the_same_say(levels):
     """A constant network: with weights the best constant is even, without them it is the classes' frequencies."""

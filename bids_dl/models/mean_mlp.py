@@ -10,10 +10,10 @@ from bids_dl.layers import Network, masked, masked_mean
 
 SUITS = ("sequence",)
 SCHEDULE = {
-    "n_epochs": 40,
-    "patience": 8,
+    "n_epochs": 15,
+    "patience": 3,
     "batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 1e-2,
     "weight_decay": 1e-2,
     "n_members": 3,
 }
@@ -37,7 +37,7 @@ class MeanMLP(Network):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (128, 64), dropout: float = 0.3
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (64,), dropout: float = 0.3
 ) -> MeanMLP:
     """Build a perceptron over time points whose output is averaged [1]_.
 
