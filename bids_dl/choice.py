@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dl import ridge
 from bids_dl.records import Array
 
 Rows = NDArray[np.intp]
@@ -91,25 +91,44 @@ def penalised(
     chosen, held_out, weights, bias
         As `choose` does, the strongest penalty being the simplest; then weights (output, value) and biases (output,).
     """
+    if not is_class:
+        return _ridge(x, y, folds, 1 / penalties)
 
     def outputs(train: Rows, held: Rows) -> Array:
-        fits = [_linear(x[train], y[train], penalty, is_class=is_class) for penalty in penalties]
+        fits = [_logistic(x[train], y[train], penalty) for penalty in penalties]
         return np.stack([x[held] @ weights.T + bias for weights, bias in fits])
 
-    best, held_out = choose(outputs, y, folds, n_options=len(penalties), n_outputs=n_outputs, is_class=is_class)
-    return best, held_out, *_linear(x, y, float(penalties[best]), is_class=is_class)
+    best, held_out = choose(outputs, y, folds, n_options=len(penalties), n_outputs=n_outputs, is_class=True)
+    return best, held_out, *_logistic(x, y, float(penalties[best]))
 
 
-def _linear(x: Array, y: Array, penalty: float, *, is_class: bool) -> tuple[Array, Array]:
-    """Fit logistic regression or ridge regression with an inverse penalty; returns weights (output, value), biases."""
-    from sklearn.linear_model import LogisticRegression, Ridge
+def _ridge(x: Array, y: Array, folds: Sequence[tuple[Rows, Rows]], penalties: Array) -> tuple[int, Array, Array, Array]:
+    """Choose a penalty of ridge regression; inner products of rows, where these are fewer, serve all folds."""
+    by_rows = min((len(train) for train, _ in folds), default=len(x)) < x.shape[1]
+    inner = ridge.products(x) if by_rows else np.zeros((0, 0))
 
-    estimator: Any = Ridge(alpha=1 / penalty)
-    if is_class:
-        estimator = LogisticRegression(C=penalty, class_weight="balanced", max_iter=500)
-        y = y.astype(int)
-    estimator.fit(x, y)
-    return np.atleast_2d(estimator.coef_), np.atleast_1d(np.asarray(estimator.intercept_, np.float32))
+    def outputs(train: Rows, held: Rows) -> Array:
+        if by_rows:
+            dual, bias = ridge.of_rows(inner[np.ix_(train, train)], y[train], penalties)
+            found = dual @ inner[np.ix_(train, held)]
+        else:
+            weights, bias = ridge.of_values(x[train], y[train], penalties)
+            found = weights @ x[held].T
+        return np.asarray(found + bias[:, None])[..., None]
+
+    best, held_out = choose(outputs, y, folds, n_options=len(penalties), n_outputs=1, is_class=False)
+    if by_rows:
+        dual, bias = ridge.of_rows(inner, y, penalties[[best]])
+        return best, held_out, dual @ x, bias
+    return best, held_out, *ridge.of_values(x, y, penalties[[best]])
+
+
+def _logistic(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+    """Fit logistic regression with an inverse penalty; returns weights (output, value), biases."""
+    from sklearn.linear_model import LogisticRegression
+
+    estimator = LogisticRegression(C=penalty, class_weight="balanced", max_iter=500).fit(x, y.astype(int))
+    return estimator.coef_, estimator.intercept_
 
 
 def each_class(y: Array, n_outputs: int, *, is_class: bool) -> list[Array]:

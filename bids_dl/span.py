@@ -18,7 +18,9 @@ from bids_dl.records import Array, Block
 
 CHUNK_BYTES = 2**26
 MOST_AXES, MOST_CORNERS = 4_000, 12_000
-"""Rows up to which the span's axes are found, in minutes, and up to which any coordinates at all, in 4 GB."""
+"""Rows up to which the span's axes are found, in a minute, and up to which any coordinates at all, in 4 GB."""
+FEW_ROWS = 1_000
+"""Rows up to which axes cost as little as any other coordinates."""
 JITTER = 1e-6
 
 
@@ -130,6 +132,11 @@ class Corner:
 def of(inner: Kernel, rows: NDArray[np.intp]) -> Span | Corner:
     """Find coordinates in the rows' span from their inner products: its axes, but for very many rows."""
     return _axes(inner, rows) if len(rows) <= MOST_AXES else _corner(inner, rows)
+
+
+def rotated(inner: Kernel, rows: NDArray[np.intp]) -> Span | Corner:
+    """Find coordinates for an estimator that no rotation changes: axes for few rows, which cost many times a corner."""
+    return _axes(inner, rows) if len(rows) <= FEW_ROWS else _corner(inner, rows)
 
 
 def _corner(inner: Kernel, rows: NDArray[np.intp]) -> Corner:

@@ -543,7 +543,7 @@ def _fit_estimator(
     name = data.inputs[0]
     block, normalization = data.cohort.features[name], data.normalization[name]
     n_values = int(np.prod(block.shape))
-    span = spans.of(data.kernel(pool), pool) if small else None
+    span = spans.rotated(data.kernel(pool), pool) if small else None
     x = span.coordinates(data.kernel(pool), pool) if span else np.nan_to_num(data.rows(pool)[0].flatten(1).numpy())
     weights, bias, penalty = _estimate(definition, x, data, split, settings, held_out=True)
     if span is not None:
@@ -689,7 +689,7 @@ def _null_in_span(
 ) -> list[Array]:  # fmt: skip
     confounds = given_of(cohort) if settings.needs_confounds else None
     pool, everyone = _kernel_with_test(cohort, split, inputs[0], prepared, confounds)
-    span = spans.of(everyone, pool)
+    span = spans.rotated(everyone, pool)
     x, held = span.coordinates(everyone, pool), span.coordinates(everyone, split.test)
     found = []
     for target in targets:
@@ -703,8 +703,8 @@ def _null_in_span(
 
 def _set_inner_folds(estimator: Any, split: Split, data: _Data, pool: Rows, settings: Settings) -> None:
     """Give an estimator that chooses a penalty its inner folds, divided like the outer ones."""
-    if "cv" in estimator.get_params():
-        estimator.set_params(cv=_inner_folds(split, data, pool, settings))
+    if hasattr(estimator, "cv"):
+        estimator.cv = _inner_folds(split, data, pool, settings)
 
 
 def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> list[tuple[Rows, Rows]]:
@@ -714,7 +714,9 @@ def _inner_folds(split: Split, data: _Data, pool: Rows, settings: Settings) -> l
 
 
 def _held_by(estimator: Any, x: Array, data: _Data, split: Split, settings: Settings) -> Array:
-    """Fit the inner folds once more with the penalty that was chosen; returns each row's output by a fit without it."""
+    """Return each row's output by an inner fit without it, fitted once more where the estimator has not kept them."""
+    if hasattr(estimator, "held_"):
+        return np.asarray(estimator.held_, np.float64)
     pool = split.pool
     n_outputs = data.cohort.target.n_outputs
     found = np.full((len(pool), n_outputs), np.nan)
@@ -731,10 +733,8 @@ def _held_by(estimator: Any, x: Array, data: _Data, split: Split, settings: Sett
 def _as_chosen(estimator: Any) -> Any:
     """Return an estimator that has not seen anything, with the penalty that a fitted one has chosen."""
     from sklearn.base import clone
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import LogisticRegression
 
-    if hasattr(estimator, "alpha_"):
-        return Ridge(alpha=float(estimator.alpha_))
     if hasattr(estimator, "C_"):
         penalty = float(np.ravel(estimator.C_)[0])
         return LogisticRegression(C=penalty, class_weight=estimator.class_weight, max_iter=estimator.max_iter)

@@ -113,11 +113,19 @@ def test_linear_model_of_very_many_rows_predicts_as_that_of_few(block, levels, m
     split = Split(TRAIN[:14], TRAIN[14:], NEW, "one")
     definition = training.define("linear", [(50,)], cohort.target.n_outputs, {"n_penalties": 2})
     found = []
-    for most in (4000, 5):
-        monkeypatch.setattr(span, "MOST_AXES", most)
+    for most in (1000, 5):
+        monkeypatch.setattr(span, "FEW_ROWS", most)
         fitted = training.train(definition, cohort, split, ["edges"], training.Settings(device="cpu"))
         found.append(training.predict(fitted, cohort, NEW))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+def test_estimators_take_axes_of_few_rows_only_and_networks_of_many(block, monkeypatch):
+    _, inner, _ = kernels(block)
+    assert isinstance(span.rotated(inner, TRAIN), span.Span)
+    monkeypatch.setattr(span, "FEW_ROWS", len(TRAIN) - 1)
+    assert isinstance(span.rotated(inner, TRAIN), span.Corner)
+    assert isinstance(span.of(inner, TRAIN), span.Span)
 
 
 def test_folded_perceptron_gives_the_outputs_of_the_small_one(block):

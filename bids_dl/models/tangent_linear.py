@@ -113,7 +113,7 @@ class TangentLinear(Network):
         tangent = torch.cat([self.embed(part) for part in torch.split(edges, ROWS)])  # (participant, pair of regions)
         rows = np.arange(len(edges))
         inner = spans.Kernel((tangent @ tangent.T).numpy().astype(np.float64), rows)
-        span = spans.of(inner, rows)
+        span = spans.rotated(inner, rows)
         x = span.coordinates(inner, rows)
         best, held_out, weights, bias = choice.penalised(
             x, y, folds, self.penalties / x.shape[1], n_outputs=self.head.out_features, is_class=self.is_class

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.linear_model import LogisticRegressionCV
 
-from bids_dl.models.linear import build
+from bids_dl.models.linear import Ridge, build
 
 
 def test_quantity_gets_ridge_and_classes_get_logistic_regression():
-    assert isinstance(build([(10,)], 1, classify=False), RidgeCV)
+    assert isinstance(build([(10,)], 1, classify=False), Ridge)
     assert isinstance(build([(10,)], 1, classify=True), LogisticRegressionCV)
 
 
