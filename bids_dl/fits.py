@@ -604,7 +604,7 @@ def _predictions_of(
 ) -> metrics.Predictions:
     columns = []
     for fold, part in enumerate(parts):
-        scores = training.predict(training.train(definition, one, part, [feature], settings), one, part.test)
+        scores = training.held_out_scores(definition, one, part, [feature], settings)
         known = np.isfinite(scores).all(axis=1)
         rows = part.test[known]
         columns.append((one.target.values[rows], scores[known], rows, np.full(len(rows), fold)))

@@ -53,18 +53,20 @@ class Harmonization:
         DataError
             If a participant's site is not known, and such sites are refused.
         """
-        flat = np.asarray(values, np.float32).reshape(len(values), -1)
-        at = self._sites(given)
         explained = self.explained(given, columns)
-        left = flat - explained.astype(np.float32)
-        shift = np.where((at >= 0)[:, None], self.shift[at][:, columns], 0)
-        spread = np.where((at >= 0)[:, None], self.spread[at][:, columns], 1)
-        return np.asarray((left - shift) / spread + explained, np.float32).reshape(np.shape(values))
+        left = np.asarray(values, np.float32).reshape(len(values), -1) - explained
+        for row, site in enumerate(self._sites(given)):
+            if site >= 0:
+                left[row] -= self.shift[site, columns]
+                left[row] /= self.spread[site, columns]
+        left += explained
+        return left.reshape(np.shape(values))
 
     def explained(self, given: Array, columns: slice = slice(None)) -> Array:
-        """Return what protected covariates explain, with the mean over all sites, (participant, value)."""
+        """Return what protected covariates explain, with the mean over all sites, (participant, value) in float32."""
         covariates = centred(given[:, self.covariates], self.covariate_mean)
-        found: Array = self.centre[columns] + covariates @ self.slopes[:, columns]
+        found: Array = covariates.astype(np.float32) @ self.slopes[:, columns].astype(np.float32, copy=False)
+        found += self.centre[columns]
         return found
 
     def _sites(self, given: Array) -> NDArray[np.intp]:
@@ -137,8 +139,8 @@ def centred(values: Array, mean: Array) -> Array:
     return np.where(np.isfinite(values), values - mean, 0)
 
 
-def ranges(n_values: int, n_rows: int, n_bytes: int = 2**27) -> list[slice]:
-    """Cut values into ranges that fit into memory for all rows."""
+def ranges(n_values: int, n_rows: int, n_bytes: int = 2**23) -> list[slice]:
+    """Cut values into ranges that stay small for all rows: large ones cost more to allocate than to compute with."""
     step = max(1, n_bytes // (8 * max(1, n_rows)))
     return [slice(start, min(n_values, start + step)) for start in range(0, n_values, step)]
 
@@ -202,7 +204,8 @@ def _empty(n_values: int, n_sites: int, columns: NDArray[np.intp], mean: Array, 
 def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, part: slice) -> None:
     """Regress one range of values and write it into the estimate."""
     known = np.isfinite(x)
-    x = np.where(known, x, np.where(known, x, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+    if not known.all():
+        x = np.where(known, x, np.where(known, x, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
     design = np.hstack([member, covariates])
     weights = np.linalg.pinv(design) @ x  # (site + covariate, value)
     share = made.n / made.n.sum()
@@ -210,9 +213,9 @@ def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, 
     made.centre[part] = share @ weights[:n_sites]
     made.shift[:, part] = np.where((made.n > 0)[:, None], weights[:n_sites] - made.centre[part], 0)
     made.slopes[:, part] = weights[n_sites:]
-    residual = x - design @ weights
-    made.variance[part] = (residual**2).mean(axis=0)
-    made.within[:, part] = (member.T @ residual**2) / np.maximum(made.n - 1, 1)[:, None]
+    squares = (x - design @ weights) ** 2
+    made.variance[part] = squares.mean(axis=0)
+    made.within[:, part] = (member.T @ squares) / np.maximum(made.n - 1, 1)[:, None]
 
 
 def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array, made: Estimate) -> None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from bids_dl.normalization import Normalization, chunks
 from bids_dl.records import Array, Block
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES, MOST_COLUMNS = 2**26, 2**12
+"""A range of values: so large, and so wide, at most; of few rows a wide one costs more to allocate than to multiply."""
 MOST_AXES, MOST_CORNERS = 4_000, 12_000
 """Rows up to which the span's axes are found, in a minute, and up to which any coordinates at all, in 4 GB."""
 FEW_ROWS = 1_000
@@ -52,7 +53,7 @@ def _ranges(
 ) -> Iterator[tuple[slice, Array]]:
     """Read some rows normalised, a range of values at a time; from a temporary file where it takes whole rows to know."""
     flat = block.values.reshape(len(block.values), -1)
-    step = max(1, CHUNK_BYTES // (4 * len(rows)))
+    step = max(1, min(MOST_COLUMNS, CHUNK_BYTES // (4 * len(rows))))
     ranges = [slice(start, start + step) for start in range(0, flat.shape[1], step)]
     given = None if confounds is None else confounds[rows]
     if normalization.by_value:

@@ -94,3 +94,22 @@ def test_site_with_one_participant_keeps_its_spread():
     learned = combat.fit(values, np.arange(N), np.eye(SITES)[site], SITES, shrink=False)
     np.testing.assert_allclose(learned.spread[2], 1)
     assert np.isfinite(learned.shift).all()
+
+
+@pytest.mark.parametrize("columns", [slice(None), slice(2, 5)])
+def test_rows_are_harmonised_as_the_formula_says_one_value_at_a_time(columns):
+    """A missing value stays missing, and somebody of a site that is not known keeps their values."""
+    values, site, age = data()
+    values[3, 4] = np.nan
+    given = np.column_stack([age, np.eye(SITES)[site]])
+    given[5, 1:] = 0
+    learned = combat.fit(values, np.arange(N), given, SITES, ("age",))
+    after = learned.apply(values[:, columns], given, columns)
+    for row in range(N):
+        for k, value in enumerate(range(V)[columns]):
+            explained = learned.centre[value] + (age[row] - learned.covariate_mean[0]) * learned.slopes[0, value]
+            s = site[row]
+            expected = (values[row, value] - explained - learned.shift[s, value]) / learned.spread[s, value] + explained
+            expected = values[row, value] if row == 5 else expected
+            assert after[row, k] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert np.isnan(after).sum() == 1
