@@ -66,7 +66,7 @@ def of_target(out: Path, choices: Json, target: Json, scores: Any, main: str, be
     models = {m["id"]: m for m in choices.get("models", [])}
     row = scores[scores["model"] == best].iloc[0]
     return [*_confounded(scores, models, row, main), *_on_two_sides(out, target), *_implausible(target, row, main),
-            *_small(target, row)]  # fmt: skip
+            *_rare_levels(choices.get("splits", {}), target), *_small(target, row)]  # fmt: skip
 
 
 def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str) -> Iterator[str]:
@@ -119,6 +119,21 @@ def _implausible(target: Json, row: Any, main: str) -> Iterator[str]:
     found = next((p for p in PUBLISHED if re.search(p.words, named, re.IGNORECASE)), None)
     if main == "auc" and found and row["value"] > found.ceiling:
         yield f"AUC {prose.short(row['value'])} is more than published results make plausible: {found.said}."
+
+
+def _rare_levels(given: Json, target: Json) -> Iterator[str]:
+    """Tell which levels with an order have fewer participants than there are folds: most folds are tested without them."""
+    if target["kind"] != "ordinal" or given.get("kind") != "kfold":
+        return
+    counts = list(target.get("counts", {}).items())  # from low to high
+    for at, (level, n) in enumerate(counts):
+        if not 0 < n < given["n_folds"]:
+            continue
+        beside = "' or '".join(name for name, _ in (*counts[max(0, at - 1) : at], *counts[at + 1 : at + 2]))
+        yield (
+            f"Level '{level}' has {n} participant{'' if n == 1 else 's'} for {given['n_folds']} folds: how it is told from its neighbours "
+            f"cannot be judged. Join it with '{beside}' in participants.tsv, or lower splits.n_folds."
+        )
 
 
 def _small(target: Json, row: Any) -> Iterator[str]:

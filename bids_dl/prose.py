@@ -515,6 +515,9 @@ HARMONIZERS = {
 }
 
 
+CORAL = "Ordered levels were told apart by consistent rank logits [@coral], but for models that learn from unlabelled participants"
+
+
 def _said_models(out: Path, choices: Json) -> str:
     """Tell which models were trained, and how long, from what they left behind."""
     named: dict[bool, list[str]] = {True: [], False: []}
@@ -530,6 +533,7 @@ def _said_models(out: Path, choices: Json) -> str:
         ]
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
         said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
+        said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
     if named[True]:
         said.append(
             f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."

@@ -108,7 +108,8 @@ class Block:
 class Target:
     """What is predicted: a column, with its levels if it is a class, or its ranks if its levels have an order.
 
-    An ordinal target is a quantity to models and losses, the place 0, 1, … of each level among ``ranks``, low to high.
+    An ordinal target is a quantity, the place 0, 1, … of each level among ``ranks``, low to high; networks also learn a
+    threshold between each two (`bids_dl.ordinal`).
     """
 
     name: str

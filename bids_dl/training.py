@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bids_dl import augmentation, harmonization, pretraining, splits, stacking, zoo
+from bids_dl import augmentation, harmonization, ordinal, pretraining, splits, stacking, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
@@ -28,7 +28,7 @@ from bids_dl.layers import Network
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 
 LOG = logging.getLogger("bids_dl")
-SAFE_TARGETS = re.compile(r"bids_dl\.((models|fusions)\.\w+\.build|training\.(Affine|Ensemble))")
+SAFE_TARGETS = re.compile(r"bids_dl\.((models|fusions)\.\w+\.build|training\.(Affine|Ensemble)|ordinal\.Ordered)")
 """What a bundle may build: a bundle is data, not a way to run code."""
 
 CHECKPOINT_EVERY = 5
@@ -275,7 +275,7 @@ def _fitted(
     pool = split.pool
     confounds = given_of(cohort) if settings.needs_confounds else None
     y, mean, scale = _standardised(cohort.target, pool)
-    data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class)
+    data = _Data(cohort, inputs, prepared, confounds, y, is_class=cohort.target.is_class, unit=(mean, scale))
     with torch.random.fork_rng(devices=[]), _one_answer():
         torch.manual_seed(settings.seed)
         module, definition, history = fit(data)
@@ -397,6 +397,8 @@ class _Data:
     y: Array
     is_class: bool
     held: list[tuple[Rows, Array]] = field(default_factory=list)
+    unit: tuple[float, float] = (0.0, 1.0)
+    """Mean and deviation that a quantity, or the places of ordered levels, were standardised by."""
 
     @property
     def normalization(self) -> Mapping[str, norm.Normalization]:
@@ -451,8 +453,9 @@ def _fit(
     if hasattr(probe, "solve"):
         return _solve(definition, data, split, settings)
     parts = _parts(split, data.y, data.cohort.target, settings.n_members, settings.seed)
+    ordered = bool(data.cohort.target.ranks) and not _uses_unlabelled(definition)
     once = [
-        _Once(definition, data, settings, number, *rows, _unlabelled(data.cohort.target, split, rows[0]))
+        _Once(definition, data, settings, number, *rows, _unlabelled(data.cohort.target, split, rows[0]), ordered)
         for number, rows in enumerate(parts)
     ]
     in_span = small and hasattr(probe, "first") and not getattr(probe, "on_values", False)
@@ -461,10 +464,30 @@ def _fit(
     else:
         fitted = [one.on_values() for one in once]
         members, history = [m for m, _ in fitted], [row for _, rows in fitted for row in rows]
+    if ordered:
+        return *_ordered(members, once, definition), history
     if len(members) == 1:
         return members[0], dict(definition), history
     built = {"_target_": "bids_dl.training.Ensemble", "members": [dict(definition)] * len(members)}
     return Ensemble(members), built, history
+
+
+def _ordered(
+    members: Sequence[nn.Module], once: Sequence[_Once], definition: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Join members that each have thresholds between the levels; also says how the module is built."""
+    n_ranks = len(once[0].data.cohort.target.ranks)
+    module = ordinal.Ordered(members, n_ranks)
+    module.biases.copy_(torch.stack([one.biases for one in once]))
+    module.unit.copy_(torch.tensor(once[0].data.unit))
+    definitions = [dict(definition)] * len(members)
+    return module, {"_target_": "bids_dl.ordinal.Ordered", "members": definitions, "n_ranks": n_ranks}
+
+
+def _uses_unlabelled(definition: Mapping[str, Any]) -> bool:
+    """Tell whether the model's own objective learns from rows without a target."""
+    module = importlib.import_module(str(definition["_target_"]).rpartition(".")[0])
+    return bool(getattr(module, "USES_UNLABELLED", False))
 
 
 def _is_smaller(probe: Any, shapes: Sequence[tuple[int, ...]], n_rows: int) -> bool:
@@ -610,7 +633,8 @@ def null_scores(
     probe = _without_weights(definition, is_class=cohort.target.is_class)
     shapes = [cohort.features[n].shape for n in inputs]
     small = _is_smaller(probe, shapes, len(pool))
-    if small and getattr(probe, "is_plain", False) and not _pretrains(settings, shapes):
+    stacks = getattr(probe, "is_plain", False) and not cohort.target.ranks and not _pretrains(settings, shapes)
+    if small and stacks:
         return _null_stacked(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
     if isinstance(probe, nn.Module) or not small:
         permuted = (replace(cohort, target=target) for target in targets)
@@ -771,6 +795,9 @@ class _Once:
     train: Rows
     validation: Rows
     unlabelled: Rows = field(default_factory=lambda: np.array([], np.intp))
+    ordered: bool = False
+    """Whether to learn thresholds between the levels of an ordinal target, ``biases`` (rank - 1,) afterwards."""
+    biases: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span | spans.Corner, list[dict[str, float]]]:
         """Train on coordinates in the span of this member's training rows."""
@@ -801,7 +828,7 @@ class _Once:
 
     def on_module(self, module: nn.Module) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a module that is already built."""
-        train = np.concatenate([self.train, self._usable()]) if self.uses_unlabelled else self.train
+        train = np.concatenate([self.train, self._usable()]) if _uses_unlabelled(self.definition) else self.train
         n_bytes = self.data.row_bytes * (len(train) + len(self.validation))
         kept = [self.data.kept(rows) for rows in (train, self.validation)] if n_bytes < KEPT_BYTES else None
 
@@ -812,12 +839,6 @@ class _Once:
 
         return module, self._loop(module, train, getter(0, train), getter(1, self.validation))
 
-    @property
-    def uses_unlabelled(self) -> bool:
-        """Whether the model's own objective learns from rows without a target."""
-        module = importlib.import_module(str(self.definition["_target_"]).rpartition(".")[0])
-        return bool(getattr(module, "USES_UNLABELLED", False))
-
     def _usable(self) -> Rows:
         """Keep the rows without a target that have an input."""
         blocks = [self.data.cohort.features[name].values[self.unlabelled] for name in self.data.inputs]
@@ -826,14 +847,29 @@ class _Once:
     def _loop(
         self, module: Any, train: Rows, training: Callable[..., Any], validation: Callable[..., Any]
     ) -> list[dict[str, float]]:
-        loss = _loss(self.data, np.concatenate([self.train, self.validation]), weighted=self.settings.class_weights)
+        loss = self._loss(module)
         if hasattr(module, "begin") and not self.settings.start_from:  # what a bundle has learned is not learned anew
             module.begin(training, len(train))
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
         history = loop.run(training, self._labels(train), validation, self._labels(self.validation))
-        self.data.held.append((self.validation, loop.outputs(validation, len(self.validation))))
+        held = loop.outputs(validation, len(self.validation))
+        if self.ordered:
+            self.biases = ordinal.taken(module)
+            places = ordinal.expected(torch.from_numpy(held[:, 0]), self.biases).numpy()
+            held = ((places - self.data.unit[0]) / self.data.unit[1])[:, None]
+        self.data.held.append((self.validation, held))
         return [{"member": self.number, **row} for row in history]
+
+    def _loss(self, module: Any) -> Loss:
+        """Choose the loss; ordered levels get thresholds, which are trained with the module."""
+        rows = np.concatenate([self.train, self.validation])
+        if not self.ordered:
+            return _loss(self.data, rows, weighted=self.settings.class_weights)
+        target, (mean, scale) = self.data.cohort.target, self.data.unit
+        counts = np.bincount(target.values[rows].astype(int), minlength=len(target.ranks))
+        ordinal.let_learn(module, counts.astype(np.float64))
+        return lambda out, y: ordinal.coral(out[:, 0], torch.round(y * scale + mean), module.biases)
 
     def _labels(self, rows: Rows) -> Tensor:
         return torch.tensor(self.data.y[rows], dtype=torch.float32)  # NaN is a target that nobody knows

@@ -83,3 +83,21 @@ def test_few_participants_are_told_with_the_error_bars_of_a_binomial(tmp_path):
         "±0.20"
         in said(tmp_path, (0.3, 0.2, 0.4), (0.0, -0.1, 0.1), n=100, main="r2", chance=0.0, of=target(levels=()))[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("counts", "kind", "expected"),
+    [
+        ((30, 1, 20, 0), "kfold", ["Level 'mild' has 1 participant for 5 folds: how it is told from its neighbours cannot be "
+                                   "judged. Join it with 'none' or 'moderate' in participants.tsv, or lower splits.n_folds."]),
+        ((30, 20, 20, 4), "kfold", ["Level 'severe' has 4 participants for 5 folds: how it is told from its neighbours cannot be "
+                                    "judged. Join it with 'moderate' in participants.tsv, or lower splits.n_folds."]),
+        ((30, 20, 0, 5), "kfold", []),
+        ((30, 1, 20, 0), "leave-site-out", []),
+    ],
+)  # fmt: skip
+def test_level_rarer_than_folds_is_told_with_its_neighbours(counts, kind, expected):
+    levels = dict(zip(("none", "mild", "moderate", "severe"), counts, strict=True))
+    given = {"kind": kind, "n_folds": 5}
+    assert list(doubts._rare_levels(given, {"name": "x", "kind": "ordinal", "counts": levels})) == expected
+    assert not list(doubts._rare_levels(given, {"name": "x", "kind": "classification", "counts": levels}))

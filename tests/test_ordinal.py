@@ -133,12 +133,19 @@ def test_page_tells_the_levels_in_their_order_and_how_they_were_taken_for_anothe
     methods = (made[1] / "logs" / "CITATION.md").read_text(encoding="utf-8")
     assert "'severity' was predicted by regression on its ordered levels in 27 participants (6 none, 7 mild" in methods
     assert "scored by Spearman's rho, quadratic weighted kappa" in methods
+    assert "consistent rank logits [@Cao2020]" in methods
 
 
 def test_bundle_knows_the_levels(made):
     fitted = bundle.load(made[1] / "group" / "bundles" / "target-severity_model-connectivity_linear")
     assert fitted.ranks == LEVELS
     assert not fitted.levels
+
+
+def test_networks_have_thresholds_and_are_explained(made):
+    fitted = bundle.load(made[1] / "group" / "bundles" / "target-severity_model-connectivity_mlp")
+    assert fitted.module.biases.shape == (1, 3)
+    assert list((made[1] / "group" / "explanations").glob("target-severity_model-connectivity_mlp*"))
 
 
 def test_words_without_a_listed_order_stop_the_run_before_anything_is_trained(made, tmp_path, capsys):
