@@ -389,6 +389,42 @@ def _state_bars(rows: Any, title: str, unit: str) -> Json:
     return _figure(bars, _layout(270, "state", unit, **{**axes, **ABOVE}))
 
 
+RESEMBLING = {"synthetic": ("synthetic participants", "#d55e00"), "train": ("training participants, real", "#8b95a3")}
+
+
+def resemblance(table: Any) -> Json:
+    """Draw for each split how well synthetic and training participants are told from those of the validation part."""
+    table = table[(table["level"] == "all") & table["auc"].notna()]
+    places = {name: k for k, name in enumerate(dict.fromkeys(table["feature"]))}
+    data = []
+    for number, (rows, (title, colour)) in enumerate(RESEMBLING.items()):
+        mine = table[table["rows"] == rows]
+        spread = 0.2 * (np.arange(len(mine)) * 0.618034 % 1) - 0.1 + 0.3 * number - 0.15
+        said = [
+            f"{title}, {r.split}: {r.auc:.2f} (chance {r.chance_low:.2f} to {r.chance_high:.2f})"
+            for r in mine.itertuples()
+        ]
+        data.append({
+            "type": "scatter", "mode": "markers", "name": title, "x": mine["auc"], "y": mine["feature"].map(places) + spread,
+            "hoverinfo": "text", "hovertext": said, "marker": {"color": colour, "size": 8, "opacity": 0.8},
+        })  # fmt: skip
+    line = {
+        "type": "line",
+        "x0": 0.5,
+        "x1": 0.5,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"dash": "dot", "color": "#5b6675"},
+    }
+    axes: Json = {
+        "xaxis": {"range": [0, 1.02]}, "shapes": [line], "margin": {"t": 40},
+        "yaxis": {"tickvals": list(places.values()), "ticktext": list(places), "range": [len(places) - 0.5, -0.5]},
+    }  # fmt: skip
+    x = "AUC of telling them from validation participants, a point a split; dotted: not told apart"
+    return _figure(data, _layout(130 + 70 * len(places), x, **{**axes, **ABOVE}))
+
+
 def growth_curve(view: View) -> Json | None:
     """Draw the main metric over the number of training participants; what is extrapolated is dotted."""
     table = view.read("metrics", "learningcurve")

@@ -18,6 +18,8 @@ ZOOS = ("preparations", "features", "harmonizers", "models", "fusions", "explain
 TARGET_KINDS = ("classification", "regression", "ordinal")
 OPTION_PATHS = ("atlas", "template", "file")
 """Options of methods that may be the path of a file or folder."""
+MOST_SYNTHETIC = 10
+"""Synthetic participants for each that trains, at most."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Training:
     ``augment`` changes volumes a little each time they are trained on: "auto", "on" or "off". ``start_from`` is a bundle
     whose weights a model of the same method begins with; the parts named in ``frozen`` keep them. ``pretrain`` "masked"
     lets a network of edges, columns or sequences first reconstruct hidden values, of participants without a target too.
+    ``synthetic`` "vae" or "gan" lets such a model learn the training rows of every network of edges or columns and draw
+    more of them, ``n_synthetic`` for each real one; `[models.vae]` and `[models.gan]` hold its options.
     """
 
     n_epochs: int = 0
@@ -154,6 +158,8 @@ class Training:
     n_members: int = 0
     augment: str = "auto"
     pretrain: str = "none"
+    synthetic: str = "none"
+    n_synthetic: float = 1.0
     start_from: str = ""
     frozen: tuple[str, ...] = ()
     class_weights: bool = True
@@ -332,6 +338,7 @@ def _check_ranges(config: Config) -> None:
         )
     _check_kinds(config.targets)
     _check_decoding(config)
+    _check_synthetic(config)
     if len(config.harmonizers.names) > 1:
         raise UsageError(f"'harmonizers.names' has {len(config.harmonizers.names)} names; a run has one harmonizer.")
     if not 0 < config.metrics.coverage < 1:
@@ -345,6 +352,28 @@ def _check_ranges(config: Config) -> None:
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
+        )
+
+
+def _check_synthetic(config: Config) -> None:
+    given = config.training
+    if given.synthetic != "none" and given.synthetic not in (drawing := zoo.declaring("models", "SYNTHESISES")):
+        raise UsageError(
+            f"'training.synthetic' is '{given.synthetic}'; {zoo.nearest(given.synthetic, ('none', *drawing))}"
+        )
+    if not 0 < given.n_synthetic <= MOST_SYNTHETIC:
+        raise UsageError(
+            f"'training.n_synthetic' is {given.n_synthetic:g}; choose above 0 and at most {MOST_SYNTHETIC} synthetic participants "
+            "for each one that trains."
+        )
+    if given.synthetic == "none" and given.n_synthetic != Training.n_synthetic:
+        raise UsageError(
+            '\'training.n_synthetic\' is set, but nobody is drawn; write synthetic = "vae" or "gan" in [training].'
+        )
+    if given.synthetic != "none" and config.decodes:
+        raise UsageError(
+            "'training.synthetic' draws participants with edges or columns, and decoding trains on volumes of a series; leave it "
+            "out."
         )
 
 

@@ -21,6 +21,7 @@ from bids_dl import (
     growth,
     metrics,
     query,
+    resemblance,
     shifting,
     splits,
     training,
@@ -530,6 +531,44 @@ def _levels_of(cells: Any) -> list[str]:
     at = np.clip(np.searchsorted(edges, numbers.to_numpy(), side="right") - 1, 0, len(edges) - 2)
     names = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)]
     return [names[k] if known else "" for k, known in zip(at, numbers.notna(), strict=True)]
+
+
+def resemble(features: Sequence[str], names: Sequence[str], **common: Any) -> list[str]:
+    """Write how well synthetic participants are told from real ones in each split, drawn as for a network of one member."""
+    import pandas as pd
+
+    step = Step(**common)
+    settings = training.settings_for(
+        {"_target_": f"bids_dl.models.{step.config.training.synthetic}.build"}, step.config
+    )
+    rows = []
+    for feature in features:
+        for name in names:
+            samples = training.beside(step.cohort, step.split(name), feature, settings)
+            generator = np.random.default_rng(settings.seed)
+            compared = resemblance.compare(samples, step.cohort.target.levels, generator)
+            rows += [{"feature": feature, "generator": settings.synthetic, "split": name, **row} for row in compared]
+    table = pd.DataFrame(rows)
+    path = step.config.out / "group" / "metrics" / f"target-{step.target}_synthetic.tsv"
+    derivatives.write_table(path, table, RESEMBLANCE_COLUMNS)
+    everyone = table[table["level"] == "all"].groupby(["feature", "rows"], sort=False)["auc"].mean()
+    return [
+        f"synthetic: {step.target}: {f}: {rows} rows told from validation rows, AUC {v:.3f}"
+        for (f, rows), v in everyone.items()
+    ]
+
+
+RESEMBLANCE_COLUMNS = {
+    "feature": "Feature", "generator": "Model that drew the synthetic participants, trained on the training rows of the split",
+    "split": "Split", "level": "Class that is compared, or all",
+    "rows": "What is told from the validation rows: synthetic participants, or as a reference the real ones of the training rows",
+    "auc": "How well a classifier tells them apart, cross-validated within the split: 0.5 not at all, 1 always",
+    "chance_low": "Lower end of the middle 95 % of the same where membership is drawn by lot",
+    "chance_high": "Upper end of the same",
+    "nearness": "Median distance of synthetic participants to the nearest training participant, divided by that of validation "
+    "participants: 1 as far as other people, 0 copies", "n": "Participants that are told apart from those of the validation rows",
+    "n_validation": "Participants of the validation rows, which the generative model has not seen",
+}  # fmt: skip
 
 
 JUDGED_PENALTIES = 3

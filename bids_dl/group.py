@@ -72,6 +72,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _write_choices(config, plan, chosen, held)
     tasks = _tasks(config, plan, chosen, digest)
     tasks += _test_tasks(config, chosen, held, digest) if held else []
+    tasks += [_synthetic_task(config, plan, chosen, t, digest) for t, _ in chosen.targets if _draws(config)]
     for target, _ in chosen.targets if config.metrics.learning_curve else ():
         tasks += _growth_tasks(config, chosen, target, digest)
     done = engine.run(config, "group", tasks)
@@ -158,8 +159,47 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     said += [
         f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."
     ]
-    said += [f"models: {', '.join(m.id for m in models)}."]
+    said += [f"models: {', '.join(m.id for m in models)}.", *_said_synthetic(config, plan, models)]
     return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
+
+
+def _draws(config: Config) -> bool:
+    """Tell whether synthetic participants are asked for."""
+    return config.training.synthetic != "none"
+
+
+def _joined(plan: cohorts.Plan, models: Sequence[Model]) -> list[Model]:
+    """Name the networks whose training rows synthetic participants may join."""
+    from bids_dl import synthesis
+
+    return [m for m in models if m.role == "network" and synthesis.takes(m.method, _kind(plan, m.inputs[0]))]
+
+
+def _said_synthetic(config: Config, plan: cohorts.Plan, models: Sequence[Model]) -> list[str]:
+    """Say which models train with synthetic participants, and which without.
+
+    Raises
+    ------
+    UsageError
+        If none does.
+    """
+    if not _draws(config):
+        return []
+    joined = [m.id for m in _joined(plan, models)]
+    if not joined:
+        raise UsageError(
+            f"training.synthetic: no model of this run ({', '.join(m.id for m in models)}) takes synthetic participants; networks "
+            "of connectomes and columns such as mlp do. Add one with --models, or leave the option out."
+        )
+    others = [m.id for m in models if m.role != "baseline" and m.id not in joined]
+    given = config.training
+    said = f"synthetic participants, {given.n_synthetic:g} for each that trains, drawn by {given.synthetic}, join the training rows of "
+    said += ", ".join(joined)
+    return [
+        f"{said}; {', '.join([*others, 'baselines'])} are trained without, as they do not suit."
+        if others
+        else f"{said} only."
+    ]
 
 
 def _said_levels(target: Target) -> str:
@@ -449,6 +489,7 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
         notes.append("The labels were shuffled on purpose: every result should lie at chance.")
     if plan.tables:
         notes.append("Phenotype tables are features here: make sure that none of their columns restates a target.")
+    notes += [f"{s[:1].upper()}{s[1:]}" for s in _said_synthetic(config, plan, chosen.models)]
     if not chosen.covariates:
         notes.append("No confounds were found in participants.tsv, so what they alone would reach is unknown.")
     if chosen.site and config.splits.kind == "kfold":
@@ -531,6 +572,16 @@ def _growth_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
     waits = [t.name for t in tasks] + [task_name("fit", target.name, m["id"], split) for m in models for split in names]
     given = {**common, "models": models, "splits": names, "parts": parts}
     return [*tasks, engine.Task(task_name("grow", target.name), "bids_dl.fits:grow", given, waits, stamp=digest)]
+
+
+def _synthetic_task(config: Config, plan: cohorts.Plan, chosen: Choices, target: Target, digest: str) -> engine.Task:
+    """Write down the step that tells synthetic participants from real ones, for each feature that they are drawn of."""
+    features = list(dict.fromkeys(m.inputs[0] for m in _joined(plan, chosen.models)))
+    names = [s.name for s in chosen.splits[target.name]]
+    given = {**_common(config, chosen, target), "features": features, "names": names}
+    return engine.Task(
+        task_name("resemble", target.name), "bids_dl.fits:resemble", given, ["cohort"], stamp=digest, memory_gb=0.6
+    )
 
 
 def _common(config: Config, chosen: Choices, target: Target) -> dict[str, Any]:
@@ -730,7 +781,7 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     for name in failed[:10]:
         LOG.error("step %s did not finish; see %s.", name, config.out / "logs")
     for name, lines in done.items():
-        if name.startswith(("score__", "test__", "grow__")):
+        if name.startswith(("score__", "test__", "grow__", "resemble__")):
             for line in lines:
                 LOG.info(line)
     for sentence in report.doubted(config.out):

@@ -215,6 +215,33 @@ def verdict_of_test(
     return (said, "") if low > sign * row["chance"] else ([*said, COVERS_CHANCE], "caution")
 
 
+def said_resemblance(table: Any) -> list[str]:
+    """Say in plain words, a sentence a feature, whether synthetic participants are told from real ones."""
+    everyone = table[table["level"] == "all"]
+    said = []
+    for feature, rows in everyone.groupby("feature", sort=False):
+        known = rows[rows["auc"].notna()]
+        if known.empty:
+            said.append(f"{feature}: too few participants in the validation parts to say; it takes six.")
+            continue
+        drawn, real = (known[known["rows"] == name] for name in ("synthetic", "train"))
+        beyond, n = int((drawn["auc"] > drawn["chance_high"]).sum()), len(drawn)
+        said.append(
+            f"{feature}: synthetic participants are told from real ones with an AUC of {short(drawn['auc'].mean())} on average, "
+            f"beyond chance in {beyond} of {n} splits; real training participants with {short(real['auc'].mean())}. "
+            f"{_said_nearness(float(drawn['nearness'].mean()))}"
+        )
+    return said
+
+
+def _said_nearness(ratio: float) -> str:
+    """Say whether synthetic participants are copies."""
+    if not np.isfinite(ratio):
+        return ""
+    found = f"They lie {short(ratio)} times as far from the nearest training participant as unseen people do"
+    return f"{found}: some nearly are copies." if ratio < 0.5 else f"{found}: they are no copies."
+
+
 def rival_model(scores: Any, models: Mapping[str, Json], main: str, best: str, kind: str) -> str:
     """Name the best baseline of one kind."""
     mine = [models.get(m, {}).get("model") == kind and m != best for m in scores.get("model", ())]
@@ -344,7 +371,7 @@ def methods(out: Path, level: str) -> list[str]:
     settings = tomllib.loads(written.read_text(out / "logs" / f"bids_dl_{level}.toml"))
     said = [
         _said_data(out), _said_features(out), _said_quality(settings) if level == "group" else "",
-        _said_targets(choices, settings), _said_models(out, choices),
+        _said_targets(choices, settings), _said_models(out, choices, settings),
         *([_said_scores(out, settings), _said_explanations(out)] if level == "group" else []),
     ]  # fmt: skip
     return [paragraph for paragraph in said if paragraph]
@@ -518,7 +545,7 @@ HARMONIZERS = {
 CORAL = "Ordered levels were told apart by consistent rank logits [@coral], but for models that learn from unlabelled participants"
 
 
-def _said_models(out: Path, choices: Json) -> str:
+def _said_models(out: Path, choices: Json, settings: Json) -> str:
     """Tell which models were trained, and how long, from what they left behind."""
     named: dict[bool, list[str]] = {True: [], False: []}
     for model in choices.get("models", []):
@@ -534,6 +561,14 @@ def _said_models(out: Path, choices: Json) -> str:
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
         said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
+    given = settings.get("training", {})
+    if given.get("synthetic", "none") != "none":
+        cited = f"a generative model ('{given['synthetic']}' [@synthetic-{given['synthetic']}])"
+        said.append(
+            f"To the training rows of networks of connectomes and columns, and to no others, {given.get('n_synthetic', 1):g} synthetic "
+            f"participants for each real one were added, drawn by {cited} that had seen these training rows alone; "
+            "a classifier two-sample test [@twosample] compared them with real validation participants."
+        )
     if named[True]:
         said.append(
             f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."

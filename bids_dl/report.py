@@ -555,6 +555,7 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
         "comparisons": _comparisons(view), "test": _tested(view, choices), "sureness": _sureness(view),
         "harmonization": _table(view.read("metrics", "harmonization")), "explanations": _explanations(view),
         "states": charts.state_bars(view), "differences": _differences(view),
+        "synthetic": _synthetic(view),
     }  # fmt: skip
 
 
@@ -643,6 +644,25 @@ def _tested(view: charts.View, choices: Json) -> Json | None:
     scores = table[table["metric"] == view.main]
     said, tone = prose.verdict_of_test(scores, view.models, view.main, view.best, choices, view.target)
     return {"said": said, "tone": tone, "table": shown, "excluded": _table(mine)}
+
+
+def _synthetic(view: charts.View) -> Json | None:
+    """Show whether synthetic participants are told from real ones, a row a feature and class, means over splits."""
+    table = view.read("metrics", "synthetic")
+    if table.empty:
+        return None
+    table = table.astype({"level": str})
+    wide = table.pivot_table("auc", ["feature", "generator", "level"], "rows", sort=False).reset_index()
+    drawn = table[table["rows"] == "synthetic"]
+    drawn = drawn.assign(beyond=(drawn["auc"] > drawn["chance_high"]).where(drawn["auc"].notna()).astype(float))
+    means = drawn.groupby(["feature", "generator", "level"], sort=False)
+    more = means[["beyond", "nearness", "n", "n_validation"]].mean().round(3).reset_index()
+    names = {
+        "generator": "drawn by", "synthetic": "AUC of synthetic participants", "train": "AUC of training participants",
+        "beyond": "splits beyond chance", "nearness": "nearest-neighbour distance ratio", "n": "synthetic", "n_validation": "validation",
+    }  # fmt: skip
+    shown = wide.merge(more).round(3).rename(columns=names)
+    return {"table": _table(shown), "said": prose.said_resemblance(table), "figure": charts.resemblance(table)}
 
 
 def _comparisons(view: charts.View) -> Json | None:

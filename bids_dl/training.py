@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bids_dl import augmentation, harmonization, ordinal, pretraining, splits, stacking, zoo
+from bids_dl import augmentation, harmonization, ordinal, pretraining, splits, stacking, synthesis, zoo
 from bids_dl import calibration as calibrations
 from bids_dl import config as configuration
 from bids_dl import normalization as norm
@@ -85,6 +85,9 @@ class Settings:
     clip_norm: float = 0.0
     augment: bool = False
     pretrain: str = "none"
+    synthetic: str = "none"
+    n_synthetic: float = 1.0
+    synthetic_options: Mapping[str, Any] = field(default_factory=dict)
     class_weights: bool = True
     remove_confounds: bool = False
     start_from: str = ""
@@ -118,7 +121,8 @@ def settings_for(
     return replace(
         Settings(), **{**getattr(module, "SCHEDULE", {}), **wishes}, class_weights=config.training.class_weights,
         remove_confounds=config.normalization.remove_confounds, harmonizer=config.harmonizer,
-        harmonizer_options=config.harmonizers.of(config.harmonizer), seed=config.random_seed, device=config.run.device,
+        harmonizer_options=config.harmonizers.of(config.harmonizer),
+        synthetic_options=config.models.of(config.training.synthetic), seed=config.random_seed, device=config.run.device,
         checkpoint=checkpoint,
     )  # fmt: skip
 
@@ -501,6 +505,15 @@ def _pretrains(settings: Settings, shapes: Sequence[tuple[int, ...]]) -> bool:
     return settings.pretrain == "masked" and not settings.start_from and len(shapes) == 1 and len(shapes[0]) < 3
 
 
+def _is_joined(definition: Mapping[str, Any], cohort: Cohort, inputs: Sequence[str], settings: Settings) -> bool:
+    """Tell whether synthetic participants join the training rows: as asked, for a network of one input of edges or columns."""
+    zoo_name, _, model = str(definition["_target_"]).removesuffix(".build").rpartition(".")
+    if settings.synthetic == "none" or zoo_name != "bids_dl.models" or len(inputs) > 1:
+        return False
+    dims = cohort.features[inputs[0]].dims
+    return len(dims) == 1 and synthesis.takes(model, dims[0])
+
+
 def _unlabelled(target: Target, split: Split, train: Rows) -> Rows:
     """Find who has no target, for a model whose file says ``USES_UNLABELLED`` or one that is pretrained.
 
@@ -633,7 +646,8 @@ def null_scores(
     probe = _without_weights(definition, is_class=cohort.target.is_class)
     shapes = [cohort.features[n].shape for n in inputs]
     small = _is_smaller(probe, shapes, len(pool))
-    stacks = getattr(probe, "is_plain", False) and not cohort.target.ranks and not _pretrains(settings, shapes)
+    joined = _pretrains(settings, shapes) or _is_joined(definition, cohort, inputs, settings)
+    stacks = getattr(probe, "is_plain", False) and not cohort.target.ranks and not joined
     if small and stacks:
         return _null_stacked(definition, cohort, usable, split.test, inputs, settings, targets, prepared)
     if isinstance(probe, nn.Module) or not small:
@@ -850,9 +864,13 @@ class _Once:
         loss = self._loss(module)
         if hasattr(module, "begin") and not self.settings.start_from:  # what a bundle has learned is not learned anew
             module.begin(training, len(train))
+        labels = self._labels(train)
+        if _is_joined(self.definition, self.data.cohort, self.data.inputs, self.settings):
+            drawn = _drawn(self.data, training, labels, self.settings, self.number)
+            training, labels = drawn.behind(training, len(train)), torch.cat([labels, drawn.y])
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         loop = _Loop(module, self.settings, loss, checkpoint, seed=self.settings.seed + 1000 * self.number)
-        history = loop.run(training, self._labels(train), validation, self._labels(self.validation))
+        history = loop.run(training, labels, validation, self._labels(self.validation))
         held = loop.outputs(validation, len(self.validation))
         if self.ordered:
             self.biases = ordinal.taken(module)
@@ -873,6 +891,41 @@ class _Once:
 
     def _labels(self, rows: Rows) -> Tensor:
         return torch.tensor(self.data.y[rows], dtype=torch.float32)  # NaN is a target that nobody knows
+
+
+def _drawn(
+    data: _Data, rows: Callable[..., Any], y: Tensor, settings: Settings, number: int = 0
+) -> synthesis.Synthetic:
+    """Draw participants like the training rows of a member, for each of which ``settings`` says how many."""
+    return synthesis.draw(
+        rows, y, method=settings.synthetic, options=settings.synthetic_options, n=max(1, round(settings.n_synthetic * len(y))),
+        n_levels=len(data.cohort.target.levels), seed=settings.seed + 1000 * number,
+    )  # fmt: skip
+
+
+def beside(cohort: Cohort, split: Split, name: str, settings: Settings) -> dict[str, tuple[Array, Array]]:
+    """Draw synthetic participants as a network of one member is given them on this split, and read real ones beside.
+
+    Returns
+    -------
+    dict
+        ``train``, ``synthetic`` and ``validation``: normalised values (participant, value), of at most
+        `synthesis.MOST_ROWS` each, evenly spread, and their targets (participant,), codes of classes or standardised. The
+        generative model has seen no validation row.
+    """
+    split = present(cohort, split, [name])
+    prepared, given = prepare(cohort, split, [name], settings), given_of(cohort) if settings.needs_confounds else None
+    y, _, _ = _standardised(cohort.target, split.pool)
+    data = _Data(cohort, [name], prepared, given, y, is_class=cohort.target.is_class)
+    labels = torch.tensor(y[split.train], dtype=torch.float32)
+    with _one_thread():
+        drawn = _drawn(data, lambda at: data.rows(split.train[at]), labels, settings)
+    at = synthesis.evenly(len(drawn.y))
+    found: dict[str, tuple[Tensor, Array]] = {"synthetic": (drawn.rows(at), drawn.y[at].numpy().astype(np.float64))}
+    for part, rows in (("train", split.train), ("validation", split.validation)):
+        rows = rows[synthesis.evenly(len(rows))]
+        found[part] = (data.rows(rows)[0], y[rows])
+    return {part: (torch.nan_to_num(x).flatten(1).numpy(), labels) for part, (x, labels) in found.items()}
 
 
 def _adopted(definition: Mapping[str, Any], data: _Data) -> Any:

@@ -89,6 +89,11 @@ def constant(zoo: str, name: str, key: str) -> Any:
     return ast.literal_eval(values[0]) if values else None
 
 
+def declaring(zoo: str, key: str) -> tuple[str, ...]:
+    """List the methods whose file has a constant of this name, such as the models that can draw participants."""
+    return tuple(name for name in names(zoo) if constant(zoo, name, key) is not None)
+
+
 def summary(zoo: str, name: str) -> str:
     """Read the first line of a method's docstring."""
     return (ast.get_docstring(_definition(zoo, name)) or "").split("\n")[0]

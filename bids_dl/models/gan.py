@@ -16,6 +16,8 @@ from bids_dl.components import Components, class_logits, codes, perceptron
 
 SUITS = ("edge", "column")
 USES_UNLABELLED = True
+SYNTHESISES = {"n_components": 16, "dropout": 0.0}
+"""Options with which its participants are nearest to real ones, unless named otherwise."""
 SCHEDULE = {
     "n_epochs": 80,
     "patience": 15,
