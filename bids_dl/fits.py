@@ -566,7 +566,9 @@ RESEMBLANCE_COLUMNS = {
     "chance_low": "Lower end of the middle 95 % of the same where membership is drawn by lot",
     "chance_high": "Upper end of the same",
     "nearness": "Median distance of synthetic participants to the nearest training participant, divided by that of validation "
-    "participants: 1 as far as other people, 0 copies", "n": "Participants that are told apart from those of the validation rows",
+    "participants: 1 as far as other people, 0 copies",
+    "n_axes": "Principal axes of the training rows that the classifier sees, with their squares: those that one half of them "
+    "shares with the other", "n": "Participants that are told apart from those of the validation rows",
     "n_validation": "Participants of the validation rows, which the generative model has not seen",
 }  # fmt: skip
 

@@ -52,48 +52,44 @@ def compare(
     list
         Two rows, ``synthetic`` and ``train``, for all and for each class of which there are enough.
     """
-    names = ("train", "synthetic", "validation")
-    on = dict(zip(names, on_axes(*(samples[name][0] for name in names), generator=generator), strict=True))
+    axes = principal(samples["train"][0])
+    n = n_shared(samples["train"][0], generator)
+    on = {name: values @ axes for name, (values, _) in samples.items()}
     rows = []
     for code, level in enumerate(("all", *levels)):
         mine = {name: x[samples[name][1] == code - 1] if code else x for name, x in on.items()}
         if code == 0 or min(map(len, mine.values())) >= FEWEST:
-            rows += [{"level": level, **row} for row in _both(mine, generator)]
+            rows += [{"level": level, **row} for row in _both(mine, n, generator)]
     return rows
 
 
-def _both(samples: Mapping[str, Array], generator: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Tell synthetic and training rows (row, axis) from those of the validation part."""
+def _both(samples: Mapping[str, Array], n_axes: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Tell synthetic and training rows (row, axis) from those of the validation part, by the first axes."""
     unseen, train = samples["validation"], samples["train"]
     for name in ("synthetic", "train"):
         ratio = nearness(samples[name], unseen, train) if name == "synthetic" else float("nan")
-        told = asdict(tell_apart(samples[name], unseen, generator))
-        yield {"rows": name, **told, "nearness": ratio, "n": len(samples[name]), "n_validation": len(unseen)}
+        told = asdict(tell_apart(samples[name][:, :n_axes], unseen[:, :n_axes], generator))
+        counts = {"n_axes": n_axes, "n": len(samples[name]), "n_validation": len(unseen)}
+        yield {"rows": name, **told, "nearness": ratio, **counts}
 
 
-def on_axes(train: Array, *others: Array, generator: np.random.Generator) -> list[Array]:
-    """Project rows (row, value) on the first principal axes of the training rows; returns these, then the others.
-
-    Axes are those about 0, the training mean of normalised rows, in the values' unit. With more values than rows most
-    axes fit the noise of these rows, and spread less in anybody else: there even real participants would be told apart.
-    So only as many are looked at as one half of the training rows, drawn by lot, says of the other.
-    """
-    axes = _axes(train)[:, : _n_shared(generator.permutation(train))]
-    return [rows @ axes for rows in (train, *others)]
-
-
-def _axes(rows: Array) -> Array:
-    """Return the principal axes of rows, (value, axis)."""
+def principal(rows: Array) -> Array:
+    """Return the first principal axes of normalised rows about 0, the training mean, (value, axis)."""
     squares, mixing = np.linalg.eigh(np.asarray(rows @ rows.T, np.float64))
     kept = np.argsort(squares)[::-1][:N_AXES]
     kept = kept[squares[kept] > max(squares.max(), 1e-12) * 1e-6]
     return np.asarray(rows.T @ (mixing[:, kept] / np.sqrt(squares[kept])))
 
 
-def _n_shared(train: Array) -> int:
-    """Count the leading axes of every second row along which the others spread nearly as much; at least 1."""
-    one, other = train[::2], train[1::2]
-    axes = _axes(one)
+def n_shared(train: Array, generator: np.random.Generator) -> int:
+    """Count the leading axes that are no chance of who trains: of one half of the rows, drawn by lot, and shared by the other.
+
+    With more values than rows most axes fit the noise of these rows, and spread less in anybody else: by them even real
+    participants would be told apart. An axis is shared where the other half has some of its variance; 1 at least.
+    """
+    order = generator.permutation(len(train))
+    one, other = train[order[::2]], train[order[1::2]]
+    axes = principal(one)
     ratio = ((other @ axes) ** 2).mean(axis=0) / ((one @ axes) ** 2).mean(axis=0)
     return max(1, int(np.logical_and.accumulate(ratio > SHARED).sum()))
 

@@ -94,11 +94,11 @@ def draw(
     """
     shape = tuple(rows(np.arange(1))[0].shape[1:])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         components = Components(int(np.prod(shape)), min(MOST_COMPONENTS, max(1, len(y) - 1)))
         components.begin(rows, len(y))
         at = np.arange(len(y))
         z = torch.cat([components(rows(part)[0]) for part in stacking.batches(at, 256)])
+        torch.manual_seed(seed)  # only now: how much was drawn for the components depends on the values
         module = _fitted(z, y, method, options, n_levels, seed)
         given = spread_over(y, n, np.random.default_rng(seed))
         drawn = _drawn(module, z, given, torch.Generator().manual_seed(seed))
