@@ -392,9 +392,11 @@ def _state_bars(rows: Any, title: str, unit: str) -> Json:
 RESEMBLING = {"synthetic": ("synthetic participants", "#d55e00"), "train": ("training participants, real", "#8b95a3")}
 
 
-def resemblance(table: Any) -> Json:
+def resemblance(table: Any) -> Json | None:
     """Draw for each split how well synthetic and training participants are told from those of the validation part."""
     table = table[(table["level"] == "all") & table["auc"].notna()]
+    if table.empty:
+        return None
     places = {name: k for k, name in enumerate(dict.fromkeys(table["feature"]))}
     data = []
     for number, (rows, (title, colour)) in enumerate(RESEMBLING.items()):

@@ -221,10 +221,10 @@ def said_resemblance(table: Any) -> list[str]:
     said = []
     for feature, rows in everyone.groupby("feature", sort=False):
         known = rows[rows["auc"].notna()]
-        if known.empty:
+        drawn, real = (known[known["rows"] == name] for name in ("synthetic", "train"))
+        if drawn.empty:
             said.append(f"{feature}: too few participants in the validation parts to say; it takes six.")
             continue
-        drawn, real = (known[known["rows"] == name] for name in ("synthetic", "train"))
         beyond, n = int((drawn["auc"] > drawn["chance_high"]).sum()), len(drawn)
         said.append(
             f"{feature}: synthetic participants are told from real ones with an AUC of {short(drawn['auc'].mean())} on average, "

@@ -51,6 +51,16 @@ def test_the_limit_of_a_rule_is_drawn_only_where_there_is_one():
     assert charts.strip(measured(12), "tsnr", "1", 40)["layout"]["shapes"][0]["x0"] == 40
 
 
+def test_synthetic_and_training_participants_are_a_point_a_split():
+    rows = [("x", r, f"fold-{k}", "all", 0.4 + k / 10, 0.3, 0.7) for r in ("synthetic", "train") for k in range(3)]
+    columns = ["feature", "rows", "split", "level", "auc", "chance_low", "chance_high"]
+    table = pd.DataFrame([*rows, ("x", "synthetic", "fold-3", "a", 0.9, 0.3, 0.7)], columns=columns)
+    figure = charts.resemblance(table)
+    assert [trace["x"] for trace in figure["data"]] == [[0.4, 0.5, 0.6]] * 2
+    assert figure["layout"]["yaxis"]["ticktext"] == ["x"]
+    assert charts.resemblance(table.assign(auc=np.nan)) is None
+
+
 def test_bars_of_states_have_each_levels_mean_and_deviation(tmp_path):
     rows = [
         (measure, state, level, 0.1 * state + offset, 0.05, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import cli, group, quality
+from bids_dl import cli, group, quality, resemblance, synthesis
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.bundle import load
@@ -599,6 +599,60 @@ def test_learning_curve_trains_on_parts_and_ends_with_the_scores_of_everybody(bi
         measured["value"].iloc[-1] == whole.set_index(["model", "metric"]).loc[("connectivity_linear", "auc"), "value"]
     )
     assert "What more participants would bring" in (tmp_path / "out" / "group.html").read_text()
+
+
+SYNTHETIC = """
+[targets]
+names = ["group"]
+[models]
+names = ["mlp", "kernel"]
+[splits]
+n_folds = 2
+[training]
+n_epochs = 2
+n_members = 1
+synthetic = "vae"
+n_synthetic = 2.0
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = -1
+[explainers]
+names = ["integrated_gradients"]
+"""
+
+
+def with_synthetic(bids, out, folder, text):
+    """Run the group level alone, on features that are there."""
+    (folder / "synthetic.toml").write_text(text)
+    return run(
+        bids, folder / "out", "group", "--derivatives", f"done={out}", "--config-file", folder / "synthetic.toml"
+    )
+
+
+def test_synthetic_participants_are_compared_with_real_ones_and_the_report_says_so(bids, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesis, "N_STEPS", 5)
+    monkeypatch.setattr(resemblance, "FEWEST", 2)
+    monkeypatch.setattr(resemblance, "N_FOLDS", 2)
+    assert with_synthetic(bids, out, tmp_path, SYNTHETIC) == 0
+    found = table(tmp_path / "out" / "group" / "metrics" / "target-group_synthetic.tsv")
+    assert set(found["rows"]) == {"synthetic", "train"}
+    assert found["split"].nunique() == 2
+    drawn, real = (found[(found["level"] == "all") & (found["rows"] == r)] for r in ("synthetic", "train"))
+    assert (drawn["n"].to_numpy() == 2 * real["n"].to_numpy()).all()
+    assert json.loads((tmp_path / "out/group/metrics/target-group_synthetic.json").read_text()).keys() >= set(found)
+    page = (tmp_path / "out" / "group.html").read_text()
+    assert "Synthetic participants</h3>" in page
+    assert "join the training rows of connectivity_mlp; connectivity_kernel, baselines are trained without" in page
+    assert "Kingma" in (tmp_path / "out" / "logs" / "CITATION.bib").read_text()
+    before = tables(tmp_path / "out")
+    assert with_synthetic(bids, out, tmp_path, SYNTHETIC) == 0
+    assert tables(tmp_path / "out") == before
+
+
+def test_synthetic_participants_that_no_model_takes_are_refused(bids, out, tmp_path, capsys):
+    assert with_synthetic(bids, out, tmp_path, SYNTHETIC.replace('["mlp", "kernel"]', '["kernel"]')) == 64
+    assert "no model of this run" in capsys.readouterr().err
 
 
 def test_parts_that_leave_too_few_of_a_class_are_not_trained_on():

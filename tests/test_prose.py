@@ -60,6 +60,23 @@ def test_clear_result_gets_no_caution():
     )
 
 
+def resembling(auc: float, *, high: float = 0.6, nearness: float = 1.0) -> str:
+    rows = [("x", kind, "all", a, high, r) for kind, a, r in (("synthetic", auc, nearness), ("train", 0.52, np.nan))]
+    columns = ["feature", "rows", "level", "auc", "chance_high", "nearness"]
+    return prose.said_resemblance(pd.DataFrame(rows, columns=columns))[0]
+
+
+def test_what_is_told_of_synthetic_participants_follows_the_numbers():
+    assert "AUC of 0.50 on average, beyond chance in 0 of 1 splits; real training participants with 0.52" in resembling(
+        0.5
+    )
+    assert "beyond chance in 1 of 1 splits" in resembling(0.9)
+    assert "they are no copies" in resembling(0.5)
+    assert "0.10 times as far" in resembling(0.5, nearness=0.1)
+    assert "some nearly are copies" in resembling(0.5, nearness=0.1)
+    assert "too few participants" in resembling(np.nan)
+
+
 def test_references_have_different_keys():
     keys = [r.key for r in prose.references().values()]
     assert len(set(keys)) == len(keys)
