@@ -285,3 +285,12 @@ def test_options_of_the_generative_model_are_those_of_its_table():
     )
     found = training.settings_for({"_target_": "bids_dl.models.mlp.build"}, settings)
     assert (found.synthetic, found.n_synthetic, found.synthetic_options) == ("gan", 0.5, {"hidden": [8]})
+
+
+def test_ordered_levels_are_drawn_from_those_of_training_rows_and_learned_by_thresholds(quick):
+    x, _ = two_classes(0, n_values=90)
+    data = replace(cohort(x, np.zeros(60), ()), target=Target("t", np.arange(60) % 3.0, (), ("low", "mid", "high")))
+    fitted = fit(data, split_of(60, 30, 12), n_epochs=2, n_members=2)
+    samples = training.beside(data, split_of(60, 30, 12), "x", training.Settings(synthetic="gan", device="cpu"))
+    assert set(np.unique(samples["synthetic"][1].round(4))) == set(np.unique(samples["train"][1].round(4)))
+    assert np.isfinite(training.predict(fitted, data, np.arange(42, 60))).all()
