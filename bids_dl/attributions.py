@@ -82,7 +82,7 @@ def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, a
         written = [derivatives.write_image(stem.with_name(f"{stem.name}_statmap.nii.gz"), summary.share, block.affine)]
         return [*written, _write_volume_regions(summary, block, stem, atlas, additive=additive)]
     if block.dims == ("edge",):
-        return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem)]
+        return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem, additive=additive)]
     values = [summary.share, summary.mean_abs, summary.signed]
     if block.dims == ("window", "edge"):
         first, second = zip(*(label.partition("~")[::2] for label in block.labels), strict=True)
@@ -124,15 +124,16 @@ def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
     return _write(stem, "edges", names, [summary.share, summary.mean_abs, summary.signed])
 
 
-def _write_edge_regions(summary: Summary, block: Block, stem: Path) -> Path:
-    """Give each region half of each of its edges."""
+def _write_edge_regions(summary: Summary, block: Block, stem: Path, *, additive: bool) -> Path:
+    """Give each region half of each of its edges; where these are not additive, their mean."""
     first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
     n = len(block.labels)
-    halves = [
-        (np.bincount(first, values, n) + np.bincount(second, values, n)) / 2
+    parts = 2 if additive else np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
+    found = [
+        (np.bincount(first, values, n) + np.bincount(second, values, n)) / parts
         for values in (summary.share, summary.mean_abs, summary.signed)
     ]
-    return _write(stem, "regions", {"region": list(block.labels)}, halves)
+    return _write(stem, "regions", {"region": list(block.labels)}, found)
 
 
 def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> Path:

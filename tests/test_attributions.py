@@ -69,6 +69,17 @@ def test_edges_are_named_by_their_regions_with_the_largest_share_first(tmp_path)
     assert table(regions)["share"].sum() == pytest.approx(found.share.sum(), rel=1e-5)
 
 
+def test_regions_of_edges_that_are_not_additive_are_their_mean(tmp_path):
+    """Each edge of the occluded region has the region's whole effect: a sum over edges would count it again and again."""
+    block = Block(np.zeros((1, 6), np.float32), ("edge",), ("a", "b", "c", "d"))
+    share = np.array([0.3, 0.3, 0.3, 0.0, 0.0, 0.0])  # the edges of a
+    found = attributions.Summary(share, share, share, 1)
+    _, regions = attributions.write_group(found, block, tmp_path / "x", additive=False)
+    assert table(regions).set_index("region")["share"].to_dict() == pytest.approx(
+        {"a": 0.3, "b": 0.1, "c": 0.1, "d": 0.1}
+    )
+
+
 def test_region_has_half_of_each_of_its_edges(tmp_path):
     found = summary((6,))
     block = Block(np.zeros((5, 6)), ("edge",), LABELS)
