@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import ridge
+from bids_dl import logistic, ridge
 from bids_dl.records import Array
 
 Rows = NDArray[np.intp]
@@ -95,11 +95,32 @@ def penalised(
         return _ridge(x, y, folds, 1 / penalties)
 
     def outputs(train: Rows, held: Rows) -> Array:
-        fits = [_logistic(x[train], y[train], penalty) for penalty in penalties]
-        return np.stack([x[held] @ weights.T + bias for weights, bias in fits])
+        weights, bias = logistic.path(x[train], y[train].astype(int), penalties, n_outputs=n_outputs)
+        return x[held] @ weights.mT + bias[:, None]  # (penalty, row, output)
 
     best, held_out = choose(outputs, y, folds, n_options=len(penalties), n_outputs=n_outputs, is_class=True)
-    return best, held_out, *_logistic(x, y, float(penalties[best]))
+    weights, bias = logistic.path(x, y.astype(int), penalties[: best + 1], n_outputs=n_outputs)
+    return best, held_out, weights[-1], bias[-1]
+
+
+class Penalised:
+    """Logistic or ridge regression whose penalty is chosen by inner folds ``cv``, used as scikit-learn's estimators are.
+
+    ``coef_`` (output, value), ``intercept_`` (output,) and ``penalty_``, the inverse penalty, are what it learns; ``held_``
+    (row, output) are the rows' outputs by the inner fits that did not see them.
+    """
+
+    def __init__(self, penalties: Array, n_outputs: int, *, is_class: bool) -> None:
+        self.penalties, self.n_outputs, self.is_class = np.asarray(penalties), n_outputs, is_class
+        self.cv: Sequence[tuple[Rows, Rows]] = ()
+
+    def fit(self, x: Array, y: Array) -> Penalised:
+        """Choose a penalty and fit all rows (row, value); the middle one without folds."""
+        best, self.held_, self.coef_, self.intercept_ = penalised(
+            x, y, self.cv, self.penalties, n_outputs=self.n_outputs, is_class=self.is_class
+        )
+        self.penalty_ = float(self.penalties[best])
+        return self
 
 
 def _ridge(x: Array, y: Array, folds: Sequence[tuple[Rows, Rows]], penalties: Array) -> tuple[int, Array, Array, Array]:
@@ -121,14 +142,6 @@ def _ridge(x: Array, y: Array, folds: Sequence[tuple[Rows, Rows]], penalties: Ar
         dual, bias = ridge.of_rows(inner, y, penalties[[best]])
         return best, held_out, dual @ x, bias
     return best, held_out, *ridge.of_values(x, y, penalties[[best]])
-
-
-def _logistic(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
-    """Fit logistic regression with an inverse penalty; returns weights (output, value), biases."""
-    from sklearn.linear_model import LogisticRegression
-
-    estimator = LogisticRegression(C=penalty, class_weight="balanced", max_iter=500).fit(x, y.astype(int))
-    return estimator.coef_, estimator.intercept_
 
 
 def each_class(y: Array, n_outputs: int, *, is_class: bool) -> list[Array]:

@@ -485,7 +485,7 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     ]
     described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
                  "validation_loss": "Loss on the validation rows",
-                 "penalty": "Chosen inverse penalty (C), penalty (alpha), or number of rounds"}  # fmt: skip
+                 "penalty": "Chosen inverse penalty, or number of rounds"}  # fmt: skip
     table = pd.DataFrame(rows)
     derivatives.write_table(
         Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}

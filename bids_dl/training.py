@@ -611,7 +611,7 @@ def _estimate(
     weights, bias = _linear_parts(estimator, x.shape[1], data.cohort.target.n_outputs)
     if held_out:
         data.held.append((pool, _held_by(estimator, x, data, split, settings)))
-    chosen = getattr(estimator, "C_", getattr(estimator, "alpha_", float("nan")))
+    chosen = getattr(estimator, "penalty_", float("nan"))
     return weights, bias, float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import numpy as np
+
+from bids_dl import choice
 
 INPUT = "confounds"
 
 
-def build(shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True) -> Any:
+def build(shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True) -> choice.Penalised:
     """Fit a weakly penalised linear model on the confounds alone.
 
     Parameters
@@ -16,7 +19,7 @@ def build(shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool =
     shapes
         The confounds' columns.
     n_outputs
-        Not used: scikit-learn sees it in the labels.
+        One logit for two classes or a quantity, else one a class.
     classify
         Classes or a quantity; set by the target.
 
@@ -25,6 +28,4 @@ def build(shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool =
     estimator
         Logistic regression or ridge regression.
     """
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    return LogisticRegression(class_weight="balanced", max_iter=500) if classify else Ridge(alpha=1.0)
+    return choice.Penalised(np.ones(1), n_outputs, is_class=classify)
