@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from bids_dl import cohort, config, training
 from bids_dl.records import Block, Cohort, Split
+from bids_dl.settings import settings_for
 
 PAIRS = {"brainnetcnn": "BrainNetCNN", "brain_network_transformer": "BNT"}
 ALONE = ("linear", "gcn", "gat")
@@ -76,7 +77,7 @@ def run_ours(name: str, table: Cohort, folds: list, n_epochs: int | None, second
     definition = training.define(name, [table.features["connectivity"].shape], 1, {})
     wishes = {"training": {"n_epochs": n_epochs}} if n_epochs else {}
     given = {"bids_dir": "", "output_dir": "", "analysis_level": "group", **wishes}
-    settings = training.settings_for(definition, config.from_mapping(given))
+    settings = settings_for(definition, config.from_mapping(given))
     aucs = []
     for number, (train, test) in enumerate(folds):
         fit, validation = train_test_split(train, test_size=0.2, stratify=y[train], random_state=number)

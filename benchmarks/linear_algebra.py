@@ -20,6 +20,7 @@ import pandas as pd
 
 from bids_dl import config, fits, splits, training
 from bids_dl.records import Block, Cohort, Target
+from bids_dl.settings import Settings
 
 N_SITES, ROWS = 8, 500
 SIZES = {"judge": (507, 76_636), "age": (10_000, 19_900), "diagnosis": (10_000, 19_900)}
@@ -84,7 +85,7 @@ def judge(data: Cohort, save: Path | None) -> None:
 def fit(data: Cohort, save: Path | None) -> None:
     split = divided(data, 1)[0]
     definition = training.define("linear", [data.features["connectivity"].shape], 1, {})
-    fitted = training.train(definition, data, split, ["connectivity"], training.Settings(device="cpu"))
+    fitted = training.train(definition, data, split, ["connectivity"], Settings(device="cpu"))
     scores = training.predict(fitted, data, split.test)[:, -1]
     print(f"r with the truth {np.corrcoef(scores, data.target.values[split.test])[0, 1]:.4f}")
     if save:

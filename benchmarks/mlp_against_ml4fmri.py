@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from bids_dl import cohort, config, query, training
 from bids_dl.records import Block, Cohort, Split
+from bids_dl.settings import settings_for
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def run_ours(ids: list[str], series: list[np.ndarray], y: np.ndarray, folds: lis
     target = cohort.make_target("target", [str(v) for v in y], kind="classification")
     table = Cohort(people, {"connectivity": Block(edges(series), ("edge",))}, target)
     definition = training.define("mlp", [table.features["connectivity"].shape], 1, {})
-    settings = training.settings_for(definition, config.Config("", "", "group"))
+    settings = settings_for(definition, config.Config("", "", "group"))
     aucs = []
     for number, (train, test) in enumerate(folds):
         fit, validation = train_test_split(train, test_size=0.2, stratify=y[train], random_state=number)

@@ -16,8 +16,9 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from bids_dl import cohort, config, fits, training
+from bids_dl import cohort, config, fits, nulls, training
 from bids_dl.records import Block, Cohort, Split
+from bids_dl.settings import settings_for
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     target = cohort.make_target("target", [str(v) for v in y], kind="classification")
     table = Cohort(people, {"connectivity": Block(mlp.edges(series), ("edge",))}, target)
     definition = training.define("mlp", [table.features["connectivity"].shape], 1, {})
-    settings = training.settings_for(definition, config.Config("", "", "group"))
+    settings = settings_for(definition, config.Config("", "", "group"))
     parts = list(made(y))
     once, aucs = timed(lambda split: observed(definition, table, split, settings, y), parts)
     targets = [fits.permuted(target, 1 + number) for number in range(options.permutations)]
@@ -64,7 +65,7 @@ def observed(definition, table, split, settings, y) -> float:
 
 
 def permuted(definition, table, split, settings, targets) -> list[float]:
-    scores = training.null_scores(definition, table, split, ["connectivity"], settings, targets)
+    scores = nulls.null_scores(definition, table, split, ["connectivity"], settings, targets)
     return [roc_auc_score(t.values[split.test], s[:, 1]) for t, s in zip(targets, scores, strict=True)]
 
 

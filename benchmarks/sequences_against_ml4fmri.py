@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from bids_dl import config, query, training
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import settings_for
 
 PEERS = {"mean_mlp": "meanMLP", "lstm": "LSTM", "transformer": "Transformer"}
 Result = tuple[list[float], float]
@@ -98,7 +99,7 @@ def run_ours(
     target = Target("target", y.astype(float), ("other", "first"))
     table = Cohort(people, {"series": Block(series, ("time", "roi"))}, target)
     definition = training.define(model, [table.features["series"].shape], target.n_outputs, {})
-    settings = training.settings_for(definition, config.Config("", "", "group"))
+    settings = settings_for(definition, config.Config("", "", "group"))
     settings = replace(settings, device="cpu", **{key: value for key, value in wishes.items() if value is not None})
     aucs = []
     for split in folds:

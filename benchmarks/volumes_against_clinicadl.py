@@ -51,6 +51,7 @@ def ours(folder: Path) -> dict[str, float]:
     import bids_dl.models.cnn3d  # noqa: F401
     from bids_dl import training
     from bids_dl.records import Block, Cohort, Split, Target
+    from bids_dl.settings import Settings
 
     values = np.load(folder / "volumes.npy", mmap_mode="r")
     n = len(values)
@@ -59,7 +60,7 @@ def ours(folder: Path) -> dict[str, float]:
     definition = training.define("cnn3d", [values.shape[1:]], 1, {"channels": CHANNELS, "width": WIDTH, "pool": POOL})
     rows = np.arange(n)
     split = Split(rows[n // 5 :], rows[: n // 5], rows[:0], "one")
-    settings = training.Settings(n_epochs=1, batch_size=8, n_members=1, device="cpu")
+    settings = Settings(n_epochs=1, batch_size=8, n_members=1, device="cpu")
     started = time.perf_counter()
     fitted = training.train(definition, data, split, ["volume"], settings)
     return measured(started, fitted.module)

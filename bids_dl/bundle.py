@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_dl import derivatives, training
+from bids_dl import building, derivatives
 from bids_dl.calibration import Calibration
 from bids_dl.cohort import fingerprint
 from bids_dl.errors import DataError, MissingInputError
@@ -145,7 +145,7 @@ def load(folder: Path) -> FittedModel:
     said = about(folder)
     definition = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
     with torch.device("meta"):
-        module = training.instantiate(definition, classify=bool(said["levels"]))
+        module = building.instantiate(definition, classify=bool(said["levels"]))
     module.load_state_dict(load_file(folder / "models" / "model.safetensors"), assign=True)
     learned = load_file(folder / "models" / "normalization.safetensors")
     normalization = {name: _normalization(learned, name) for name in said["inputs"]}

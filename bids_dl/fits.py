@@ -19,7 +19,9 @@ from bids_dl import (
     derivatives,
     descriptions,
     growth,
+    material,
     metrics,
+    nulls,
     query,
     resemblance,
     shifting,
@@ -34,6 +36,8 @@ from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
+from bids_dl.settings import Settings as TrainingSettings
+from bids_dl.settings import settings_for
 
 Settings = Mapping[str, Any]
 
@@ -243,7 +247,7 @@ TEST_COLUMNS = {"value": "Value over the participants of the test dataset"}
 def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
     definition = step.definition(model)
     checkpoint = step.fit_folder(model["id"], chosen.name) / "checkpoints"
-    settings = training.settings_for(definition, step.config, checkpoint=checkpoint)
+    settings = settings_for(definition, step.config, checkpoint=checkpoint)
     return training.train(definition, step.cohort, chosen, model["inputs"], settings)
 
 
@@ -251,7 +255,7 @@ def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
     """Fuse the members' fits on the same split."""
     method = model["method"]
     members = [bundle.load(step.fit_folder(member, chosen.name) / "model") for member in model["members"]]
-    settings = training.settings_for({"_target_": f"bids_dl.fusions.{method}.build"}, step.config)
+    settings = settings_for({"_target_": f"bids_dl.fusions.{method}.build"}, step.config)
     fused: FittedModel = zoo.load("fusions", method)(
         members, step.cohort, chosen, settings, **step.config.fusions.of(method)
     )
@@ -263,9 +267,9 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
     step = Step(**common)
     chosen = step.split(split)
     definition = step.definition(model)
-    settings = training.settings_for(definition, step.config)
+    settings = settings_for(definition, step.config)
     targets = [_permuted(step, step.config.random_seed + 1 + number) for number in range(n)]
-    scores = training.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
+    scores = nulls.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
     folder = step.fit_folder(model["id"], split)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
@@ -538,9 +542,7 @@ def resemble(features: Sequence[str], names: Sequence[str], **common: Any) -> li
     import pandas as pd
 
     step = Step(**common)
-    settings = training.settings_for(
-        {"_target_": f"bids_dl.models.{step.config.training.synthetic}.build"}, step.config
-    )
+    settings = settings_for({"_target_": f"bids_dl.models.{step.config.training.synthetic}.build"}, step.config)
     rows = []
     for feature in features:
         for name in names:
@@ -624,7 +626,7 @@ def _before_and_after(step: Step, feature: str, target: Target, parts: Sequence[
     definition = training.define(
         "linear", [one.features[feature].shape], target.n_outputs, {"n_penalties": JUDGED_PENALTIES}
     )
-    settings = training.settings_for(definition, step.config)
+    settings = settings_for(definition, step.config)
     values: dict[str, Any] = {}
     for name, harmonizer in (("before", "none"), ("after", settings.harmonizer)):
         options = settings.harmonizer_options if name == "after" else {}
@@ -641,11 +643,11 @@ def _before_and_after(step: Step, feature: str, target: Target, parts: Sequence[
 
 
 def _predictions_of(
-    one: Cohort, definition: Settings, feature: str, parts: Sequence[Split], settings: training.Settings
+    one: Cohort, definition: Settings, feature: str, parts: Sequence[Split], settings: TrainingSettings
 ) -> metrics.Predictions:
     columns = []
     for fold, part in enumerate(parts):
-        scores = training.held_out_scores(definition, one, part, [feature], settings)
+        scores = nulls.held_out_scores(definition, one, part, [feature], settings)
         known = np.isfinite(scores).all(axis=1)
         rows = part.test[known]
         columns.append((one.target.values[rows], scores[known], rows, np.full(len(rows), fold)))
@@ -705,7 +707,7 @@ def _held_out(step: Step, model: str, names: Sequence[str]) -> Iterator[tuple[Fi
     """Load each split's model when its turn comes: many repeats take no more memory than one."""
     for name in names:
         fitted = bundle.load(step.fit_folder(model, name) / "model")
-        split = training.present(step.cohort, step.split(name), fitted.inputs)
+        split = material.present(step.cohort, step.split(name), fitted.inputs)
         yield fitted, replace(split, test=windows.thinned(split.test)) if step.config.decodes else split
 
 

@@ -92,10 +92,10 @@ def _check_start(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     """
     if not config.training.start_from:
         return
-    from bids_dl import bundle, training
+    from bids_dl import building, bundle
 
     folder = Path(config.training.start_from)
-    method = training.origin(folder).split(".")[-2]
+    method = building.origin(folder).split(".")[-2]
     if method not in {m.method for m in chosen.models}:
         raise UsageError(
             f"training.start_from: {folder.name} holds a {method}, and this run trains none; add --models {method}."

@@ -25,7 +25,7 @@ FEWER = 0.9
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train, as `bids_dl.training.Settings` says it."""
+    """How long and how fast to train, as `bids_dl.settings.Settings` says it."""
 
     n_epochs: int
     patience: int

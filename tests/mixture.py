@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from bids_dl import training
+from bids_dl import building, training
 
 CLASSES = (
     (torch.tensor([-1.0, 0.0]), torch.tensor([[1.0, 0.0], [0.8, 0.4]])),
@@ -25,7 +25,7 @@ def distances(model, seed=0):
     y = torch.arange(1000) % 2
     x = torch.stack([CLASSES[label][0] + CLASSES[label][1] @ torch.randn(2) for label in y])
     mean, scale = x.mean(dim=0), x.std(dim=0)
-    module = training.instantiate(training.define(model, [(2,)], 1, options)).train()
+    module = building.instantiate(training.define(model, [(2,)], 1, options)).train()
     module.begin(lambda at: ((x[at] - mean) / scale,), len(x))
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
     binary = torch.nn.functional.binary_cross_entropy_with_logits

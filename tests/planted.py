@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from bids_dl import training, zoo
 from bids_dl.records import Block, Cohort, FittedModel, Split
+from bids_dl.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def fit(model: str, data: Cohort, options: Mapping[str, Any] | None = None, *, s
     ((name, block),) = data.features.items()
     definition = training.define(model, [block.shape], 1, options or {})
     schedule = zoo.constant("models", model, "SCHEDULE") or {}
-    settings = training.Settings(**{**schedule, "n_members": 1, "seed": seed, "device": "cpu", **wishes})
+    settings = Settings(**{**schedule, "n_members": 1, "seed": seed, "device": "cpu", **wishes})
     return training.train(definition, data, halves(len(data.participants)), [name], settings)
 
 

@@ -14,6 +14,7 @@ from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl import decoding, shifting, splits, training, windows
 from bids_dl.metrics import Predictions
+from bids_dl.settings import settings_for
 
 N, N_VOLUMES, N_REGIONS, PERIOD = 10, 96, 5, 2.0
 LABELS = [f"r{k}" for k in range(N_REGIONS)]
@@ -110,7 +111,7 @@ def held_out(
         cohort.target, list(cohort.participants["participant_id"]), config.splits, seed=seed, groups=tuple(people)
     )[0]
     definition = training.define(model, [cohort.features[feature].shape], cohort.target.n_outputs, {})
-    settings = replace(training.settings_for(definition, config), n_members=1, n_epochs=12, seed=seed)
+    settings = replace(settings_for(definition, config), n_members=1, n_epochs=12, seed=seed)
     scores = training.predict(training.train(definition, cohort, split, [feature], settings), cohort, split.test)
     person, run = (shifting.codes_of(cohort.participants[c])[split.test] for c in (decoding.PERSON, decoding.RUN))
     return Predictions(cohort.target.values[split.test], scores, person, np.zeros(len(run), np.intp), 2, run)

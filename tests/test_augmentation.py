@@ -11,6 +11,7 @@ from bids_dl import config as configuration
 from bids_dl import splits, training
 from bids_dl.augmentation import KNOTS, STILL, Strengths, augment, changed, draw, rotations
 from bids_dl.records import Block, Cohort, Target
+from bids_dl.settings import Settings, settings_for
 
 GRID = (9, 12, 7)
 
@@ -142,7 +143,7 @@ def trained(model, feature, options, **wishes):
     ids = data.participants["participant_id"].tolist()
     split = splits.make(data.target, ids, configuration.Splits(n_folds=4), seed=0)[0]
     definition = training.define(model, [data.features[feature].shape], 1, options)
-    settings = training.Settings(n_epochs=3, n_members=1, device="cpu", **wishes)
+    settings = Settings(n_epochs=3, n_members=1, device="cpu", **wishes)
     return training.train(definition, data, split, [feature], settings), data, split
 
 
@@ -187,4 +188,4 @@ def test_same_seed_gives_the_same_augmented_training():
 def test_configuration_turns_augmentation_on_and_off(asked, expected):
     given = {"bids_dir": "a", "output_dir": "b", "analysis_level": "group", "training": {"augment": asked}}
     definition = training.define("cnn3d", [(8, 8, 8)], 1, {})
-    assert training.settings_for(definition, configuration.from_mapping(given)).augment is expected
+    assert settings_for(definition, configuration.from_mapping(given)).augment is expected

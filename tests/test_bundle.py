@@ -14,10 +14,11 @@ from bids_dl import cohort as cohorts
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N = 24
 SPLIT = Split(np.arange(0, 14), np.arange(14, 18), np.arange(18, 24), "final")
-SETTINGS = training.Settings(n_epochs=2, n_members=2, device="cpu", remove_confounds=True)
+SETTINGS = Settings(n_epochs=2, n_members=2, device="cpu", remove_confounds=True)
 KINDS = ("linear", "mlp", "fusion")
 MONAI_KEYS = {"version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
               "network_data_format"}  # fmt: skip

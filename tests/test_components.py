@@ -6,6 +6,7 @@ import torch
 from bids_dl import training
 from bids_dl.components import Components, class_logits, codes
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 
 def learned(x, n_components):
@@ -84,7 +85,7 @@ def first_axis(model, *, unlabelled):
     data = Cohort(people, {"input": Block(x, ("column",))}, Target("target", y, ("control", "patient")))
     split = Split(np.arange(6), np.arange(6, 20), np.arange(20, 40), "one")
     definition = training.define(model, [(40,)], 1, {"n_components": 6})
-    fitted = training.train(definition, data, split, ["input"], training.Settings(n_epochs=1, device="cpu"))
+    fitted = training.train(definition, data, split, ["input"], Settings(n_epochs=1, device="cpu"))
     return fitted.module.components.axes[0].numpy()
 
 

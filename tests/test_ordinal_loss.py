@@ -8,6 +8,7 @@ import torch
 from bids_dl import bundle, ordinal, training
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 RANKS = ("none", "mild", "moderate", "severe")
 N = 90
@@ -62,7 +63,7 @@ def cohort(*, shuffled=False, seed=0):
 
 
 def trained(data, **wishes):
-    settings = training.Settings(n_epochs=40, n_members=2, learning_rate=1e-2, device="cpu", **wishes)
+    settings = Settings(n_epochs=40, n_members=2, learning_rate=1e-2, device="cpu", **wishes)
     return training.train(training.define("mlp", [(200,)], 1, {"hidden": [8]}), data, SPLIT, ["edges"], settings)
 
 
@@ -117,7 +118,7 @@ def test_weights_of_a_bundle_can_be_trained_on(tmp_path):
 @pytest.mark.parametrize("model", ["linear", "vae", "kernel"])
 def test_models_without_a_loss_of_the_output_alone_regress_on_places(model):
     data = cohort()
-    settings = training.Settings(n_epochs=2, device="cpu")
+    settings = Settings(n_epochs=2, device="cpu")
     fitted = training.train(training.define(model, [(200,)], 1, {}), data, SPLIT, ["edges"], settings)
     assert not isinstance(fitted.module, ordinal.Ordered)
 
@@ -125,9 +126,9 @@ def test_models_without_a_loss_of_the_output_alone_regress_on_places(model):
 def test_fusion_begins_with_the_expected_places():
     data = cohort()
     data.features["again"] = Block(data.features["edges"].values[:, :100], ("edge",))
-    settings = training.Settings(n_epochs=1, n_members=2, learning_rate=1e-2, device="cpu")
+    settings = Settings(n_epochs=1, n_members=2, learning_rate=1e-2, device="cpu")
     one = trained(data)
     other = training.train(training.define("mlp", [(100,)], 1, {"hidden": [8]}), data, SPLIT, ["again"], settings)
-    fused = fuse([one, other], data, SPLIT, training.Settings(n_epochs=0, device="cpu"))
+    fused = fuse([one, other], data, SPLIT, Settings(n_epochs=0, device="cpu"))
     raw = [training.outputs(m, data, SPLIT.test) for m in (one, other, fused)]
     np.testing.assert_allclose(raw[2], (raw[0] + raw[1]) / 2, atol=1e-4)

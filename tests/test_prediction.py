@@ -8,6 +8,7 @@ from bids_dl import bundle, prediction, training
 from bids_dl import config as configuration
 from bids_dl.errors import InvalidDatasetError
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 LABELS = ("A", "B", "C", "D")
 N = 24
@@ -30,7 +31,7 @@ def trained(levels=("hc", "mdd"), *, confounds=False, ranks=()):
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
     cohort = Cohort(people, features, Target("target", y.astype(float), levels, ranks))
     definition = training.define("linear", [(6,)], cohort.target.n_outputs, {})
-    settings = training.Settings(remove_confounds=confounds, device="cpu")
+    settings = Settings(remove_confounds=confounds, device="cpu")
     return training.train(definition, cohort, SPLIT, ["connectivity"], settings), cohort
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import config, pretraining, splits, training, zoo
+from bids_dl import config, nulls, pretraining, splits, training, zoo
 from bids_dl.errors import UsageError
 from bids_dl.layers import Network
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N_LABELLED, N_TEST = 40, 300
 
@@ -32,7 +33,7 @@ def latent(seed, n_unlabelled=600, n_values=120, n_sources=4):
 
 def fit(data, split, model="mlp", **wishes):
     schedule = zoo.constant("models", model, "SCHEDULE") or {}
-    settings = training.Settings(**{**schedule, "n_members": 1, "device": "cpu", **wishes})
+    settings = Settings(**{**schedule, "n_members": 1, "device": "cpu", **wishes})
     definition = training.define(model, [data.features["x"].shape], 1, {})
     return training.train(definition, data, split, ["x"], settings)
 
@@ -137,9 +138,9 @@ def test_sequences_with_padding_are_pretrained(quick, model):
 
 def test_permuted_labels_are_trained_on_as_the_true_ones_are(quick):
     data, split = latent(0, n_unlabelled=40)
-    settings = training.Settings(n_epochs=2, n_members=1, device="cpu", pretrain="masked")
+    settings = Settings(n_epochs=2, n_members=1, device="cpu", pretrain="masked")
     definition = training.define("mlp", [data.features["x"].shape], 1, {})
-    null = training.null_scores(definition, data, split, ["x"], settings, [data.target])[0]
+    null = nulls.null_scores(definition, data, split, ["x"], settings, [data.target])[0]
     fitted = training.train(definition, data, split, ["x"], settings)
     np.testing.assert_allclose(null, training.predict(fitted, data, split.test), atol=1e-6)
 

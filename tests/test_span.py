@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from bids_dl import normalization, span, training
+from bids_dl import building, normalization, span, training
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 TRAIN, NEW = np.arange(0, 20), np.arange(20, 30)
 
@@ -115,7 +116,7 @@ def test_linear_model_of_very_many_rows_predicts_as_that_of_few(block, levels, m
     found = []
     for most in (1000, 5):
         monkeypatch.setattr(span, "FEW_ROWS", most)
-        fitted = training.train(definition, cohort, split, ["edges"], training.Settings(device="cpu"))
+        fitted = training.train(definition, cohort, split, ["edges"], Settings(device="cpu"))
         found.append(training.predict(fitted, cohort, NEW))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3)
 
@@ -131,8 +132,8 @@ def test_estimators_take_axes_of_few_rows_only_and_networks_of_many(block, monke
 def test_folded_perceptron_gives_the_outputs_of_the_small_one(block):
     normal, inner, x = kernels(block)
     axes = span.of(inner, TRAIN)
-    small = training.instantiate(training.define("mlp", [(axes.basis.shape[1],)], 1, {"hidden": [8, 4]})).eval()
-    full = training.instantiate(training.define("mlp", [(50,)], 1, {"hidden": [8, 4]})).eval()
+    small = building.instantiate(training.define("mlp", [(axes.basis.shape[1],)], 1, {"hidden": [8, 4]})).eval()
+    full = building.instantiate(training.define("mlp", [(50,)], 1, {"hidden": [8, 4]})).eval()
     folded = span.fold(axes.mixing(small.first.weight.detach().numpy()), TRAIN, block, normal)
     full.load_state_dict(small.state_dict() | {"first.weight": torch.from_numpy(folded)})
     for rows in (TRAIN, NEW):
@@ -146,7 +147,7 @@ def test_trained_perceptron_is_the_one_that_stopped_on_coordinates(block):
     people = pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(30)]})
     cohort = Cohort(people, {"edges": block}, Target("group", y, ("a", "b")))
     split = Split(TRAIN[:14], TRAIN[14:], NEW, "one")
-    settings = training.Settings(n_epochs=12, n_members=1, class_weights=False, device="cpu")
+    settings = Settings(n_epochs=12, n_members=1, class_weights=False, device="cpu")
     fitted = training.train(training.define("mlp", [(50,)], 1, {}), cohort, split, ["edges"], settings)
     p = training.predict(fitted, cohort, split.validation)[:, 1]
     truth = y[split.validation]
@@ -181,5 +182,5 @@ def test_span_is_used_where_it_is_smaller(shapes, n_rows, smaller):
 
 def test_estimators_take_more_rows_than_networks_but_not_any_number():
     probes = {"linear": object(), "mlp": torch.nn.Identity()}
-    found = {k: [training._is_smaller(p, [(10**6,)], n) for n in (4_000, 10_000, 20_000)] for k, p in probes.items()}
+    found = {k: [training.is_smaller(p, [(10**6,)], n) for n in (4_000, 10_000, 20_000)] for k, p in probes.items()}
     assert found == {"linear": [True, True, False], "mlp": [True, False, False]}

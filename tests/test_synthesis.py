@@ -8,9 +8,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import config, span, synthesis, training, zoo
+from bids_dl import config, loop, material, member, nulls, span, synthesis, training, zoo
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings, settings_for
 
 LEVELS = ("a", "b")
 
@@ -44,7 +45,7 @@ def split_of(n, n_train, n_validation):
 
 def fit(data, split, model="mlp", prepared=None, **wishes):
     schedule = zoo.constant("models", model, "SCHEDULE") or {}
-    settings = training.Settings(**{**schedule, "n_members": 1, "device": "cpu", "synthetic": "vae", **wishes})
+    settings = Settings(**{**schedule, "n_members": 1, "device": "cpu", "synthetic": "vae", **wishes})
     definition = training.define(model, [data.features["x"].shape], data.target.n_outputs, {})
     return training.train(definition, data, split, ["x"], settings, prepared)
 
@@ -135,15 +136,15 @@ def test_noise_fills_the_axes_that_the_model_does_not_look_at():
 def test_neither_test_nor_validation_rows_reach_the_generative_model(quick):
     x, y = two_classes(0, n=60)
     data, split = cohort(x, y), split_of(60, 30, 12)
-    settings = training.Settings(synthetic="vae", device="cpu")
+    settings = Settings(synthetic="vae", device="cpu")
     one = training.beside(data, split, "x", settings)["synthetic"]
     tested = training.beside(changed(data, split.test), split, "x", settings)["synthetic"]
     np.testing.assert_array_equal(tested[0], one[0])
     # normalisation knows the validation rows, as everywhere; the generative model does not
-    data = training._Data(data, ["x"], training.prepare(data, split, ["x"], settings), None, y, is_class=True)
+    data = material.Material(data, ["x"], training.prepare(data, split, ["x"], settings), None, y)
     held = replace(data, cohort=changed(data.cohort, split.validation), y=np.where(np.arange(60) < 30, y, 1 - y))
     drawn = [
-        training._drawn(d, lambda at, d=d: d.rows(split.train[at]), torch.tensor(d.y[split.train]).float(), settings)
+        member.draw(d, lambda at, d=d: d.rows(split.train[at]), torch.tensor(d.y[split.train]).float(), settings)
         for d in (data, held)
     ]
     assert torch.equal(*(d.rows(np.arange(30)) for d in drawn))
@@ -194,17 +195,17 @@ def test_an_interrupted_training_goes_on_with_the_same_synthetic_rows(quick, tmp
     data, split = cohort(x, y), split_of(60, 30, 10)
     wishes = {"n_epochs": 8, "patience": 20}
     whole = weights(fit(data, split, **wishes))
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
-    step, calls = training._Loop._epoch, []
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    step, calls = loop.Loop._epoch, []
 
-    def stopping(loop, rows, labels):
+    def stopping(run, rows, labels):
         calls.append(len(labels))
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return step(loop, rows, labels)
+        return step(run, rows, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "_epoch", stopping)
+        patch.setattr(loop.Loop, "_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             fit(data, split, **wishes, checkpoint=tmp_path)
     assert set(calls) == {60}
@@ -214,9 +215,9 @@ def test_an_interrupted_training_goes_on_with_the_same_synthetic_rows(quick, tmp
 def test_permuted_labels_draw_their_own_participants_as_the_true_ones_do(quick):
     x, y = two_classes(0, n_values=90)
     data, split = cohort(x, y), split_of(60, 30, 10)
-    settings = training.Settings(n_epochs=2, device="cpu", synthetic="vae", n_members=2)
+    settings = Settings(n_epochs=2, device="cpu", synthetic="vae", n_members=2)
     definition = training.define("mlp", [data.features["x"].shape], 1, {})
-    null = training.null_scores(definition, data, split, ["x"], settings, [data.target])[0]
+    null = nulls.null_scores(definition, data, split, ["x"], settings, [data.target])[0]
     fitted = training.train(definition, data, split, ["x"], settings)
     np.testing.assert_allclose(null, training.predict(fitted, data, split.test), atol=1e-6)
 
@@ -283,7 +284,7 @@ def test_options_of_the_generative_model_are_those_of_its_table():
     settings = config.from_mapping(
         {**given, "training": {"synthetic": "gan", "n_synthetic": 0.5}, "models": {"gan": {"hidden": [8]}}}
     )
-    found = training.settings_for({"_target_": "bids_dl.models.mlp.build"}, settings)
+    found = settings_for({"_target_": "bids_dl.models.mlp.build"}, settings)
     assert (found.synthetic, found.n_synthetic, found.synthetic_options) == ("gan", 0.5, {"hidden": [8]})
 
 
@@ -291,6 +292,6 @@ def test_ordered_levels_are_drawn_from_those_of_training_rows_and_learned_by_thr
     x, _ = two_classes(0, n_values=90)
     data = replace(cohort(x, np.zeros(60), ()), target=Target("t", np.arange(60) % 3.0, (), ("low", "mid", "high")))
     fitted = fit(data, split_of(60, 30, 12), n_epochs=2, n_members=2)
-    samples = training.beside(data, split_of(60, 30, 12), "x", training.Settings(synthetic="gan", device="cpu"))
+    samples = training.beside(data, split_of(60, 30, 12), "x", Settings(synthetic="gan", device="cpu"))
     assert set(np.unique(samples["synthetic"][1].round(4))) == set(np.unique(samples["train"][1].round(4)))
     assert np.isfinite(training.predict(fitted, data, np.arange(42, 60))).all()

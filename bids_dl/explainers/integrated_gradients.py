@@ -7,7 +7,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from bids_dl import training
+from bids_dl import building, training
 from bids_dl.errors import UsageError
 from bids_dl.records import Array, Attribution, Cohort, FittedModel, Split
 
@@ -49,7 +49,7 @@ def explain(
     ----------
     .. [1] Sundararajan, Taly and Yan (2017), ICML. arXiv:1703.01365
     """
-    if blind := training.without_gradients(fitted.definition):
+    if blind := building.without_gradients(fitted.definition):
         raise UsageError(f"no gradient passes the model '{blind[0]}'; explain it by occlusion.")
     rows = split.test[:max_participants]
     method = IntegratedGradients(fitted.module)

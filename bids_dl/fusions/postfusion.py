@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bids_dl import training
+from bids_dl import building, material, training
 from bids_dl.records import Cohort, FittedModel, Split
+from bids_dl.settings import Settings
 
 SCHEDULE = {
     "n_epochs": 60,
@@ -79,7 +80,7 @@ def build(members: Sequence[nn.Module], modality_dropout: float = 0.2) -> PostFu
 
 
 def fuse(
-    members: Sequence[FittedModel], cohort: Cohort, split: Split, settings: training.Settings, *, modality_dropout: float = 0.2
+    members: Sequence[FittedModel], cohort: Cohort, split: Split, settings: Settings, *, modality_dropout: float = 0.2
 ) -> FittedModel:  # fmt: skip
     """Join members that were trained on the same split into one model, and refine the joint output layer [1]_.
 
@@ -122,7 +123,7 @@ def _units(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list
     Logits are brought to the members' mean spread over the training rows (validation included), so that none is louder
     than another; quantities to the standardisation of all participants who have any of the modalities.
     """
-    usable = training.present(cohort, split, [name for m in members for name in m.inputs])
+    usable = material.present(cohort, split, [name for m in members for name in m.inputs])
     rows = np.concatenate([usable.train, usable.validation])
     if not cohort.target.is_class:
         values = cohort.target.values[rows]
@@ -134,6 +135,6 @@ def _units(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list
 
 def _copy(member: FittedModel) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = training.instantiate(dict(member.definition))
+        module: nn.Module = building.instantiate(dict(member.definition))
     module.load_state_dict(member.module.state_dict())
     return module

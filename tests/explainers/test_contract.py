@@ -10,6 +10,7 @@ from bids_dl import training, zoo
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, FittedModel, Split, Target
+from bids_dl.settings import Settings
 
 EXPLAINERS = zoo.names("explainers")
 N = 30
@@ -49,7 +50,7 @@ def fitted():
         if (model, feature, levels) not in found:
             data = cohort(levels)
             definition = training.define(model, [SHAPES[feature]], data.target.n_outputs, {})
-            settings = training.Settings(n_epochs=2, n_members=1, device="cpu")
+            settings = Settings(n_epochs=2, n_members=1, device="cpu")
             found[model, feature, levels] = training.train(definition, data, SPLIT, [feature], settings), data
         return found[model, feature, levels]
 

@@ -8,12 +8,13 @@ from bids_dl import attributions, training
 from bids_dl.explainers.integrated_gradients import explain
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N, N_REGIONS = 80, 20
 N_EDGES = N_REGIONS * (N_REGIONS - 1) // 2
 PLANTED = np.random.default_rng(5).choice(N_EDGES, 12, replace=False)
 SPLIT = Split(np.arange(0, 40), np.arange(40, 50), np.arange(50, 80), "one")
-SETTINGS = training.Settings(n_epochs=15, n_members=2, learning_rate=3e-3, device="cpu")
+SETTINGS = Settings(n_epochs=15, n_members=2, learning_rate=3e-3, device="cpu")
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 
 

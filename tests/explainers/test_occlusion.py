@@ -8,6 +8,7 @@ from bids_dl import training
 from bids_dl.errors import UsageError
 from bids_dl.explainers.occlusion import explain, region_members
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N = 20
 SPLIT = Split(np.arange(0, 12), np.arange(12, 15), np.arange(15, 20), "one")
@@ -20,7 +21,7 @@ def explained(block, **options):
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
     data = Cohort(people, {"input": block}, Target("age", y))
     definition = training.define("linear", [block.shape], 1, {"strongest": 0.1})
-    fitted = training.train(definition, data, SPLIT, ["input"], training.Settings(device="cpu"))
+    fitted = training.train(definition, data, SPLIT, ["input"], Settings(device="cpu"))
     x = training.inputs_of(fitted, data, SPLIT.test)[0].flatten(1).numpy()
     w = fitted.module.head.weight.detach().numpy()[0]
     found = explain(fitted, data, SPLIT, **options)

@@ -11,11 +11,12 @@ from bids_dl import bundle, metrics, training, zoo
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N = 36
 SPLIT = Split(np.arange(0, 20), np.arange(20, 26), np.arange(26, 36), "one")
 FUSIONS, EXPLAINERS = zoo.names("fusions"), zoo.names("explainers")
-SETTINGS = training.Settings(n_epochs=3, n_members=1, learning_rate=1e-2, device="cpu")
+SETTINGS = Settings(n_epochs=3, n_members=1, learning_rate=1e-2, device="cpu")
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 LACKS_EDGES, LACKS_COLUMNS, LACKS_BOTH = 27, 28, 29
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import training
+from bids_dl import building, training
 from bids_dl.calibration import Calibration
 from bids_dl.fusions.postfusion import build, fuse
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 
 def members(n_outputs=1):
     torch.manual_seed(0)
-    return [training.instantiate(training.define("mlp", [(k,)], n_outputs, {"hidden": [4]})) for k in (7, 5)]
+    return [building.instantiate(training.define("mlp", [(k,)], n_outputs, {"hidden": [4]})) for k in (7, 5)]
 
 
 def inputs(n=6):
@@ -67,7 +68,7 @@ def test_only_the_joint_layer_is_trained():
 
 N = 240
 SPLIT = Split(np.arange(0, 100), np.arange(100, 120), np.arange(120, 240), "one")
-SETTINGS = training.Settings(n_epochs=20, n_members=1, learning_rate=1e-2, device="cpu")
+SETTINGS = Settings(n_epochs=20, n_members=1, learning_rate=1e-2, device="cpu")
 
 
 def two_modalities(y, levels, seed=0):
@@ -106,8 +107,8 @@ def test_refining_never_ends_below_the_start_on_the_validation_rows():
     """A rate that only harms: the weights from before the training are kept."""
     data = two_modalities(np.tile([0.0, 1.0], N // 2), ("a", "b"))
     single = trained(data)
-    still = fuse(single, data, SPLIT, training.Settings(n_epochs=0, device="cpu"))
-    wild = fuse(single, data, SPLIT, training.Settings(n_epochs=3, learning_rate=100.0, device="cpu"))
+    still = fuse(single, data, SPLIT, Settings(n_epochs=0, device="cpu"))
+    wild = fuse(single, data, SPLIT, Settings(n_epochs=3, learning_rate=100.0, device="cpu"))
     y = data.target.values[SPLIT.validation]
 
     def loss(model):
@@ -121,7 +122,7 @@ def test_quantity_is_in_its_unit_where_a_modality_is_missing_for_the_old():
     y = np.random.default_rng(0).permutation(np.repeat([30.0, 70.0], N // 2)) + np.random.default_rng(1).normal(size=N)
     data = two_modalities(y, ())
     data.features["one"].values[y > 50] = np.nan
-    fused = fuse(trained(data), data, SPLIT, training.Settings(n_epochs=0, device="cpu"))
+    fused = fuse(trained(data), data, SPLIT, Settings(n_epochs=0, device="cpu"))
     models = [replace(model, calibration=Calibration()) for model in (fused, trained(data)[1])]
     predicted, single = (training.predict(model, data, SPLIT.test)[:, 0] for model in models)
     old = y[SPLIT.test] > 50

@@ -7,9 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import bundle, normalization, span, training
+from bids_dl import bundle, material, normalization, span, training
 from bids_dl.harmonizers import adversarial, combat
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N, N_VALUES, N_TRAIN = 2600, 40, 600
 TRAIN, SEEN, NEW = np.arange(N_TRAIN), np.arange(N_TRAIN, 1600), np.arange(1600, N)
@@ -102,13 +103,13 @@ def cohort():
 
 
 SPLIT = Split(np.arange(30), np.arange(30, 40), np.arange(40, 60), "one")
-SETTINGS = training.Settings(n_members=1, device="cpu", harmonizer="adversarial", harmonizer_options={"n_steps": 30})
+SETTINGS = Settings(n_members=1, device="cpu", harmonizer="adversarial", harmonizer_options={"n_steps": 30})
 
 
 def test_span_holds_the_inner_products_of_moved_rows(cohort, monkeypatch):
     monkeypatch.setattr(span, "CHUNK_BYTES", 60 * 4 * 7)
     monkeypatch.setattr(normalization, "CHUNK_BYTES", 200 * 4 * 7)
-    block, given = cohort.features["edges"], training.given_of(cohort)
+    block, given = cohort.features["edges"], material.given_of(cohort)
     normal = training.prepare(cohort, SPLIT, ["edges"], SETTINGS).normalization["edges"]
     x = normal.apply(block.values, given).astype(np.float64)
     inner = span.kernel(block, normal, np.arange(60), given)

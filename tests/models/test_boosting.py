@@ -5,12 +5,13 @@ import pytest
 import torch
 from sklearn.feature_selection import f_classif, f_regression
 
-from bids_dl import group, training
+from bids_dl import building, group, training
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.explainers.integrated_gradients import explain
 from bids_dl.models.boosting import _explained, build
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 N, N_VALUES = 60, 12
 GENERATOR = np.random.default_rng(0)
@@ -85,10 +86,10 @@ def test_gradients_are_refused_by_name_also_in_an_ensemble():
     data = Cohort(people, {"edges": Block(X, ("edge",))}, Target("target", TARGETS["two"].astype(float), ("a", "b")))
     split = Split(np.arange(30), np.arange(30, 40), np.arange(40, N), "one")
     definition = training.define("boosting", [(N_VALUES,)], 1, {"n_trees": 3})
-    fitted = training.train(definition, data, split, ["edges"], training.Settings(device="cpu"))
+    fitted = training.train(definition, data, split, ["edges"], Settings(device="cpu"))
     with pytest.raises(UsageError, match="no gradient passes the model 'boosting'; explain it by occlusion"):
         explain(fitted, data, split)
-    assert training.without_gradients({"_target_": "bids_dl.training.Ensemble", "members": [definition]}) == (
+    assert building.without_gradients({"_target_": "bids_dl.training.Ensemble", "members": [definition]}) == (
         "boosting",
     )
 

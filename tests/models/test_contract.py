@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dl import bundle, training, zoo
+from bids_dl import building, bundle, training, zoo
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 SHAPES = {
     "volume": (16, 16, 16),
@@ -38,7 +39,7 @@ def suited(name):
 
 
 def built(name, n_outputs=1):
-    return training.instantiate(training.define(name, [SHAPES[suited(name)]], n_outputs, {}))
+    return building.instantiate(training.define(name, [SHAPES[suited(name)]], n_outputs, {}))
 
 
 NETWORKS = [name for name in MODELS if isinstance(built(name), nn.Module)]
@@ -77,7 +78,7 @@ def fitted():
             data = cohort(suited(name), levels)
             inputs = [zoo.constant("models", name, "INPUT") or "input"]
             definition = training.define(name, [data.features[i].shape for i in inputs], data.target.n_outputs, {})
-            settings = training.Settings(n_epochs=2, n_members=2, device="cpu")
+            settings = Settings(n_epochs=2, n_members=2, device="cpu")
             found[name, levels] = training.train(definition, data, SPLIT, inputs, settings), data
         return found[name, levels]
 
@@ -143,7 +144,7 @@ def test_what_is_described_has_as_many_parts_as_the_model_on_every_axis_of_parts
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_schedule_says_how_long_and_how_fast_to_train(name):
-    assert set(zoo.constant("models", name, "SCHEDULE")) <= set(training.Settings.__dataclass_fields__)
+    assert set(zoo.constant("models", name, "SCHEDULE")) <= set(Settings.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)

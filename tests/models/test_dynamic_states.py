@@ -10,6 +10,7 @@ from bids_dl import training
 from bids_dl.errors import DataError, UsageError
 from bids_dl.models.dynamic_states import build
 from bids_dl.records import Split
+from bids_dl.settings import Settings
 
 N, N_EDGES, DIMS = 120, 10, ("window", "edge")
 SPLIT = Split(np.arange(0, 60), np.arange(60, 80), np.arange(80, N), "one")
@@ -18,7 +19,7 @@ CORNERS = {sequences.in_order: sequences.CORNERS, sequences.by_share: sequences.
 
 def trained(data, **options):
     definition = training.define("dynamic_states", [data.features["sequence"].shape], 1, {"n_states": 3, **options})
-    return training.train(definition, data, SPLIT, ["sequence"], training.Settings(device="cpu"))
+    return training.train(definition, data, SPLIT, ["sequence"], Settings(device="cpu"))
 
 
 def auc(fitted, data):
@@ -50,7 +51,7 @@ def test_mean_connectivity_of_the_planted_states_tells_nothing(draw):
     mean = sequences.mean_window(data.features["sequence"])
     data = replace(data, features={"sequence": mean})
     definition = training.define("linear", [mean.shape], 1, {"n_penalties": 3})
-    fitted = training.train(definition, data, SPLIT, ["sequence"], training.Settings(device="cpu"))
+    fitted = training.train(definition, data, SPLIT, ["sequence"], Settings(device="cpu"))
     assert 0.3 < auc(fitted, data) < 0.7
 
 

@@ -9,6 +9,7 @@ from bids_dl import training
 from bids_dl.errors import UsageError
 from bids_dl.models.mlp import build, hoyer, pretrain
 from bids_dl.records import Block, Cohort, Split, Target
+from bids_dl.settings import Settings
 
 
 def test_perceptron_is_its_formula():
@@ -57,7 +58,7 @@ def fitted(options, n_values=300, n=60, **wishes):
         pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(n)]}), {"edges": Block(x, ("edge",))},
         Target("target", y, ("a", "b")),
     )  # fmt: skip
-    settings = training.Settings(**{"n_epochs": 40, "patience": 40, "device": "cpu", "learning_rate": 5e-3, **wishes})
+    settings = Settings(**{"n_epochs": 40, "patience": 40, "device": "cpu", "learning_rate": 5e-3, **wishes})
     split = Split(np.arange(40), np.arange(40, 50), np.arange(50, n), "one")
     return training.train(training.define("mlp", [(n_values,)], 1, options), data, split, ["edges"], settings), data
 

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from trained import as_trained, cohort, split_of, train
+
+from bids_dl import building, training
+from bids_dl import loop as loops
+from bids_dl.settings import Settings
+
+
+@pytest.mark.parametrize(("model", "feature"), [("mlp", "edges"), ("mlp", "columns"), ("cnn3d", "volume")])
+def test_kept_weights_are_those_of_the_best_epoch(model, feature):
+    """Training far too fast: the last epoch is worse than an earlier one, whose loss the kept weights have."""
+    data = cohort(effect=0.5)
+    split = split_of(data)
+    fitted = train(
+        model, feature, data, split, n_epochs=40, patience=5, learning_rate=0.1, n_members=1, class_weights=False
+    )
+    losses = [row["validation_loss"] for row in fitted.history]
+    p = as_trained(fitted, data, split.validation)[:, 1]
+    y = data.target.values[split.validation]
+    kept = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    assert losses[-1] > min(losses)
+    assert kept <= min(losses) + 1e-4
+    assert len(losses) < 40
+
+
+def test_training_stops_after_its_patience():
+    data = cohort()
+    fitted = train("mlp", "columns", data, split_of(data), n_epochs=60, patience=3, learning_rate=0.3, n_members=1)
+    losses = [row["validation_loss"] for row in fitted.history]
+    assert len(losses) <= int(np.argmin(losses)) + 3 + 2
+
+
+def test_a_loss_that_leaps_at_first_and_then_falls_is_waited_for():
+    """The first steps carry the loss far above the untrained network's: it falls from there, and is not given up."""
+    told = [0.7, 3.0, 2.5, 2.0, 1.5, 1.0, 0.8, 0.6, 0.9, 0.8, 0.7]
+    module, y = torch.nn.Linear(1, 1), torch.zeros(4)
+    settings = Settings(n_epochs=20, patience=2, batch_size=4, device="cpu")
+    run = loops.Loop(module, settings, lambda out, y: out.square().mean(), None, seed=0)
+    run.evaluate = lambda rows, y: told.pop(0)
+    history = run.run(lambda at: (torch.ones(len(at), 1),), y, lambda at: (), y)
+    assert [row["validation_loss"] for row in history] == [3.0, 2.5, 2.0, 1.5, 1.0, 0.8, 0.6, 0.9, 0.8, 0.7]
+    assert run.best == 0.6
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def loop(checkpoint, rows, seed=0, learning_rate=1e-2):
+    """One network's loop over three columns, from the same first weights."""
+    torch.manual_seed(seed)
+    module = building.instantiate(training.define("mlp", [(3,)], 1, {"hidden": [4]}))
+    settings = Settings(n_epochs=14, patience=50, batch_size=8, learning_rate=learning_rate, device="cpu")
+    squared = torch.nn.functional.mse_loss
+    run = loops.Loop(module, settings, lambda out, y: squared(out[:, 0], y), checkpoint, seed=seed)
+    x, y = torch.randn(30, 3), torch.randn(30)
+    history = run.run(lambda at: (rows(x, at),), y[:20], lambda at: (x[20:][at],), y[20:])
+    return module.state_dict(), history
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The checkpoint of a training that was interrupted in its eighth epoch."""
+    rows_read = []
+
+    def stops_in_epoch_8(x, at):
+        rows_read.append(len(at))
+        if sum(rows_read) > 20 * 7 + 10:
+            raise InterruptionError
+        return x[at]
+
+    with pytest.raises(InterruptionError):
+        loop(tmp_path / "member-0.pt", stops_in_epoch_8)
+    return tmp_path / "member-0.pt"
+
+
+def test_interrupted_training_resumes_to_the_same_result(path):
+    whole = loop(None, lambda x, at: x[at])
+    assert path.is_file()
+    rows_read = []
+    resumed = loop(path, lambda x, at: rows_read.append(len(at)) or x[at])
+    assert sum(rows_read) == 20 * (14 - loops.CHECKPOINT_EVERY)
+    assert resumed[1] == whole[1]
+    assert all(torch.equal(resumed[0][key], whole[0][key]) for key in whole[0])
+
+
+def test_checkpoint_of_other_settings_is_not_resumed(path):
+    whole = loop(None, lambda x, at: x[at], learning_rate=1e-4)
+    resumed = loop(path, lambda x, at: x[at], learning_rate=1e-4)
+    assert all(torch.equal(resumed[0][key], whole[0][key]) for key in whole[0])
+
+
+def test_finished_training_leaves_no_checkpoint(tmp_path):
+    data = cohort()
+    train("mlp", "columns", data, split_of(data), checkpoint=tmp_path)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_large_rows_go_through_a_network_a_few_at_a_time():
+    assert loops.n_together(lambda at: (torch.zeros(len(at), 10),)) == loops.MOST_TOGETHER
+    assert loops.n_together(lambda at: (torch.zeros(len(at), 2**21),)) == 4
+    assert loops.n_together(lambda at: (torch.zeros(len(at), 2**24),)) == 1
