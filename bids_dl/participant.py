@@ -1,11 +1,9 @@
-"""Level 1: features of every participant, and trained models applied to them."""
+"""Level 1: features of every participant, and trained models applied to them. What each batch does stands in `extraction`."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,28 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives, engine, networks, outputs, quality, query, regions, zoo
+from bids_dl import derivatives, engine, extraction, networks, outputs, quality, query, regions, zoo
 from bids_dl.config import Config
-from bids_dl.errors import (
-    DISK_FULL,
-    BidsDLError,
-    DataError,
-    DiskError,
-    NothingSelectedError,
-    OutputError,
-    UsageError,
-)
-from bids_dl.records import Feature, Scan
+from bids_dl.errors import DiskError, NothingSelectedError, OutputError, UsageError
+from bids_dl.records import Scan
 
 LOG = logging.getLogger("bids_dl")
 BATCH = 8
 """Participants a node: enough to pay for the node, few enough to resume and to spread well."""
-
-NETWORKS = ("dual_regression", "network_maps")
-"""Features of networks, which are fitted first where no template is named."""
-
-MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
-"""What a series and its connectome have in common."""
 
 
 def run(config: Config, modes: frozenset[str]) -> int:
@@ -73,7 +57,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
         outputs.write_predictions(config, list(everybody.values()))
     sites = quality.sites_of(config.bids, config.splits.site_column)
     for participant_id in outputs.write_quality(config.out, everybody, sites):
-        _report(config, participant_id)
+        extraction.report_on(config, participant_id)
     outputs.write_methods(config, "participant")
     _list(records)
     outputs.write_problems(config.out, dict(sorted({**everybody, **records}.items())))
@@ -85,10 +69,10 @@ def run(config: Config, modes: frozenset[str]) -> int:
 
 def _check_atlas(config: Config) -> None:
     """Refuse an atlas, or a template of networks, that does not exist at once: it would fail for everybody."""
-    wanted = _wanted(config)
+    wanted = extraction.features_of(config)
     for name in wanted:
         _refuse_one_name(name, [str(a) for a in zoo.several(config.features.of(name).get("atlas", ()))])
-    for name in [n for n in wanted if n in NETWORKS]:
+    for name in [n for n in wanted if n in extraction.NETWORKS]:
         template = config.features.of(name).get("template")
         if template:
             networks.load(str(template))
@@ -117,14 +101,9 @@ def _trained_on(config: Config, scans: Mapping[str, Any]) -> list[str]:
     return sorted({f"sub-{label.removeprefix('sub-')}" for label in config.networks.participants} or scans)
 
 
-def _networks_note(out: Path) -> Path:
-    """Name the file that says on whom networks were to be fitted, and why it failed if it did."""
-    return out / "logs" / "networks.json"
-
-
 def _say_networks(config: Config) -> None:
     """Warn where networks could not be fitted."""
-    note = _networks_note(config.out)
+    note = extraction.networks_note(config.out)
     if config.networks.n_components and note.is_file() and (reason := query.read_json(note)["reason"]):
         LOG.warning("%s", reason)
 
@@ -133,7 +112,7 @@ def _refuse_other_networks(config: Config, scans: Mapping[str, Any]) -> None:
     """Refuse to fit networks anew on other participants beside features of the old ones, or on someone not in this run."""
     if not config.networks.n_components:
         return
-    asked, note = _trained_on(config, scans), _networks_note(config.out)
+    asked, note = _trained_on(config, scans), extraction.networks_note(config.out)
     before = query.read_json(note)["participants"] if note.is_file() else asked
     absent = [i for i in asked if i not in scans]
     if absent and not (note.is_file() and before == asked):
@@ -152,30 +131,8 @@ def _refuse_other_networks(config: Config, scans: Mapping[str, Any]) -> None:
 def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:
     for participant_id, mine in scans.items():
         print(participant_id, *(f"\n  {s.path}" for s in mine) if mine else ("(nothing usable)",))
-    print(f"{len(scans)} participants; features: {', '.join(_wanted(config))}; output: {config.out}")
+    print(f"{len(scans)} participants; features: {', '.join(extraction.features_of(config))}; output: {config.out}")
     return 0
-
-
-def _wanted(config: Config) -> tuple[str, ...]:
-    """Return the features asked for, all that are extracted from scans unless named.
-
-    One that follows others follows those of them that are asked for, and needs the first where none is.
-    """
-    named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    named = (*named, *NETWORKS) if config.networks.n_components else named
-    needed = {f[0] for n in named if (f := _says(n, "FOLLOWS")) and not {*f} & {*named}}
-    return tuple(sorted({*named, *needed}, key=lambda n: (bool(_says(n, "FOLLOWS")), n)))
-
-
-def _says(name: str, key: str) -> tuple[str, ...]:
-    """Read what a feature's file says: ``TAKES`` kinds of scan that have all ``NEEDS``, or ``FOLLOWS`` other features."""
-    return tuple(zoo.constant("features", name, key) or ())
-
-
-def _is_default(name: str) -> bool:
-    """Tell whether a feature is extracted without being named."""
-    taken = _says(name, "TAKES") or _says(name, "FOLLOWS")
-    return bool(taken) and zoo.constant("features", name, "BY_DEFAULT") is not False
 
 
 def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) -> list[engine.Task]:
@@ -185,11 +142,15 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
     for mine in _batches(scans):
         given = configuration.to_mapping(config)
         given["run"] = {}
-        arguments = {"config": given, "scans": {i: [_packed(s) for s in scans[i]] for i in mine}, "bundles": bundles}
-        missing = any(not record_path(config.out, i).is_file() for i in mine)
+        arguments = {
+            "config": given,
+            "scans": {i: [extraction.packed(s) for s in scans[i]] for i in mine},
+            "bundles": bundles,
+        }
+        missing = any(not extraction.record_path(config.out, i).is_file() for i in mine)
         name = f"{mine[0]}_and_{len(mine) - 1}".replace("-", "_").replace("+", "_")
         tasks.append(
-            engine.Task(name, "bids_dl.participant:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine))
+            engine.Task(name, "bids_dl.extraction:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine))
         )
     outputs.note_run(config, run_id)
     return _after_networks(config, scans, tasks) if config.networks.n_components else tasks
@@ -201,93 +162,19 @@ def _after_networks(config: Config, scans: Mapping[str, list[Scan]], tasks: Sequ
     if mine != _trained_on(config, scans):
         return list(tasks)
     given = {**configuration.to_mapping(config), "run": {}}
-    packed = {i: [_packed(s) for s in scans[i]] for i in mine}
+    packed = {i: [extraction.packed(s) for s in scans[i]] for i in mine}
     raw = [i for i in mine if any(s.kind == "bold" and not s.prepared for s in scans[i])]
     first = [
-        engine.Task(f"prepare_{i}".replace("-", "_").replace("+", "_"), "bids_dl.participant:prepare_batch",
+        engine.Task(f"prepare_{i}".replace("-", "_").replace("+", "_"), "bids_dl.extraction:prepare_batch",
                     {"config": given, "scans": {i: packed[i]}}, stamp=_stamp(scans, [i]))
         for i in raw
     ]  # fmt: skip
     missing = networks.fitted(config.out, config.networks.n_components) is None
     fit = engine.Task(
-        "networks", "bids_dl.participant:fit_networks", {"config": given, "scans": packed}, [t.name for t in first],
+        "networks", "bids_dl.extraction:fit_networks", {"config": given, "scans": packed}, [t.name for t in first],
         missing, 2.0, _stamp(scans, mine),
     )  # fmt: skip
     return [*first, fit, *(replace(t, after=["networks"], stamp=t.stamp + fit.stamp) for t in tasks)]
-
-
-def prepare_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]) -> str:
-    """Prepare the BOLDs that networks are fitted on; why one cannot be is noted by the batch that comes after.
-
-    Returns
-    -------
-    str
-        Empty, or what the system said when there was no room to write.
-    """
-    try:
-        _bolds(configuration.from_mapping(config), scans)
-    except OSError as problem:
-        if problem.errno not in DISK_FULL:
-            raise
-        return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
-    return ""
-
-
-def _bolds(config: Config, scans: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Scan]]:
-    """List the prepared BOLDs of each participant."""
-    found = {}
-    for participant_id, packed in scans.items():
-        record: dict[str, Any] = {"features": [], "problems": [], "preparations": []}
-        ready = _ready(config, record, [_unpacked(p) for p in packed], {"bold"})
-        found[participant_id] = [s for s in ready if s.kind == "bold"]
-    return found
-
-
-def fit_networks(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]) -> str:
-    """Fit networks on the BOLDs of all participants given; why it failed is noted, and other features go on.
-
-    Returns
-    -------
-    str
-        Empty, or what the system said when there was no room to write.
-    """
-    settings = configuration.from_mapping(config)
-    asked, reason = settings.networks, ""
-    old = networks.fitted(settings.out, asked.n_components)
-    derivatives.remove([old] if old else [])
-    try:
-        networks.fit(
-            _bolds(settings, scans), settings.out, n_components=asked.n_components, smoothing_mm=asked.smoothing_mm,
-            random_seed=settings.random_seed,
-        )  # fmt: skip
-    except BidsDLError as problem:
-        reason = str(problem)
-    except OSError as problem:
-        if problem.errno not in DISK_FULL:
-            raise
-        return f"networks: writing {problem.filename or 'a file'} failed: {problem.strerror}"
-    derivatives.write_json(_networks_note(settings.out), {"participants": sorted(scans), "reason": reason})
-    return ""
-
-
-def _with_networks(config: Config, scan: Scan) -> Scan:
-    """Give a BOLD the networks that were fitted for it, where there are some."""
-    path = networks.fitted(config.out, config.networks.n_components) if config.networks.n_components else None
-    return replace(scan, related={**scan.related, "networks": path}) if path and scan.kind == "bold" else scan
-
-
-def _with_modulated(config: Config, record: dict[str, Any], scan: Scan) -> Scan:
-    """Modulate the grey matter of another program's T1w where a feature needs that; a failure is noted."""
-    needed = {need.rpartition(":")[2] for name in _wanted(config) for need in _says(name, "NEEDS")}
-    if scan.kind != "t1w" or not {"gm", "composite"} <= set(scan.related) or "modulated" not in needed:
-        return scan
-    from bids_dl import registration
-
-    try:
-        return registration.modulate(scan, config.out)
-    except BidsDLError as problem:
-        record["problems"].append({"scan": scan.name, "feature": "modulated grey matter", "reason": str(problem)})
-    return scan
 
 
 def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
@@ -303,260 +190,6 @@ def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
     files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds, *s.related.values()) if f]
     files = [one for f in files for one in (sorted(f.iterdir()) if f.is_dir() else [f])]  # FreeSurfer's tables, CTF
     return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files if f.is_file()])
-
-
-def _packed(scan: Scan) -> dict[str, Any]:
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(scan).items() if v is not None}
-    return plain | {"related": {role: str(path) for role, path in scan.related.items()}}
-
-
-def _unpacked(packed: Mapping[str, Any]) -> Scan:
-    paths = {k: Path(packed[k]) for k in ("path", "dataset", "mask", "confounds") if k in packed}
-    related = {role: Path(path) for role, path in packed.get("related", {}).items()}
-    return Scan(**{**packed, **paths, "related": related})
-
-
-def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]], bundles: list[str]) -> str:
-    """Extract a few participants' features one after another; a failure is noted and the next one goes on.
-
-    Returns
-    -------
-    str
-        Empty, or what the system said when there was no room to write; the rest of the batch is then left.
-    """
-    settings = configuration.from_mapping(config)
-    derivatives.remove(record_path(settings.out, participant_id) for participant_id in scans)
-    for participant_id, packed in scans.items():
-        try:
-            record = process(settings, participant_id, [_unpacked(p) for p in packed])
-            if bundles:
-                record["predictions"] = _predict(settings, participant_id, bundles, record)
-            derivatives.write_json(record_path(settings.out, participant_id), record)
-            _report(settings, participant_id)
-        except OSError as problem:
-            if problem.errno not in DISK_FULL:
-                raise
-            record_path(settings.out, participant_id).unlink(missing_ok=True)
-            return f"{participant_id}: writing {problem.filename or 'a file'} failed: {problem.strerror}"
-    return ""
-
-
-def process(config: Config, participant_id: str, scans: Sequence[Scan]) -> dict[str, Any]:
-    """Extract one participant's features and note for each what it came from, or why there is none."""
-    record: dict[str, Any] = {"participant_id": participant_id, "features": [], "problems": [], "preparations": []}
-    wanted = _wanted(config)
-    ready = _ready(config, record, scans, {kind for name in wanted for kind in _says(name, "TAKES")})
-    ready = [_with_modulated(config, record, _with_networks(config, s)) for s in ready]
-    for name in wanted:
-        taken = [s for s in ready if _takes(name, s) and _options(config, name, s)]
-        for scan in [s for s in taken if _has_needed(config, name, s, taken)]:
-            _extract(config, record, name, scan)
-        for scan in _followed(config, record, name, scans):
-            _extract(config, record, name, scan)
-    sources = {entry["source"] for entry in record["features"]}
-    measured = [s for s in ready if str(s.path) in sources and s.kind in quality.MEASURED]
-    record["quality"] = [quality.noted(s, record["features"]) for s in measured]
-    if not record["features"] and not record["problems"]:
-        record["problems"].append({"scan": participant_id, "reason": "no file that a feature could be extracted from."})
-    return record
-
-
-def _takes(name: str, scan: Scan) -> bool:
-    """Tell whether a feature is extracted from this kind of scan, and from this parameter of a model's maps."""
-    of = _says(name, "PARAM")
-    return scan.kind in _says(name, "TAKES") and (not of or scan.entities.get("param", "").lower() in of)
-
-
-def _options(config: Config, name: str, scan: Scan) -> list[dict[str, Any]]:
-    """List the options to extract a feature with: once with each atlas that fits the scan, once where none is laid over it."""
-    known, given = zoo.options("features", name), config.features.of(name)
-    if "atlas" not in known:
-        return [given]
-    fitting = [a for a in zoo.several(given.get("atlas", known["atlas"])) if _fits(name, scan, str(a))]
-    is_laid_over = scan.kind in (_says(name, "ATLAS_FOR") or (scan.kind,))
-    return [{**given, "atlas": atlas} for atlas in (fitting if is_laid_over else fitting[:1])]
-
-
-def _fits(name: str, scan: Scan, atlas: str) -> bool:
-    """Leave grayordinates to an atlas of grayordinates, and volumes to an atlas of voxels."""
-    return name != "timeseries" or scan.kind != ("bold" if atlas.endswith(".dlabel.nii") else "cifti")
-
-
-def _has_needed(config: Config, name: str, scan: Scan, taken: Sequence[Scan]) -> bool:
-    """Tell whether a scan has what a feature needs beside it: of every scan, or of one kind as in ``t1w:modulated``.
-
-    Asked for by name, the feature itself says what lacks, unless there is a scan of another kind that it takes.
-    """
-    needed = {role for kind, _, role in (n.rpartition(":") for n in _says(name, "NEEDS")) if kind in {"", scan.kind}}
-    if needed <= set(scan.related):
-        return True
-    return name in config.features.names and all(s.kind == scan.kind for s in taken)
-
-
-def _followed(config: Config, record: Mapping[str, Any], name: str, scans: Sequence[Scan]) -> Iterator[Scan]:
-    """List what was written of the features that this one follows from, but for matrices that a derivative gave."""
-    given = {tuple(s.entities.get(k) for k in MATRIX_OF) for s in scans if s.kind == "relmat"}
-    for entry in [f for f in record["features"] if f["feature"] in _says(name, "FOLLOWS")]:
-        path = config.out / entry["path"]
-        names = query.entities(path)
-        if "relmat" not in _says(name, "TAKES") or tuple(names.get(k) for k in MATRIX_OF) not in given:
-            yield Scan(path, names, config.out, why=f"from the feature {entry['feature']}")
-
-
-def _ready(config: Config, record: dict[str, Any], scans: Sequence[Scan], kinds: set[str]) -> list[Scan]:
-    """Prepare the raw scans of the kinds that are wanted: T1w first, others through the T1w of their session."""
-    able = set(zoo.names("preparations"))
-    wanted = [s for s in scans if _is_wanted(s, kinds)]
-    raw = [s for s in wanted if not s.prepared and s.kind in able]
-    anatomies = [
-        s for s in scans if s.kind == "t1w" and (s in wanted or any(r.kind not in {"t1w", *query.SENSORS} for r in raw))
-    ]
-    seen: dict[str, Scan] = {}
-    for scan in anatomies:
-        for done in [scan] if scan.prepared else _prepare(config, record, scan, None):
-            seen.setdefault(scan.entities.get("ses", ""), done)
-            seen[str(scan.path)] = done
-    ready = [seen[str(s.path)] for s in wanted if s.kind == "t1w" and str(s.path) in seen]
-    for scan in [s for s in wanted if s.kind != "t1w"]:
-        anatomy = seen.get(scan.entities.get("ses", "")) or next(iter(seen.values()), None)
-        anatomy = None if scan.kind in query.SENSORS else anatomy
-        made = _prepare(config, record, scan, anatomy) if scan in raw else [scan]
-        ready += [s for s in made if s.kind == scan.kind or not _is_given(s, scans)]
-    return ready
-
-
-def _is_wanted(scan: Scan, kinds: set[str]) -> bool:
-    """Tell whether a feature takes a scan, or another kind that its preparation ``GIVES``."""
-    if scan.kind in kinds or scan.prepared or scan.kind not in zoo.names("preparations"):
-        return scan.kind in kinds
-    return bool(kinds & set(zoo.constant("preparations", scan.kind, "GIVES") or ()))
-
-
-def _is_given(made: Scan, scans: Sequence[Scan]) -> bool:
-    """Tell whether a derivative has the map already that a preparation made."""
-    same = ("ses", "task", "atlas", "param")
-    return any(s.kind == made.kind and all(s.entities.get(k) == made.entities.get(k) for k in same) for s in scans)
-
-
-def _prepare(config: Config, record: dict[str, Any], scan: Scan, anatomy: Scan | None) -> list[Scan]:
-    """Prepare one raw scan, or find what an earlier run prepared from the same file; a failure is noted."""
-    started = time.perf_counter()
-    try:
-        done, is_new = _prepared(config, scan, anatomy)
-    except BidsDLError as problem:
-        record["problems"].append({"scan": scan.name, "feature": f"preparation {scan.kind}", "reason": str(problem)})
-        return []
-    except Exception as problem:  # one participant's surprise must not stop the others
-        _note_crash(config, record, scan, f"preparation-{scan.kind}", problem)
-        return []
-    seconds = round(time.perf_counter() - started, 1) if is_new else None
-    first, also = done[0], [str(more.path) for more in done[1:]]
-    record["preparations"].append(
-        {"scan": scan.name, "kind": scan.kind, "seconds": seconds, **_packed(first), "also": also}
-    )
-    return done
-
-
-def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[list[Scan], bool]:
-    """Call the preparation; one that makes several scans returns a list, the scan itself first."""
-    if not scan.path.exists():
-        raise DataError(_not_there(scan))
-    place = config.out / "logs" / "preparations" / f"{scan.name}.json"
-    options = config.preparations.of(scan.kind)
-    made_of = [scan.path, *scan.related.values(), *([anatomy.path] if anatomy else [])]
-    stamp = json.dumps([options, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in made_of]])
-    if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp and "scans" in noted:
-        kept = [_unpacked(one) for one in noted["scans"]]
-        if all(p.is_file() for one in kept for p in (one.path, *one.related.values())):
-            return kept, False
-    made = zoo.load("preparations", scan.kind)(scan, anatomy, config.out, **options)
-    done = made if isinstance(made, list) else [made]
-    derivatives.write_json(place, {"stamp": stamp, "scans": [_packed(one) for one in done]})
-    return done, True
-
-
-def _not_there(scan: Scan) -> str:
-    return (
-        f"{scan.name}: {scan.path} is not there; fetch it if it is a link (datalad get), or make the index of "
-        "--bids-database-dir anew."
-    )
-
-
-def _extract(config: Config, record: dict[str, Any], name: str, scan: Scan) -> None:
-    """Extract one feature of one scan, with each of its atlases."""
-    for options in _options(config, name, scan):
-        _extract_once(config, record, name, scan, options)
-
-
-def _extract_once(config: Config, record: dict[str, Any], name: str, scan: Scan, options: Mapping[str, Any]) -> None:
-    """Extract one feature of one scan; whatever goes wrong is noted for this scan and nothing else."""
-    try:
-        if not scan.path.exists():
-            raise DataError(_not_there(scan))
-        feature: Feature = zoo.load("features", name)(scan, **options)
-        path = derivatives.write_feature(config.out, scan, feature)
-    except BidsDLError as problem:
-        noted = {"scan": scan.name, "feature": name, "reason": str(problem)}
-        record["problems"] += [] if noted in record["problems"] else [noted]  # a damaged file fails with every atlas
-        return
-    except Exception as problem:  # one participant's surprise must not stop the others
-        _note_crash(config, record, scan, name, problem)
-        return
-    record["features"].append(_noted(config, record, name, scan, feature, path))
-
-
-def _note_crash(config: Config, record: dict[str, Any], scan: Scan, name: str, problem: Exception) -> None:
-    """Keep an unexpected error in a file of its own, and a sentence in the record; a full disk goes on up."""
-    if isinstance(problem, OSError) and problem.errno in DISK_FULL:
-        raise problem
-    crash = config.out / "logs" / f"crash-{scan.name}-{name}.txt"
-    derivatives.write_text(crash, "".join(traceback.format_exception(problem)))
-    reason = f"{scan.name}: unexpected {type(problem).__name__}: {problem}; details in logs/{crash.name}."
-    record["problems"].append({"scan": scan.name, "feature": name, "reason": reason})
-
-
-def _is_from_derivative(config: Config, record: Mapping[str, Any], scan: Scan) -> bool:
-    """Tell whether another program prepared what a feature comes from, if need be through the feature it follows."""
-    for entry in record["features"]:
-        if config.out / entry["path"] == scan.path:
-            return bool(entry["prepared"])
-    return str(scan.path) not in {path for p in record["preparations"] for path in (p["path"], *p.get("also", ()))}
-
-
-def _noted(
-    config: Config, record: Mapping[str, Any], name: str, scan: Scan, feature: Feature, path: Path
-) -> dict[str, Any]:
-    """Describe a feature that was written, for the report and for the group level."""
-    import numpy as np
-
-    noted = {
-        "feature": name, "path": str(path.relative_to(config.out)), "source": str(scan.path), "why": scan.why,
-        "prepared": _is_from_derivative(config, record, scan),
-        "shape": list(feature.values.shape), "unit": feature.unit, "n_missing": int(np.isnan(feature.values).any(axis=0).sum())
-        if feature.affine is None else 0,
-    }  # fmt: skip
-    told = {"mean_fd": "MeanFramewiseDisplacement", "degrees_of_freedom": "DegreesOfFreedom"}
-    return noted | {key: feature.metadata[name] for key, name in told.items() if name in feature.metadata}
-
-
-def _predict(
-    config: Config, participant_id: str, bundles: Sequence[str], record: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Apply each bundle to this participant's features; a refusal is an entry with its reason."""
-    from bids_dl import prediction
-
-    return [prediction.predict_participant(Path(path), config, participant_id, record) for path in bundles]
-
-
-def _report(config: Config, participant_id: str) -> None:
-    from bids_dl import report
-
-    report.write_participant(config.out, participant_id)
-
-
-def record_path(out: Path, participant_id: str) -> Path:
-    """Name the file that says what was found for a participant."""
-    return out / "logs" / "participants" / f"{participant_id}.json"
 
 
 def _all_records(out: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_confounds, write_derivative, write_image, write_series
 
-from bids_dl import cli, derivatives, participant, query
+from bids_dl import cli, derivatives, extraction, query
 from bids_dl.records import Scan
 
 BIN = Path(sys.executable).parent
@@ -365,7 +365,7 @@ def test_grayordinates_and_voxels_each_take_the_atlases_that_fit(tmp_path: Path)
     folder = tmp_path / "sub-1" / "func"
     names = {"bold": "bold.nii.gz", "cifti": "bold.dtseries.nii", "timeseries": "atlas-Six_timeseries.tsv"}
     scans = {k: Scan(p := folder / f"sub-1_task-rest_{n}", query.entities(p), tmp_path) for k, n in names.items()}
-    laid = {kind: [o["atlas"] for o in participant._options(settings, "timeseries", s)] for kind, s in scans.items()}
+    laid = {kind: [o["atlas"] for o in extraction._options(settings, "timeseries", s)] for kind, s in scans.items()}
     assert laid == {"bold": ["aal", "aicha"], "cifti": ["x.dlabel.nii"], "timeseries": ["aal"]}
 
 

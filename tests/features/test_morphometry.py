@@ -11,7 +11,7 @@ import pytest
 from conftest import write_image
 
 from bids_dl import config as configuration
-from bids_dl import participant
+from bids_dl import extraction
 from bids_dl.errors import DataError
 from bids_dl.features.morphometry import extract
 from bids_dl.records import Scan
@@ -193,7 +193,7 @@ def test_t1w_without_modulated_grey_matter_and_a_damaged_map_are_named(tmp_path:
 def asked(root: Path, scans: list[Scan], *names: str) -> tuple[list[str], list[str]]:
     """Extract as the participant level does: the sources that were used, and the reasons for the others."""
     given = {"bids_dir": str(root), "output_dir": str(root / "out"), "analysis_level": "participant"}
-    record = participant.process(configuration.from_mapping({**given, "features": {"names": names}}), "sub-1", scans)
+    record = extraction.process(configuration.from_mapping({**given, "features": {"names": names}}), "sub-1", scans)
     return [Path(f["source"]).name for f in record["features"]], [p["reason"] for p in record["problems"]]
 
 

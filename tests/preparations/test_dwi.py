@@ -14,7 +14,7 @@ from conftest import write_description
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dl import cli, derivatives, participant, query, registration, simulate
+from bids_dl import cli, derivatives, extraction, query, registration, simulate
 from bids_dl.errors import DataError
 from bids_dl.preparations import dwi
 from bids_dl.records import Scan
@@ -120,7 +120,7 @@ def out(raw: Callable[..., Scan], tmp_path_factory: pytest.TempPathFactory) -> P
 def done(out: Path) -> list[Scan]:
     """Return what the preparation gave."""
     noted = query.read_json(out / "logs" / "preparations" / "sub-01_dwi.json")
-    return [participant._unpacked(one) for one in noted["scans"]]
+    return [extraction.unpacked(one) for one in noted["scans"]]
 
 
 def values(path: Path) -> np.ndarray:
@@ -183,11 +183,11 @@ def dwimap(param: str, ses: str = "") -> Scan:
 
 def test_a_raw_dwi_is_wanted_for_its_maps_and_gives_way_to_those_of_a_derivative() -> None:
     raw = Scan(Path("sub-01_dwi.nii.gz"), {"sub": "01", "suffix": "dwi"}, Path("raw"), prepared=False)
-    assert participant._is_wanted(raw, {"dwimap"}) and participant._is_wanted(raw, {"dwi"})
-    assert not participant._is_wanted(raw, {"bold"})
-    assert participant._is_given(dwimap("fa"), [raw, dwimap("fa")])
-    assert not participant._is_given(dwimap("md"), [raw, dwimap("fa")])
-    assert not participant._is_given(dwimap("fa", "2"), [raw, dwimap("fa", "1")])
+    assert extraction._is_wanted(raw, {"dwimap"}) and extraction._is_wanted(raw, {"dwi"})
+    assert not extraction._is_wanted(raw, {"bold"})
+    assert extraction._is_given(dwimap("fa"), [raw, dwimap("fa")])
+    assert not extraction._is_given(dwimap("md"), [raw, dwimap("fa")])
+    assert not extraction._is_given(dwimap("fa", "2"), [raw, dwimap("fa", "1")])
 
 
 def test_an_image_in_standard_space_comes_back_to_where_it_was(done: list[Scan]) -> None:
