@@ -598,93 +598,77 @@ def _common(config: Config, chosen: Choices, target: Target) -> dict[str, Any]:
 
 
 def _target_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
-    """Write down one target's steps: fits, permuted fits, scores, explanations, bundles."""
-    common = _common(config, chosen, target)
-    names = [s.name for s in chosen.splits[target.name]]
-    n_known = int(np.isfinite(target.values).sum())
-    tasks: list[engine.Task] = []
-    for model in chosen.models:
-        given = {**common, "model": asdict(model)}
-        for split in [*names, "final"]:
-            before = [task_name("fit", target.name, member, split) for member in model.members] or ["cohort"]
-            tasks.append(
-                engine.Task(
-                    task_name("fit", target.name, model.id, split),
-                    "bids_dl.fits:fit",
-                    {**given, "split": split},
-                    before,
-                    stamp=digest,
-                    memory_gb=0.6,
-                )
-            )
-        n = n_retrained(config, model, n_known)
-        for split in names if n else []:
-            tasks.append(
-                engine.Task(
-                    task_name("null", target.name, model.id, split),
-                    "bids_dl.fits:retrain",
-                    {**given, "split": split, "n": n},
-                    ["cohort"],
-                    stamp=digest,
-                    memory_gb=0.6,
-                )
-            )
-    listed = [asdict(m) for m in chosen.models]
-    waits = [t.name for t in tasks]
-    tasks.append(
-        engine.Task(
-            task_name("score", target.name),
-            "bids_dl.fits:score",
-            {**common, "models": listed, "splits": names},
-            waits,
-            stamp=digest,
-        )
-    )
-    if config.harmonizer != "none":
-        judged = list(dict.fromkeys(m.inputs[0] for m in chosen.models if m.method == "linear"))
-        given = {**common, "features": judged, "names": names}
-        tasks.append(
-            engine.Task(
-                task_name("judge", target.name), "bids_dl.fits:judge", given, ["cohort"], stamp=digest, memory_gb=0.6
-            )
-        )
-    for model in chosen.models:
-        fits = [task_name("fit", target.name, model.id, split) for split in names]
-        given = {**common, "model": asdict(model)}
-        if model.inputs != (cohorts.CONFOUNDS,):
-            for method in _explainers(config, model):
-                tasks.append(
-                    engine.Task(
-                        task_name("explain", target.name, model.id, method),
-                        "bids_dl.fits:explain",
-                        {**given, "splits": names, "method": method},
-                        fits,
-                        stamp=digest,
-                        memory_gb=0.8,
-                    )
-                )
-            if not config.decodes and model.role == "network" and zoo.constant("models", model.method, "PARTS"):
-                waits = [*fits, task_name("fit", target.name, model.id, "final")]
-                tasks.append(
-                    engine.Task(
-                        task_name("describe", target.name, model.id),
-                        "bids_dl.fits:describe",
-                        {**given, "splits": names},
-                        waits,
-                        stamp=digest,
-                        memory_gb=0.8,
-                    )
-                )
-            tasks.append(
-                engine.Task(
-                    task_name("bundle", target.name, model.id),
-                    "bids_dl.fits:keep",
-                    given,
-                    [task_name("fit", target.name, model.id, "final"), task_name("score", target.name)],
-                    stamp=digest,
-                )
-            )
-    return tasks
+    """Write down one target's steps: fits, permuted fits, scores, the harmonizer's judgement, explanations, bundles."""
+    steps = _TargetSteps(config, chosen, target, digest)
+    fits = [task for model in chosen.models for task in (*steps.fits(model), *steps.nulls(model))]
+    told = [task for model in chosen.models if model.inputs != (cohorts.CONFOUNDS,) for task in steps.told(model)]
+    return [*fits, steps.score([t.name for t in fits]), *steps.judged(), *told]
+
+
+class _TargetSteps:
+    """The steps of one target, each kind written down by itself."""
+
+    def __init__(self, config: Config, chosen: Choices, target: Target, digest: str) -> None:
+        self.config, self.chosen, self.target, self.digest = config, chosen, target, digest
+        self.common = _common(config, chosen, target)
+        self.splits = [s.name for s in chosen.splits[target.name]]
+
+    def fits(self, model: Model) -> list[engine.Task]:
+        """Fit a model on every split, and on everybody; a fusion waits for its members."""
+        return [
+            self._task("fit", model, split, waits=self._names("fit", model.members, split) or ["cohort"], split=split)
+            for split in [*self.splits, "final"]
+        ]
+
+    def nulls(self, model: Model) -> list[engine.Task]:
+        """Retrain a model on permuted labels on every split, where that is done."""
+        n = n_retrained(self.config, model, int(np.isfinite(self.target.values).sum()))
+        splits = self.splits if n else []
+        return [self._task("null", model, split, waits=["cohort"], split=split, n=n) for split in splits]
+
+    def score(self, waits: Sequence[str]) -> engine.Task:
+        """Score all models, once all are fitted."""
+        given = {**self.common, "models": [asdict(m) for m in self.chosen.models], "splits": self.splits}
+        return engine.Task(task_name("score", self.target.name), "bids_dl.fits:score", given, waits, stamp=self.digest)
+
+    def judged(self) -> list[engine.Task]:
+        """Judge the features before and after harmonisation, where there is one."""
+        if self.config.harmonizer == "none":
+            return []
+        features = list(dict.fromkeys(m.inputs[0] for m in self.chosen.models if m.method == "linear"))
+        given = {**self.common, "features": features, "names": self.splits}
+        name = task_name("judge", self.target.name)
+        return [engine.Task(name, "bids_dl.fits:judge", given, ["cohort"], stamp=self.digest, memory_gb=0.6)]
+
+    def told(self, model: Model) -> list[engine.Task]:
+        """Explain a model of features, describe its parts where it has some, and keep it as a bundle."""
+        fits = [name for split in self.splits for name in self._names("fit", [model.id], split)]
+        final = self._names("fit", [model.id], "final")
+        tasks = [
+            self._task("explain", model, method, waits=fits, memory_gb=0.8, splits=self.splits, method=method)
+            for method in _explainers(self.config, model)
+        ]
+        if not self.config.decodes and model.role == "network" and zoo.constant("models", model.method, "PARTS"):
+            tasks.append(self._task("describe", model, waits=[*fits, *final], memory_gb=0.8, splits=self.splits))
+        waits = [*final, task_name("score", self.target.name)]
+        return [*tasks, self._task("bundle", model, waits=waits, memory_gb=0.25)]
+
+    def _names(self, kind: str, models: Sequence[str], split: str) -> list[str]:
+        return [task_name(kind, self.target.name, model, split) for model in models]
+
+    def _task(
+        self, kind: str, model: Model, *parts: str, waits: Sequence[str], memory_gb: float = 0.6, **more: Any
+    ) -> engine.Task:
+        """Write one model's step down; ``more`` is what the function is told beside the model."""
+        name = task_name(kind, self.target.name, model.id, *parts)
+        given = {**self.common, "model": asdict(model), **more}
+        return engine.Task(name, FUNCTIONS[kind], given, waits, stamp=self.digest, memory_gb=memory_gb)
+
+
+FUNCTIONS = {
+    "fit": "bids_dl.fits:fit", "null": "bids_dl.fits:retrain", "explain": "bids_dl.fits:explain",
+    "describe": "bids_dl.fits:describe", "bundle": "bids_dl.fits:keep",
+}  # fmt: skip
 
 
 def _explainers(config: Config, model: Model) -> tuple[str, ...]:
