@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bids_dl import augmentation, stacking
@@ -23,6 +26,8 @@ MOST_TOGETHER, TOGETHER_BYTES = 64, 2**25
 Loss = Callable[[Tensor, Tensor], Tensor]
 Read = Callable[..., tuple[Tensor, ...]]
 """Returns each input's normalised rows at some positions."""
+Batch = tuple[NDArray[np.intp], tuple[Tensor, ...]]
+"""Positions, and each input's rows there."""
 
 
 class one_answer:
@@ -48,11 +53,15 @@ class one_thread:
 
 
 class Loop:
-    """Epochs with early stopping on the validation rows; the best weights are kept; a checkpoint lets it resume."""
+    """Epochs with early stopping on the validation rows; the best weights are kept; a checkpoint lets it resume.
+
+    ``reads_ahead`` reads a batch while the one before is used: for rows that are not in memory.
+    """
 
     def __init__(
-        self, module: nn.Module, settings: Settings, loss: Loss, checkpoint: Path | None, *, seed: int
-    ) -> None:
+        self, module: nn.Module, settings: Settings, loss: Loss, checkpoint: Path | None, *, seed: int,
+        reads_ahead: bool = False,
+    ) -> None:  # fmt: skip
         from lightning_fabric import Fabric
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -66,6 +75,7 @@ class Loop:
         self.bare = module
         self.module, self.optimizer = self.fabric.setup(module, optimizer)
         self.settings, self.loss, self.checkpoint = settings, loss, checkpoint
+        self.reads_ahead = reads_ahead
         self.has_own_loss = hasattr(module, "loss")
         if self.has_own_loss:
             self.module.mark_forward_method("loss")
@@ -110,21 +120,36 @@ class Loop:
     def _epoch(self, rows: Read, y: Tensor) -> float:
         self.module.train()
         total = 0.0
-        size = self.settings.batch_of(len(y))
-        for at in stacking.batches(self.generator.permutation(len(y)), size, smallest=2):
-            loss = self._training_loss(self._varied(self._move(rows(at))), self._move((y[at],))[0])
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss)
-            if self.settings.clip_norm > 0:
-                self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip_norm)
-            self.optimizer.step()
-            total += float(loss.detach()) * len(at)
+        parts = stacking.batches(self.generator.permutation(len(y)), self.settings.batch_of(len(y)), smallest=2)
+        with closing(self._batches(rows, parts)) as batches:
+            for at, inputs in batches:
+                loss = self._training_loss(self._varied(self._move(inputs)), self._move((y[at],))[0])
+                self.optimizer.zero_grad()
+                self.fabric.backward(loss)
+                if self.settings.clip_norm > 0:
+                    self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip_norm)
+                self.optimizer.step()
+                total += float(loss.detach()) * len(at)
         if not np.isfinite(total):
             raise FloatingPointError(
                 f"the loss became {total} in epoch {len(self.history)}; look for extreme values in the feature, or lower "
                 f"training.learning_rate (now {self.settings.learning_rate:g})."
             )
         return total / len(y)
+
+    def _batches(self, rows: Read, parts: Iterable[NDArray[np.intp]]) -> Generator[Batch, None, None]:
+        """Read one batch after the other, each while the one before is used where that is worth a thread."""
+        if not self.reads_ahead:
+            yield from ((at, rows(at)) for at in parts)
+            return
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming = None
+            for at in parts:
+                now, coming = coming, (at, reader.submit(rows, at))
+                if now:
+                    yield now[0], now[1].result()
+            if coming:
+                yield coming[0], coming[1].result()
 
     def _varied(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Change volumes (participant, x, y, z) at random where that is asked for; no other input."""
@@ -142,12 +167,13 @@ class Loop:
     def evaluate(self, rows: Read, y: Tensor) -> float:
         """Return the mean loss over held-out rows."""
         self.module.eval()
-        with torch.no_grad():
-            parts = [
-                float(self.loss(self.module(*self._move(rows(at))), self._move((y[at],))[0])) * len(at)
-                for at in stacking.batches(np.arange(len(y)), n_together(rows))
+        parts = stacking.batches(np.arange(len(y)), n_together(rows))
+        with torch.no_grad(), closing(self._batches(rows, parts)) as batches:
+            losses = [
+                float(self.loss(self.module(*self._move(inputs)), self._move((y[at],))[0])) * len(at)
+                for at, inputs in batches
             ]
-        return sum(parts) / len(y)
+        return sum(losses) / len(y)
 
     def outputs(self, rows: Read, n: int) -> Array:
         """Return the trained module's outputs on held-out rows, (row, output)."""

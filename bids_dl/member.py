@@ -68,7 +68,8 @@ class Member:
                 return lambda at: tuple(x[at] for x in kept[part])
             return lambda at: self.data.rows(rows[at])
 
-        return module, self._run(module, train, getter(0, train), getter(1, self.validation))
+        read = (getter(0, train), getter(1, self.validation))
+        return module, self._run(module, train, *read, reads_ahead=kept is None)
 
     @property
     def _seed(self) -> int:
@@ -88,7 +89,9 @@ class Member:
         blocks = [self.data.cohort.features[name].values[self.unlabelled] for name in self.data.inputs]
         return self.unlabelled[np.any([has_values(values) for values in blocks], axis=0)]
 
-    def _run(self, module: Any, train: Rows, training: Read, validation: Read) -> list[dict[str, float]]:
+    def _run(
+        self, module: Any, train: Rows, training: Read, validation: Read, *, reads_ahead: bool = False
+    ) -> list[dict[str, float]]:
         """Let the loop train a module, and note its outputs for the validation rows."""
         loss = self._loss(module)
         if hasattr(module, "begin") and not self.settings.start_from:  # what a bundle has learned is not learned anew
@@ -98,7 +101,7 @@ class Member:
             drawn = draw(self.data, training, labels, self.settings, self.number)
             training, labels = drawn.behind(training, len(train)), torch.cat([labels, drawn.y])
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
-        loop = Loop(module, self.settings, loss, checkpoint, seed=self._seed)
+        loop = Loop(module, self.settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
         history = loop.run(training, labels, validation, self.data.labels(self.validation))
         held = loop.outputs(validation, len(self.validation))
         if self.ordered:

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +105,83 @@ def test_large_rows_go_through_a_network_a_few_at_a_time():
     assert loops.n_together(lambda at: (torch.zeros(len(at), 10),)) == loops.MOST_TOGETHER
     assert loops.n_together(lambda at: (torch.zeros(len(at), 2**21),)) == 4
     assert loops.n_together(lambda at: (torch.zeros(len(at), 2**24),)) == 1
+
+
+def trained_on(rows, *, reads_ahead, n_epochs=3):
+    """Weights and history of a network of three columns whose 20 training rows come from ``rows``, in batches of four."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 1)
+    x, y = torch.randn(30, 3), torch.randn(30)
+    settings = Settings(n_epochs=n_epochs, batch_size=4, device="cpu")
+    squared = torch.nn.functional.mse_loss
+    run = loops.Loop(module, settings, lambda out, y: squared(out[:, 0], y), None, seed=0, reads_ahead=reads_ahead)
+    history = run.run(lambda at: (rows(x, at),), y[:20], lambda at: (x[20:][at],), y[20:])
+    return module.weight.detach(), history
+
+
+def readers():
+    return [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_rows_read_ahead_give_the_same_result_whatever_the_timing():
+    delays = np.random.default_rng(0)
+
+    def slowly(x, at):
+        time.sleep(delays.uniform(0, 0.005))
+        return x[at]
+
+    weights, history = trained_on(lambda x, at: x[at], reads_ahead=False)
+    for _ in range(3):
+        found = trained_on(slowly, reads_ahead=True)
+        assert torch.equal(found[0], weights)
+        assert found[1] == history
+    assert not readers()
+
+
+def test_just_one_batch_is_read_while_another_is_trained_on(monkeypatch):
+    """Each step waits for the next batch to be read; if nothing read ahead, it would wait in vain."""
+    read, came_in_time, step = [], [], loops.Loop._training_loss
+    arrived = threading.Condition()
+
+    def noted(x, at):
+        with arrived:
+            read.append(threading.get_ident())
+            arrived.notify()
+        return x[at]
+
+    def waiting(self, inputs, y):
+        n = min(len(came_in_time) + 2, 5)
+        with arrived:
+            came_in_time.append(arrived.wait_for(lambda: len(read) >= n, timeout=5))
+        time.sleep(0.01)  # a second one has time to come
+        assert len(read) == n
+        return step(self, inputs, y)
+
+    monkeypatch.setattr(loops.Loop, "evaluate", lambda *_: 0.5)
+    monkeypatch.setattr(loops.Loop, "_training_loss", waiting)
+    trained_on(noted, reads_ahead=True, n_epochs=1)
+    assert came_in_time == [True] * 5
+    assert threading.get_ident() not in read
+
+
+@pytest.mark.parametrize("reads_ahead", [False, True])
+def test_what_fails_in_reading_or_in_training_is_raised_and_leaves_no_thread(monkeypatch, reads_ahead):
+    reads = []
+
+    def stops_at_the_third(x, at):
+        reads.append(at)
+        if len(reads) == 3:
+            raise InterruptionError("unreadable")
+        return x[at]
+
+    def stops(self, inputs, y):
+        raise InterruptionError("untrainable")
+
+    with pytest.raises(InterruptionError, match="unreadable"):
+        trained_on(stops_at_the_third, reads_ahead=reads_ahead)
+    assert not readers()
+    monkeypatch.setattr(loops.Loop, "_training_loss", stops)
+    with pytest.raises(InterruptionError, match="untrainable") as caught:
+        trained_on(lambda x, at: x[at], reads_ahead=reads_ahead)
+    assert not readers()  # though the traceback still holds the loop's frames
+    assert caught.tb is not None

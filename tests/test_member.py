@@ -1,4 +1,5 @@
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -138,7 +139,7 @@ def volumes_on_disk(folder, n):
 
 def train_and_predict(data):
     split = split_of(data)
-    fitted = train("cnn3d", "volume", data, split, n_epochs=1, n_members=1, batch_size=8)
+    fitted = train("cnn3d", "volume", data, split, n_epochs=1, n_members=1, batch_size=4)
     training.predict(fitted, data, split.test)
 
 
@@ -152,9 +153,9 @@ def peak_of_training(data):
 
 
 def test_memory_of_volumes_does_not_grow_with_the_participants(tmp_path, monkeypatch):
-    """Of 40 volumes more than the limits hold already; of 240 six times as much."""
+    """Of 40 volumes two batches of all kinds are there already, one of them read ahead; of 240 no more, though six times as many."""
     for module, name in ((member, "KEPT_BYTES"), (loops, "TOGETHER_BYTES"), (normalization, "CHUNK_BYTES")):
-        monkeypatch.setattr(module, name, 2**18)
+        monkeypatch.setattr(module, name, 2**17)
     few, many = (volumes_on_disk(tmp_path, n) for n in (40, 240))
     train_and_predict(few)  # what is loaded and kept once is not counted
     assert peak_of_training(many) < 1.25 * peak_of_training(few)
@@ -167,3 +168,12 @@ def test_rows_that_stay_in_memory_are_those_read_batch_by_batch(tmp_path, monkey
         monkeypatch.setattr(member, "KEPT_BYTES", kept)
         found.append(train("cnn3d", "volume", data, split_of(data), n_members=1))
     assert same(*found)
+
+
+def test_rows_are_read_ahead_only_where_they_are_not_kept(tmp_path, monkeypatch):
+    data, made = volumes_on_disk(tmp_path, 40), []
+    monkeypatch.setattr(loops, "ThreadPoolExecutor", lambda **given: made.append(1) or ThreadPoolExecutor(**given))
+    for kept, expected in ((2**26, False), (0, True)):
+        monkeypatch.setattr(member, "KEPT_BYTES", kept)
+        train("cnn3d", "volume", data, split_of(data), n_members=1, n_epochs=1)
+        assert bool(made) == expected
