@@ -147,7 +147,9 @@ class Training:
     whose weights a model of the same method begins with; the parts named in ``frozen`` keep them. ``pretrain`` "masked"
     lets a network of edges, columns or sequences first reconstruct hidden values, of participants without a target too.
     ``synthetic`` "vae" or "gan" lets such a model learn the training rows of every network of edges or columns and draw
-    more of them, ``n_synthetic`` for each real one; `[models.vae]` and `[models.gan]` hold its options.
+    more of them, ``n_synthetic`` for each real one; `[models.vae]` and `[models.gan]` hold its options. ``precision`` "bf16"
+    computes networks in bfloat16 where that is safe, with weights in float32, but for small ones on coordinates of the
+    training rows' span; "32" does not; "auto" does on a GPU that has bfloat16.
     """
 
     n_epochs: int = 0
@@ -157,6 +159,7 @@ class Training:
     weight_decay: float = -1.0
     n_members: int = 0
     augment: str = "auto"
+    precision: str = "auto"
     pretrain: str = "none"
     synthetic: str = "none"
     n_synthetic: float = 1.0
@@ -317,6 +320,7 @@ def _check_ranges(config: Config) -> None:
     choices = {
         "training.pretrain": (config.training.pretrain, ("none", "masked")),
         "training.augment": (config.training.augment, ("auto", "on", "off")),
+        "training.precision": (config.training.precision, ("auto", "32", "bf16")),
         "run.device": (config.run.device, ("auto", "cpu", "cuda")),
         "splits.kind": (config.splits.kind, ("kfold", "leave-site-out", "file")),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,15 @@ class Member:
     biases: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def on_coordinates(self, inner: spans.Kernel) -> tuple[Any, spans.Span | spans.Corner, list[dict[str, float]]]:
-        """Train on coordinates in the span of this member's training rows."""
+        """Train on coordinates in the span of this member's training rows, in float32 as permuted networks in a stack are."""
         span = spans.of(inner, self.train)
         torch.manual_seed(self._seed)
         parts = [torch.from_numpy(span.coordinates(inner, rows)) for rows in (self.train, self.validation)]
         module: Any = building.instantiate(
             {**self.definition, "shapes": [[parts[0].shape[1]]]}, classify=self.data.is_class
         )
-        return module, span, self._run(module, self.train, lambda at: (parts[0][at],), lambda at: (parts[1][at],))
+        read = (lambda at: (parts[0][at],), lambda at: (parts[1][at],))
+        return module, span, self._run(module, self.train, *read, precision="32")
 
     def on_values(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train on the normalised values, kept in memory while they are small."""
@@ -69,7 +70,7 @@ class Member:
             return lambda at: self.data.rows(rows[at])
 
         read = (getter(0, train), getter(1, self.validation))
-        return module, self._run(module, train, *read, reads_ahead=kept is None)
+        return module, self._run(module, train, *read, precision=self.settings.precision, reads_ahead=kept is None)
 
     @property
     def _seed(self) -> int:
@@ -90,7 +91,7 @@ class Member:
         return self.unlabelled[np.any([has_values(values) for values in blocks], axis=0)]
 
     def _run(
-        self, module: Any, train: Rows, training: Read, validation: Read, *, reads_ahead: bool = False
+        self, module: Any, train: Rows, training: Read, validation: Read, *, precision: str, reads_ahead: bool = False
     ) -> list[dict[str, float]]:
         """Let the loop train a module, and note its outputs for the validation rows."""
         loss = self._loss(module)
@@ -101,7 +102,8 @@ class Member:
             drawn = draw(self.data, training, labels, self.settings, self.number)
             training, labels = drawn.behind(training, len(train)), torch.cat([labels, drawn.y])
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
-        loop = Loop(module, self.settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
+        settings = replace(self.settings, precision=precision)
+        loop = Loop(module, settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
         history = loop.run(training, labels, validation, self.data.labels(self.validation))
         held = loop.outputs(validation, len(self.validation))
         if self.ordered:

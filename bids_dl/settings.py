@@ -26,6 +26,7 @@ class Settings:
     n_members: int = 1
     clip_norm: float = 0.0
     augment: bool = False
+    precision: str = "auto"
     pretrain: str = "none"
     synthetic: str = "none"
     n_synthetic: float = 1.0

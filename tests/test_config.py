@@ -30,6 +30,15 @@ def test_differences_name_the_keys() -> None:
     assert config.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 0}) == ["a.c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("word", "advice"), [("bf-16", "did you mean 'bf16'?"), ("half", "choose from: 32, auto, bf16.")]
+)
+def test_a_precision_that_is_not_there_is_refused_with_those_that_are(word: str, advice: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.from_mapping(BASE | {"training": {"precision": word}})
+    assert str(refused.value) == f"'training.precision' is '{word}'; {advice}"
+
+
 def test_merging_lays_the_second_over_the_first() -> None:
     assert config.merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}
 

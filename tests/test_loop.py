@@ -51,11 +51,12 @@ class InterruptionError(Exception):
     pass
 
 
-def loop(checkpoint, rows, seed=0, learning_rate=1e-2):
+def loop(checkpoint, rows, seed=0, learning_rate=1e-2, precision="auto"):
     """One network's loop over three columns, from the same first weights."""
     torch.manual_seed(seed)
     module = building.instantiate(training.define("mlp", [(3,)], 1, {"hidden": [4]}))
-    settings = Settings(n_epochs=14, patience=50, batch_size=8, learning_rate=learning_rate, device="cpu")
+    asked = {"learning_rate": learning_rate, "precision": precision}
+    settings = Settings(n_epochs=14, patience=50, batch_size=8, device="cpu", **asked)
     squared = torch.nn.functional.mse_loss
     run = loops.Loop(module, settings, lambda out, y: squared(out[:, 0], y), checkpoint, seed=seed)
     x, y = torch.randn(30, 3), torch.randn(30)
@@ -93,6 +94,16 @@ def test_checkpoint_of_other_settings_is_not_resumed(path):
     whole = loop(None, lambda x, at: x[at], learning_rate=1e-4)
     resumed = loop(path, lambda x, at: x[at], learning_rate=1e-4)
     assert all(torch.equal(resumed[0][key], whole[0][key]) for key in whole[0])
+
+
+def test_checkpoint_of_another_precision_is_not_resumed(path, monkeypatch):
+    """Nor one of "auto", where that now is another: on a machine with a GPU."""
+    whole = loop(None, lambda x, at: x[at], precision="bf16")
+    rows_read = []
+    monkeypatch.setattr(loops, "precision_of", lambda settings: "bf16-mixed")
+    resumed = loop(path, lambda x, at: rows_read.append(len(at)) or x[at])
+    assert sum(rows_read) == 20 * 14
+    assert resumed[1] == whole[1]
 
 
 def test_finished_training_leaves_no_checkpoint(tmp_path):
@@ -185,3 +196,42 @@ def test_what_fails_in_reading_or_in_training_is_raised_and_leaves_no_thread(mon
         trained_on(lambda x, at: x[at], reads_ahead=reads_ahead)
     assert not readers()  # though the traceback still holds the loop's frames
     assert caught.tb is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "has_gpu", "expected"),
+    [
+        ("auto", "auto", False, "32-true"),
+        ("auto", "auto", True, "bf16-mixed"),
+        ("auto", "cpu", True, "32-true"),
+        ("32", "auto", True, "32-true"),
+        ("bf16", "cpu", False, "bf16-mixed"),
+    ],
+)
+def test_bfloat16_is_for_who_asks_and_for_gpus_that_have_it(monkeypatch, asked, device, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert loops.precision_of(Settings(precision=asked, device=device)) == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert loops.precision_of(Settings(precision="auto", device=device)) == "32-true"
+
+
+def test_gradients_of_a_convolution_are_right_in_bfloat16_on_the_cpu():
+    """oneDNN leaves a part of these gradients unwritten: what was in memory before stands there, here NaN."""
+    x, y = torch.randn(20, 16, 2, 2, 2), torch.randn(20)
+
+    def loss(out, y):
+        for _ in range(4):
+            torch.full((16 * 16 * 27,), float("nan")), torch.full((16 * 16 * 27,), float("nan"), dtype=torch.bfloat16)
+        return torch.nn.functional.mse_loss(out[:, 0], y)
+
+    found = []
+    for precision in ("32", "bf16"):
+        torch.manual_seed(0)
+        layers = torch.nn.Conv3d(16, 16, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 1)
+        settings = Settings(n_epochs=5, patience=50, batch_size=8, device="cpu", precision=precision)
+        run = loops.Loop(torch.nn.Sequential(*layers), settings, loss, None, seed=0)
+        found.append([row["train_loss"] for row in run.run(lambda at: (x[at],), y, lambda at: (x[at],), y)])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+    assert found[1] != found[0]
+    assert torch.backends.mkldnn.enabled

@@ -177,3 +177,11 @@ def test_rows_are_read_ahead_only_where_they_are_not_kept(tmp_path, monkeypatch)
         monkeypatch.setattr(member, "KEPT_BYTES", kept)
         train("cnn3d", "volume", data, split_of(data), n_members=1, n_epochs=1)
         assert bool(made) == expected
+
+
+def test_a_network_on_coordinates_is_float32_whatever_is_asked():
+    """So that it is trained as permuted networks are, in their stack."""
+    data = cohort(effect=0.5)
+    for feature, is_equal in (("edges", True), ("columns", False)):
+        one, other = (train("mlp", feature, data, split_of(data), precision=p) for p in ("32", "bf16"))
+        assert same(one, other) == is_equal

@@ -168,6 +168,22 @@ def test_history_has_a_row_an_epoch_and_member(name, levels, fitted):
     assert len(model.history) == (4 if name in BY_GRADIENTS else 1)
 
 
+@pytest.mark.parametrize("name", BY_GRADIENTS)
+def test_training_in_bfloat16_is_close_to_that_in_float32_and_keeps_float32_weights(name, monkeypatch):
+    """An epoch on values: each loss within 0.07, where losses lie around 1; later ones go ways of their own."""
+    monkeypatch.setattr(training, "is_smaller", lambda *_: False)
+    data, losses, weights = cohort(suited(name), ()), [], []
+    definition = training.define(name, [data.features["input"].shape], 1, {})
+    for precision in ("32", "bf16"):
+        settings = Settings(n_epochs=1, device="cpu", precision=precision)
+        model = training.train(definition, data, SPLIT, ["input"], settings)
+        losses.append([[row["train_loss"], row["validation_loss"]] for row in model.history])
+        weights.append(model.module.state_dict())
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.07)
+    assert losses[1] != losses[0]
+    assert {key: w.dtype for key, w in weights[1].items()} == {key: w.dtype for key, w in weights[0].items()}
+
+
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_model_predicts_the_same(name, levels, fitted, tmp_path):
