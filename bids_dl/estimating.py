@@ -69,6 +69,8 @@ def _held_by(estimator: Any, x: Array, data: Material, split: Split, settings: S
     """Return each row's output by an inner fit without it, fitted once more where the estimator has not kept them."""
     if hasattr(estimator, "held_"):
         return np.asarray(estimator.held_, np.float64)
+    from sklearn.base import clone
+
     pool = split.pool
     n_outputs = data.target.n_outputs
     found = np.full((len(pool), n_outputs), np.nan)
@@ -76,21 +78,10 @@ def _held_by(estimator: Any, x: Array, data: Material, split: Split, settings: S
         y = data.y[pool[train]]
         if data.is_class and len(np.unique(y)) < len(data.target.levels):
             continue
-        one = _as_chosen(estimator).fit(x[train], y.astype(int) if data.is_class else y)
+        one = clone(estimator).fit(x[train], y.astype(int) if data.is_class else y)
         weights, bias = _linear_parts(one, x.shape[1], n_outputs)
         found[held] = x[held] @ weights.T + bias
     return found
-
-
-def _as_chosen(estimator: Any) -> Any:
-    """Return an estimator that has not seen anything, with the penalty that a fitted one has chosen."""
-    from sklearn.base import clone
-    from sklearn.linear_model import LogisticRegression
-
-    if hasattr(estimator, "C_"):
-        penalty = float(np.ravel(estimator.C_)[0])
-        return LogisticRegression(C=penalty, class_weight=estimator.class_weight, max_iter=estimator.max_iter)
-    return clone(estimator)
 
 
 def _linear_parts(estimator: Any, n_values: int, n_outputs: int) -> tuple[Array, Array]:
