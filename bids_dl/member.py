@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from bids_dl import building, ordinal, pretraining, synthesis
 from bids_dl import span as spans
+from bids_dl.components import Components
 from bids_dl.loop import Loop, Loss, Read
 from bids_dl.material import Material, Rows, has_values
 from bids_dl.records import Cohort, Split, Target
@@ -103,9 +105,16 @@ class Member:
             training, labels = drawn.behind(training, len(train)), torch.cat([labels, drawn.y])
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         settings = replace(self.settings, precision=precision)
-        loop = Loop(module, settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
-        history = loop.run(training, labels, validation, self.data.labels(self.validation))
-        held = loop.outputs(validation, len(self.validation))
+        with ExitStack() as stack:
+            if hasattr(module, "components"):
+                training, validation = (
+                    _shortened(module.components, rows, n)
+                    for rows, n in ((training, len(train)), (validation, len(self.validation)))
+                )
+                stack.enter_context(module.components.given())
+            loop = Loop(module, settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
+            history = loop.run(training, labels, validation, self.data.labels(self.validation))
+            held = loop.outputs(validation, len(self.validation))
         if self.ordered:
             self.biases = ordinal.taken(module)
             places = ordinal.expected(torch.from_numpy(held[:, 0]), self.biases).numpy()
@@ -122,6 +131,13 @@ class Member:
         counts = np.bincount(target.values[rows].astype(int), minlength=len(target.ranks))
         ordinal.let_learn(module, counts.astype(np.float64))
         return lambda out, y: ordinal.coral(out[:, 0], torch.round(y * scale + mean), module.biases)
+
+
+def _shortened(components: Components, rows: Read, n: int) -> Read:
+    """Read coordinates, found once, in place of ``n`` rows that a model would bring to its components at every step."""
+    with torch.no_grad():
+        found = components.of(rows, n)
+    return lambda at: (found[at],)
 
 
 def loss_of(data: Material, rows: Rows, *, weighted: bool) -> Loss:

@@ -1,5 +1,6 @@
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from trained import SMALL, TARGETS, THREE, TWO, N, cohort, same, split_of, train
 
 from bids_dl import calibration, material, member, normalization, splits, training
 from bids_dl import loop as loops
+from bids_dl.components import Components
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
@@ -185,3 +187,21 @@ def test_a_network_on_coordinates_is_float32_whatever_is_asked():
     for feature, is_equal in (("edges", True), ("columns", False)):
         one, other = (train("mlp", feature, data, split_of(data), precision=p) for p in ("32", "bf16"))
         assert same(one, other) == is_equal
+
+
+@pytest.mark.parametrize("model", ["vae", "gan"])
+def test_components_are_found_once_and_nothing_else_changes(model, monkeypatch):
+    """The slow twin brings every batch to its components again."""
+    data = cohort(effect=0.5)
+    split = split_of(data)
+    definition = training.define(model, [data.features["edges"].shape], 1, {"hidden": [8]})
+    wishes = Settings(n_epochs=4, n_members=1, learning_rate=1e-2, device="cpu")
+
+    def scores():
+        fitted = training.train(definition, data, split, ["edges"], wishes)
+        return training.predict(fitted, data, split.test)
+
+    fast = scores()
+    monkeypatch.setattr(member, "_shortened", lambda components, rows, n: rows)
+    monkeypatch.setattr(Components, "given", nullcontext)
+    np.testing.assert_allclose(scores(), fast, atol=1e-5)
