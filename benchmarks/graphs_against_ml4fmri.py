@@ -38,7 +38,7 @@ def main() -> None:
     folds = list(StratifiedKFold(options.folds, shuffle=True, random_state=0).split(y, y))
     stacked = np.stack([one[: options.n_volumes] for one in series]).astype(np.float32)
     run_ours("mlp", table, folds[:1], 1, 0.0)  # what is imported at the first training is no model's time
-    for name in (*PAIRS, *ALONE):
+    for name in options.models:
         ours = run_ours(name, table, folds, options.epochs, seconds)
         show(f"bids_dl {name}", *ours)
         if name in PAIRS:
@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--participants", type=int)
     parser.add_argument("--every", type=int, default=1, help="take every n-th region")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[*PAIRS, *ALONE], choices=[*PAIRS, *ALONE])
     parser.add_argument("--epochs", type=int, help="at most so many, for a short try of both")
     return parser.parse_args()
 

@@ -5,8 +5,8 @@ import planted
 import pytest
 import torch
 
+from bids_dl.building import instantiate
 from bids_dl.models.gan import build, moments
-from bids_dl.training import instantiate
 
 
 def binary(out, y):
