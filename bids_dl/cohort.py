@@ -89,7 +89,11 @@ def plan(config: Config) -> Plan:
     sites = quality.sites_of(config.bids, config.splits.site_column)
     unfit, unjudged = quality.exclusions(config.quality, {i: records[i] for i in kept}, sites)
     excluded += [_left_out(i, reason) for i, reason in unfit.items()]
-    kept = [i for i in kept if i not in unfit]
+    nowhere = {i for i in kept if i not in sites} if config.splits.kind == "leave-site-out" and sites else set()
+    excluded += [
+        _left_out(i, "no site, and whole sites are left out in turn") for i in kept if i in nowhere - unfit.keys()
+    ]
+    kept = [i for i in kept if i not in unfit and i not in nowhere]
     variants = _variants(config, {i: records[i] for i in kept})
     tables = _tables(config)
     empty = [i for i in kept if not any(i in v.files for v in variants)] if variants else ([] if tables else kept)

@@ -241,6 +241,17 @@ def test_participant_that_was_not_extracted_is_listed(folders):
     assert "participant level has not been run" in excluded["reason"]
 
 
+def test_who_has_no_site_is_listed_where_sites_are_left_out(folders):
+    for k, (participant_id, cells) in enumerate(folders.rows.items()):
+        cells["site"] = "n/a" if k == 1 else "ab"[k % 2]
+        folders.matrix(participant_id, np.eye(4))
+    plan = cohorts.plan(folders.config(splits={"kind": "leave-site-out"}))
+    assert [(e["participant_id"], e["reason"]) for e in plan.excluded] == [
+        ("sub-02", "no site, and whole sites are left out in turn")
+    ]
+    assert "sub-02" in cohorts.plan(folders.config()).participant_ids
+
+
 def test_participant_whose_scans_all_failed_is_listed_with_the_reason(folders):
     folders.person("sub-04", group="hc", age=40, site="north")
     folders.note("sub-04", problems=[{"scan": "x", "feature": "t1w", "reason": "the file is truncated."}])

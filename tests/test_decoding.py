@@ -69,15 +69,18 @@ def test_all_sessions_and_runs_of_a_participant_are_rows_on_one_side(tmp_path):
         assert len({made.columns[decoding.PERSON][r] for r in split.test}) == 2
 
 
-def test_who_has_no_site_is_left_out_as_one_and_not_volume_by_volume(tmp_path):
+def test_who_has_no_site_is_listed_where_sites_are_left_out(tmp_path):
     bids, out = write_outputs(tmp_path, n=6)
     people = pd.read_csv(bids / "participants.tsv", sep="\t")
     people.loc[0, "site"] = None
     people.to_csv(bids / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     config = config_of(bids, out, splits={"kind": "leave-site-out"})
-    chosen = group._choose(config, planned(config))
-    names = [split.name for split in chosen.splits["events"]]
-    assert names == ["site-A", "site-B", "site-C", "site-alone-sub-01"]
+    plan = planned(config)
+    names = [split.name for split in group._choose(config, plan).splits["events"]]
+    assert names == ["site-A", "site-B", "site-C"]
+    assert ("sub-01", "no site, and whole sites are left out in turn") in [
+        (e["participant_id"], e["reason"]) for e in plan.excluded
+    ]
 
 
 def test_a_longer_delay_moves_the_conditions_later(dataset):
