@@ -72,9 +72,9 @@ def log_loss(outputs: Array, y: Array) -> float:
 
 def _surprise(logits: Array, y: NDArray[np.int_]) -> Array:
     """Return minus the log of each row's own class's probability, (row,)."""
-    highest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
-    return np.asarray(total - logits[np.arange(len(y)), y])
+    from scipy.special import log_softmax
+
+    return np.asarray(-log_softmax(logits, axis=1)[np.arange(len(y)), y])
 
 
 def _squared_error(outputs: Array, y: Array) -> float:

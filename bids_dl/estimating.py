@@ -1,4 +1,4 @@
-"""A scikit-learn estimator, fitted on values or on coordinates in the span of the training rows: its weights and biases."""
+"""An estimator as scikit-learn has them, fitted on values or on coordinates in the span of the training rows: its weights and biases."""
 
 from __future__ import annotations
 
@@ -43,19 +43,15 @@ def estimate(
     tuple
         Weights (output, value), biases (output,), and the penalty that was chosen.
     """
-    from sklearn import config_context
-
     pool = split.pool
     x = x if x.shape[1] else np.zeros((len(pool), 1), np.float32)
     estimator = building.instantiate({**definition, "shapes": [[x.shape[1]]]}, classify=data.is_class)
     if hasattr(estimator, "cv"):
         estimator.cv = inner_folds(split, data, settings)
-    with config_context(skip_parameter_validation=True, assume_finite=True):
-        estimator.fit(x, data.y[pool].astype(int) if data.is_class else data.y[pool])
+    estimator.fit(x, data.y[pool].astype(int) if data.is_class else data.y[pool])
     weights, bias = _linear_parts(estimator, x.shape[1], data.target.n_outputs)
     data.held.append((pool, _held_by(estimator, x, data, split, settings)))
-    chosen = getattr(estimator, "penalty_", float("nan"))
-    return weights, bias, float(np.ravel(chosen)[0]) if np.size(chosen) else float("nan")
+    return weights, bias, float(getattr(estimator, "penalty_", float("nan")))
 
 
 def inner_folds(split: Split, data: Material, settings: Settings) -> list[tuple[Rows, Rows]]:

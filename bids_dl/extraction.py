@@ -41,10 +41,9 @@ def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
             derivatives.write_json(record_path(settings.out, participant_id), record)
             report_on(settings, participant_id)
         except OSError as problem:
-            if problem.errno not in DISK_FULL:
-                raise
+            said = _no_room(problem)
             record_path(settings.out, participant_id).unlink(missing_ok=True)
-            return f"{participant_id}: writing {problem.filename or 'a file'} failed: {problem.strerror}"
+            return f"{participant_id}: {said}"
     return ""
 
 
@@ -59,9 +58,7 @@ def prepare_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
     try:
         _bolds(configuration.from_mapping(config), scans)
     except OSError as problem:
-        if problem.errno not in DISK_FULL:
-            raise
-        return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
+        return _no_room(problem)
     return ""
 
 
@@ -85,11 +82,16 @@ def fit_networks(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]])
     except BidsDLError as problem:
         reason = str(problem)
     except OSError as problem:
-        if problem.errno not in DISK_FULL:
-            raise
-        return f"networks: writing {problem.filename or 'a file'} failed: {problem.strerror}"
+        return f"networks: {_no_room(problem)}"
     derivatives.write_json(networks_note(settings.out), {"participants": sorted(scans), "reason": reason})
     return ""
+
+
+def _no_room(problem: OSError) -> str:
+    """Say what could not be written for want of room; any other problem is raised again."""
+    if problem.errno not in DISK_FULL:
+        raise problem
+    return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
 
 
 def _bolds(config: Config, scans: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Scan]]:

@@ -66,12 +66,15 @@ def _loss(at: Array, x: Array, told: Array, say: Array, strength: float) -> tupl
 
 def _of_two(logits: Array, told: Array) -> tuple[Array, Array]:
     """Return each row's minus log probability, (row,), and by how much its probability is too high, (row, 1)."""
+    from scipy.special import expit
+
     surprise = np.logaddexp(0, logits) - told * logits
-    return surprise[:, 0], np.exp(-np.logaddexp(0, -logits)) - told
+    return surprise[:, 0], expit(logits) - told
 
 
 def _of_many(logits: Array, told: Array) -> tuple[Array, Array]:
     """Return the same for one logit a class, (row,) and (row, class)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_share = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    from scipy.special import log_softmax
+
+    log_share = log_softmax(logits, axis=1)
     return -(told * log_share).sum(axis=1), np.exp(log_share) - told
