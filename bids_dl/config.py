@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -409,6 +409,30 @@ def _check_decoding(config: Config) -> None:
     for key in ("delay_s", "baseline_s"):
         if not 0 <= getattr(given, key) < float("inf"):
             raise UsageError(f"'decoding.{key}' is {getattr(given, key):g}; choose 0 seconds or more.")
+
+
+def of_fit(config: Config, target: str, methods: Sequence[str]) -> Config:
+    """Keep what a fit of these methods depends on, beside its rows; the rest becomes the default.
+
+    A fit is known again by it, whatever else is asked for: other models, more repeats, other explanations.
+    """
+    targets, splits, metrics = config.targets, config.splits, config.metrics
+    return dataclasses.replace(
+        Config(config.bids_dir, config.output_dir, config.analysis_level), random_seed=config.random_seed,
+        targets=Targets(targets.names if config.decodes else (target,), (), *(
+            {name: one for name, one in given.items() if name == target} for given in (targets.positive, targets.kinds)
+        )),
+        decoding=config.decoding, features=Methods((), config.features.options), harmonizers=config.harmonizers,
+        models=_options_of(config.models, [*methods, config.training.synthetic]), fusions=_options_of(config.fusions, methods),
+        normalization=config.normalization, training=config.training,
+        splits=dataclasses.replace(splits, n_folds=Splits.n_folds, n_repeats=Splits.n_repeats, file=""),
+        metrics=Metrics(coverage=metrics.coverage, shuffle_labels=metrics.shuffle_labels),
+        run=Run(device=config.run.device, work_dir=config.run.work_dir),
+    )  # fmt: skip
+
+
+def _options_of(given: Methods, names: Sequence[str]) -> Methods:
+    return Methods((), {name: options for name, options in given.options.items() if name in names})
 
 
 def absolute(config: Config) -> Config:

@@ -379,6 +379,10 @@ def _digest(plan: cohorts.Plan, *more: Any) -> str:
     ]
 
 
+def _digest_of(*rows: Any) -> str:
+    return hashlib.sha256(b"|".join(np.asarray(one, np.int64).tobytes() for one in rows)).hexdigest()[:16]
+
+
 def _renew(folder: Path, digest: str, write: Callable[[], object], stale: Sequence[Path] = ()) -> None:
     """Write a folder anew where it was made from something else, and remove what depended on it."""
     mark = folder / "digest"
@@ -560,17 +564,11 @@ def parts_of(config: Config, chosen: Choices, target: Target) -> list[float]:
 def _growth_tasks(config: Config, chosen: Choices, target: Target, digest: str) -> list[engine.Task]:
     """Write down the steps of the learning curve: the models on parts of the training participants, then the curve."""
     parts, names = parts_of(config, chosen, target), [s.name for s in chosen.splits[target.name]]
-    common = _common(config, chosen, target)
-    models = [asdict(m) for m in chosen.models if m.role != "fusion" and m.method != "dummy"]
-    tasks = [
-        engine.Task(
-            task_name("part", target.name, model["id"], split, f"{part:g}"), "bids_dl.fits:fit_part",
-            {**common, "model": model, "split": split, "part": part}, ["cohort"], stamp=digest, memory_gb=0.6,
-        )
-        for model in models for split in names for part in parts
-    ]  # fmt: skip
-    waits = [t.name for t in tasks] + [task_name("fit", target.name, m["id"], split) for m in models for split in names]
-    given = {**common, "models": models, "splits": names, "parts": parts}
+    models = [m for m in chosen.models if m.role != "fusion" and m.method != "dummy"]
+    steps = _TargetSteps(config, chosen, target, digest)
+    tasks = [steps.part(model, split, part) for model in models for split in names for part in parts]
+    waits = [t.name for t in tasks] + [task_name("fit", target.name, m.id, split) for m in models for split in names]
+    given = {**steps.common, "models": [asdict(m) for m in models], "splits": names, "parts": parts}
     return [*tasks, engine.Task(task_name("grow", target.name), "bids_dl.fits:grow", given, waits, stamp=digest)]
 
 
@@ -611,12 +609,16 @@ class _TargetSteps:
     def __init__(self, config: Config, chosen: Choices, target: Target, digest: str) -> None:
         self.config, self.chosen, self.target, self.digest = config, chosen, target, digest
         self.common = _common(config, chosen, target)
+        named = {s.name: s for s in (*chosen.splits[target.name], chosen.final[target.name])}
         self.splits = [s.name for s in chosen.splits[target.name]]
+        self.rows = {name: _digest_of(s.train, s.validation, s.test) for name, s in named.items()}
 
     def fits(self, model: Model) -> list[engine.Task]:
         """Fit a model on every split, and on everybody; a fusion waits for its members."""
         return [
-            self._task("fit", model, split, waits=self._names("fit", model.members, split) or ["cohort"], split=split)
+            self._trained(
+                "fit", model, split, "predictions.npz", waits=self._names("fit", model.members, split) or ["cohort"]
+            )
             for split in [*self.splits, "final"]
         ]
 
@@ -624,7 +626,11 @@ class _TargetSteps:
         """Retrain a model on permuted labels on every split, where that is done."""
         n = n_retrained(self.config, model, int(np.isfinite(self.target.values).sum()))
         splits = self.splits if n else []
-        return [self._task("null", model, split, waits=["cohort"], split=split, n=n) for split in splits]
+        return [self._trained("null", model, split, "null.npz", waits=["cohort"], n=n) for split in splits]
+
+    def part(self, model: Model, split: str, part: float) -> engine.Task:
+        """Fit a model on a part of a split's training participants."""
+        return self._trained("part", model, split, "predictions.npz", f"_part-{part:g}", waits=["cohort"], part=part)
 
     def score(self, waits: Sequence[str]) -> engine.Task:
         """Score all models, once all are fitted."""
@@ -656,6 +662,19 @@ class _TargetSteps:
     def _names(self, kind: str, models: Sequence[str], split: str) -> list[str]:
         return [task_name(kind, self.target.name, model, split) for model in models]
 
+    def _trained(
+        self, kind: str, model: Model, split: str, file: str, end: str = "", *, waits: Sequence[str], **more: Any
+    ) -> engine.Task:
+        """Write down a step that trains: it is known by what the fit depends on, and done again where its file is missing."""
+        folder = self.config.work / "fits" / self.target.name / model.id / f"{split}{end}"
+        own = configuration.of_fit(self.config, self.target.name, [model.method])
+        given = {**_common(own, self.chosen, self.target), "model": asdict(model), "split": split, **more}
+        return engine.Task(
+            task_name(kind, self.target.name, model.id, f"{split}{end}"),
+            FUNCTIONS[kind], given, waits, redo=not (folder / file).is_file(), stamp=f"{self.digest}-{self.rows[split]}",
+            memory_gb=0.6,
+        )  # fmt: skip
+
     def _task(
         self, kind: str, model: Model, *parts: str, waits: Sequence[str], memory_gb: float = 0.6, **more: Any
     ) -> engine.Task:
@@ -666,7 +685,7 @@ class _TargetSteps:
 
 
 FUNCTIONS = {
-    "fit": "bids_dl.fits:fit", "null": "bids_dl.fits:retrain", "explain": "bids_dl.fits:explain",
+    "fit": "bids_dl.fits:fit", "null": "bids_dl.fits:retrain", "part": "bids_dl.fits:fit_part", "explain": "bids_dl.fits:explain",
     "describe": "bids_dl.fits:describe", "bundle": "bids_dl.fits:keep",
 }  # fmt: skip
 

@@ -18,6 +18,8 @@ from bids_dl.config import Config
 from bids_dl.errors import OutputError
 
 LOG = logging.getLogger("bids_dl")
+FITS = ("fit__", "null__", "part__")
+"""How the names of steps begin that train something."""
 
 
 def start_logging(config: Config) -> None:
@@ -62,15 +64,20 @@ def refuse_other_configuration(config: Config, level: str, decisive: Sequence[st
     if not config.run.overwrite:
         raise OutputError(
             f"{config.out} holds {level} results of another configuration (different: {', '.join(changed[:6])}); "
-            "choose another output folder, or pass --overwrite to replace them."
+            "choose another output folder, or pass --overwrite to replace them"
+            + (": fits that the difference does not touch are kept." if level == "group" else ".")
         )
-    _discard(config.out, level)
+    _discard(config, level)
 
 
-def _discard(out: Path, level: str) -> None:
-    """Remove the results that are about to be replaced."""
+def _discard(config: Config, level: str) -> None:
+    """Remove the results that are about to be replaced; fits stay where they are, and are known by their arguments."""
+    out, steps = config.out, config.work / "group"
     if level == "group":
-        derivatives.remove([out / "group", out / "group.html", out / "work" / "fits"])
+        told = [step for step in steps.glob("*__*") if not step.name.startswith(FITS)]
+        derivatives.remove(
+            [out / "group", out / "group.html", *told, *(config.work / "fits").glob("*/*/*/checkpoints")]
+        )
     else:
         derivatives.remove([*out.glob("sub-*"), out / "logs" / "participants"])
 
