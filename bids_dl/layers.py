@@ -200,18 +200,22 @@ class Connectome(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    row: Tensor
-    column: Tensor
+    places: Tensor
 
     def __init__(self, n_edges: int) -> None:
         super().__init__()
         self.n, self.directed = n_regions(n_edges)
+        places = torch.full(
+            (self.n, self.n), n_edges, device="cpu"
+        )  # which edge lies in each cell; none on the diagonal
         if self.directed:
             row, column = torch.nonzero(~torch.eye(self.n, dtype=torch.bool, device="cpu"), as_tuple=True)
         else:
             row, column = torch.triu_indices(self.n, self.n, 1, device="cpu")
-        self.register_buffer("row", row)
-        self.register_buffer("column", column)
+        places[row, column] = torch.arange(n_edges, device="cpu")
+        if not self.directed:
+            places = torch.minimum(places, places.T)
+        self.register_buffer("places", places.flatten(), persistent=False)
         self.register_buffer("mean", torch.zeros(n_edges))
         self.register_buffer("scale", torch.ones(n_edges))
 
@@ -223,10 +227,9 @@ class Connectome(nn.Module):
 
     def forward(self, edges: Tensor) -> Tensor:
         """Return (participant, region, region): deviations from the training mean, diagonal 0."""
-        edges = torch.nan_to_num(edges)
-        matrix = edges.new_zeros(len(edges), self.n, self.n)
-        matrix[:, self.row, self.column] = edges
-        return matrix if self.directed else matrix + matrix.transpose(1, 2)  # (participant, region, region)
+        padded = nn.functional.pad(torch.nan_to_num(edges), (0, 1))
+        matrix: Tensor = padded.index_select(1, self.places).unflatten(1, (self.n, self.n))
+        return matrix  # (participant, region, region)
 
     def measured(self, edges: Tensor) -> Tensor:
         """Return (participant, region, region) in the feature's own unit, diagonal 0."""

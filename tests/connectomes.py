@@ -18,7 +18,8 @@ def moved(edges, order):
     """Give the regions another order: the edges of the matrix whose rows and columns are moved."""
     connectome = Connectome(edges.shape[1])
     matrix = connectome(edges)[:, order][:, :, order]
-    return matrix[:, connectome.row, connectome.column]
+    row, column = np.triu_indices(connectome.n, 1)
+    return matrix[:, row, column]
 
 
 def product_of_two_edges(n=360, n_edges=10, seed=0):

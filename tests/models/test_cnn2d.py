@@ -36,7 +36,7 @@ def test_volume_is_the_weighted_mean_of_its_slices_each_alone(axis):
         h = module.convolutions(x[0].select(axis, number)[None, None])[0]
         unit = module.squeeze(torch.cat([h.flatten(1).mean(dim=1), h.flatten(1).max(dim=1).values]))
         units.append(unit.detach().numpy())
-        scores.append(float(module.pool.score(torch.tanh(module.pool.project(unit)))))
+        scores.append(module.pool.score(torch.tanh(module.pool.project(unit))).item())
     weights = np.exp(scores) / np.exp(scores).sum()
     expected = sum(w * u for w, u in zip(weights, units, strict=True))
     np.testing.assert_allclose(module.embed(x)[0].detach(), expected, atol=1e-5)
