@@ -228,7 +228,7 @@ class Connectome(nn.Module):
     def forward(self, edges: Tensor) -> Tensor:
         """Return (participant, region, region): deviations from the training mean, diagonal 0."""
         padded = nn.functional.pad(torch.nan_to_num(edges), (0, 1))
-        matrix: Tensor = padded.index_select(1, self.places).unflatten(1, (self.n, self.n))
+        matrix: Tensor = padded.index_select(1, self.places).reshape(len(edges), self.n, self.n)
         return matrix  # (participant, region, region)
 
     def measured(self, edges: Tensor) -> Tensor:
