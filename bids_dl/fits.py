@@ -488,7 +488,7 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
         for row in query.read_json_list(step.fit_folder(model, name) / "history.json")
     ]
     described = {"split": "Split", "member": "Member of the ensemble", "epoch": "Epoch, from 0", "train_loss": "Loss on the training rows",
-                 "validation_loss": "Loss on the validation rows",
+                 "validation_loss": "Loss on the validation rows", "bits": "Bits of the numbers computed with: 16 is bfloat16",
                  "penalty": "Chosen inverse penalty, or number of rounds"}  # fmt: skip
     table = pd.DataFrame(rows)
     derivatives.write_table(

@@ -118,7 +118,8 @@ class Loop:
         for epoch in range(len(self.history), self.settings.n_epochs):
             fitted = self._epoch(training, y)
             held = self.evaluate(validation, y_validation)
-            self.history.append({"epoch": epoch, "train_loss": fitted, "validation_loss": held})
+            bits = 16 if self.precision == "bf16-mixed" else 32
+            self.history.append({"epoch": epoch, "train_loss": fitted, "validation_loss": held, "bits": bits})
             self._remember(held)
             if self.waited > self.settings.patience:
                 break

@@ -425,6 +425,16 @@ def test_methods_text_names_only_what_was_done(tmp_path):
     assert "[1]_" not in done
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_methods_text_says_what_networks_were_computed_in(tmp_path, bits):
+    make_group(tmp_path, n=24, n_splits=3)
+    path = next(p for p in (tmp_path / "group" / "histories").glob("*.tsv") if "mlp" in p.name)
+    derivatives.write_table(path, pd.read_csv(path, sep="\t").assign(bits=bits))
+    report.write_methods(tmp_path, "group")
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert ("computed in bfloat16, with weights in float32" in text) is (bits == 16)
+
+
 def test_every_citation_in_the_text_has_its_entry(tmp_path):
     make_group(tmp_path, n=24, n_splits=3)
     report.write_methods(tmp_path, "group")
