@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,15 @@ def test_group_needs_one_row_a_participant(
     query.read_people.cache_clear()
     given, said_so = said(capsys, data, out, "group", "--nprocs", "1")
     assert (given, message in said_so) == (code, True)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, cli.SPINS), ("7", "7")])
+def test_threads_without_work_sleep_soon_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)} | ({"GOMP_SPINCOUNT": given} if given else {}))
+    cli.quiet_environment(cli.parse(["d", str(tmp_path / "o"), "participant", "--omp-nthreads", "3"])[0])
+    assert (os.environ["GOMP_SPINCOUNT"], os.environ["OMP_NUM_THREADS"]) == (expected, "3")
 
 
 def test_one_atlas_is_a_name_and_more_are_a_list() -> None:
