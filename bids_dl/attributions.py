@@ -72,10 +72,12 @@ def summarise(
 def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
-    Those of a sequence are summed over its steps: regions for series, edges for windows. Those of several networks' maps
+    Those of a sequence are summed over its steps: regions for series, edges for windows, maps for moving maps. Those of several networks' maps
     are written for each of them, and joined as one map: summed, or averaged where they are not additive. Only additive
     ones tell the networks apart in a table.
     """
+    if block.dims == cohorts.MOVING:
+        block = Block(block.values[:, 0], cohorts.MAPS, block.labels, block.entities, block.affine)
     if len(block.shape) == 4 and block.affine is not None:
         return _write_maps(summary, block, stem, atlas, additive=additive)
     if len(block.shape) == 3 and block.affine is not None:

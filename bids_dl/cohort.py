@@ -28,9 +28,10 @@ FAMILIES = ("family_id", "family", "familyid")
 MAX_CLASSES = 12
 FEWEST_RANKS = 3
 CONFOUNDS, SITES = "confounds", "sites"
-SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge")}
-STEPS = ("time", "window")
 MAPS = ("network", "x", "y", "z")
+MOVING = ("window", *MAPS)
+SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge"), "moving_maps": MOVING}
+STEPS = ("time", "window")
 DECODERS = ("linear", "mean_mlp", "lstm")
 FEWEST_TO_COMPARE = 10
 """Values from which on two participants with equal ones are the same scan."""
@@ -41,8 +42,8 @@ class Variant:
     """One feature under one set of entities (task, atlas, kind of matrix …): its files a participant.
 
     ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``maps`` (a volume a
-    network), ``edge``, ``column``, ``sequence`` (regional series) or ``windows`` (a connectome a window). ``n_steps`` is
-    the length of the longest sequence, all runs together.
+    network), ``edge``, ``column``, ``sequence`` (regional series), ``windows`` (a connectome a window) or ``moving_maps``
+    (maps a window). ``n_steps`` is the length of the longest sequence, all runs together.
     """
 
     name: str
@@ -156,7 +157,7 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
             files.setdefault(key, {}).setdefault(participant_id, []).append(entry["path"])
             kinds[key] = kind
-            lengths[entry["path"]] = entry["shape"][0] if kind in SEQUENCES else 0
+            lengths[entry["path"]] = entry["shape"][_step_axis(kind)] if kind in SEQUENCES else 0
     named = _short_names(list(files))
     return [
         _variant(named[key], key, {i: _of_one_row(config, paths) for i, paths in mine.items()}, kinds[key], lengths)
@@ -204,10 +205,15 @@ def _kind(entry: Mapping[str, Any]) -> str:
     if entry["feature"] == "dynamic_connectivity":
         return "windows"
     if name.endswith(".nii.gz"):
-        return {0: "volume", 3: "volume", 4: "maps"}.get(n_dims, "")
+        return {0: "volume", 3: "volume", 4: "maps", 5: "moving_maps"}.get(n_dims, "")
     if "_relmat." in name:
         return "edge"
     return "column" if n_dims < 2 else ""
+
+
+def _step_axis(kind: str) -> int:
+    """Say which axis of a sequence's file is time or windows: an image has space first."""
+    return 3 if kind == "moving_maps" else 0
 
 
 def _refuse_untaken(names: Sequence[str], taken: set[str], records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -327,7 +333,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         square = not sequence and values.ndim == 2 and values.shape[0] == values.shape[1] > 1
         directed |= square and not np.allclose(values, values.T, rtol=1e-4, atol=1e-6, equal_nan=True)
         grid = () if affine is None else tuple(np.round(affine, 3).ravel().tolist())
-        seen.append(((0, *values.shape[1:]) if sequence else values.shape, labels, grid))
+        seen.append((_without_steps(values.shape, variant.kind), labels, grid))
     shape, labels, grid = Counter(seen).most_common(1)[0][0]
     common = {
         "labels": list(labels),
@@ -335,7 +341,10 @@ def describe(variant: Variant) -> dict[str, Any]:
         "entities": dict(variant.entities),
         "file_shape": list(shape),
     }
-    if variant.kind in SEQUENCES:
+    if variant.kind == "moving_maps":
+        affine = np.reshape(grid, (4, 4))
+        return common | {"shape": [variant.n_steps, shape[4], *shape[:3]], "dims": list(MOVING), "affine": affine}
+    if sequence:
         return common | {"shape": [variant.n_steps, shape[1]], "dims": list(SEQUENCES[variant.kind])}
     if len(shape) == 1:
         return common | {"shape": list(shape), "dims": ["column"]}
@@ -346,6 +355,12 @@ def describe(variant: Variant) -> dict[str, Any]:
     if len(shape) == 4:
         return common | {"shape": [shape[3], *shape[:3]], "dims": list(MAPS), "affine": affine}
     return common | {"shape": list(shape), "dims": ["x", "y", "z"], "affine": affine}
+
+
+def _without_steps(shape: Sequence[int], kind: str) -> tuple[int, ...]:
+    """Write 0 for the number of steps in the shape of a sequence's file."""
+    axis = _step_axis(kind) if kind in SEQUENCES else None
+    return tuple(0 if number == axis else n for number, n in enumerate(shape))
 
 
 def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
@@ -360,7 +375,7 @@ def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
 
     image = nib.load(path)
     values, beside = np.asarray(image.dataobj, np.float32), derivatives.sidecar_path(path)
-    said = query.read_json(beside) if values.ndim == 4 and beside.is_file() else {}
+    said = query.read_json(beside) if values.ndim > 3 and beside.is_file() else {}
     return values, tuple(map(str, said.get("Networks", ()))), np.asarray(image.affine)
 
 
@@ -447,18 +462,29 @@ def joined(files: Sequence[str], described: Mapping[str, Any]) -> Array:
 
 
 def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
-    """Read one run of a sequence, (step, value), without the steps that hold nothing.
+    """Read one run of a sequence, (step, value) or (window, network, x, y, z), without the steps that hold nothing.
 
     Each region's series is standardised within the run: its mean and scale are the scanner's, not the brain's.
     """
+    if tuple(described["dims"]) == MOVING:
+        return _moving(file, described)
     values, labels, _ = read(file)
     if values.ndim != 2 or list(labels) != list(described["labels"]):
-        shape = {**described, "file_shape": [len(values), len(described["labels"])]}
-        raise DataError(f"{file.name}: {_difference(values, labels, shape)}; extract it with the same atlas.")
+        like = {**described, "file_shape": [len(values), len(described["labels"])]}
+        raise DataError(f"{file.name}: {_difference(values.shape, labels, like)}; extract it with the same atlas.")
     kept = values[np.isfinite(values).any(axis=1)]
     if described["dims"][0] == "window" or not len(kept):
         return kept
     return standardised(kept)
+
+
+def _moving(file: Path, described: Mapping[str, Any]) -> Array:
+    """Read the maps of one run's windows, (window, network, x, y, z)."""
+    values, labels, affine = read(file)
+    shape = _without_steps(values.shape, "moving_maps")
+    _refuse_unlike(file, shape, labels, affine, described)
+    found: Array = np.moveaxis(values, (3, 4), (0, 1))
+    return found[np.isfinite(found).reshape(len(found), -1).any(axis=1)]
 
 
 def standardised(series: Array) -> Array:
@@ -475,16 +501,23 @@ def row_of(file: Path, described: Mapping[str, Any]) -> Array:
     values, labels, affine = read(file)
     if values.ndim == 1 and _has_most(labels, described["labels"]):
         return _by_name(values, labels, described["labels"])
-    if tuple(values.shape) != tuple(described["file_shape"]) or list(labels) != list(described["labels"]):
-        raise DataError(
-            f"{file.name}: {_difference(values, labels, described)}; extract it with the same atlas and grid."
-        )
-    if affine is not None and not np.allclose(affine, np.asarray(described["affine"]), atol=1e-3):
-        raise DataError(f"{file.name} lies on another grid than the other participants' ({described['affine']}).")
+    _refuse_unlike(file, values.shape, labels, affine, described)
     if len(described["dims"]) == 1 and values.ndim == 2:
         edges: Array = values[edge_index(len(values), directed=described["directed"])]
         return edges
     return np.moveaxis(values, -1, 0) if tuple(described["dims"]) == MAPS else values
+
+
+def _refuse_unlike(
+    file: Path, shape: tuple[int, ...], labels: Sequence[str], affine: Array | None, described: Mapping[str, Any]
+) -> None:
+    """Refuse a file of another shape, other names or another grid than the other participants' have."""
+    if tuple(shape) != tuple(described["file_shape"]) or list(labels) != list(described["labels"]):
+        raise DataError(
+            f"{file.name}: {_difference(shape, labels, described)}; extract it with the same atlas and grid."
+        )
+    if affine is not None and not np.allclose(affine, np.asarray(described["affine"]), atol=1e-3):
+        raise DataError(f"{file.name} lies on another grid than the other participants' ({described['affine']}).")
 
 
 def _has_most(labels: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -500,9 +533,9 @@ def _by_name(values: Array, labels: Sequence[str], wanted: Sequence[str]) -> Arr
     return np.array([known.get(label, np.nan) for label in wanted])
 
 
-def _difference(values: Array, labels: Sequence[str], described: Mapping[str, Any]) -> str:
-    if tuple(values.shape) != tuple(described["file_shape"]):
-        return f"{'×'.join(map(str, values.shape))} values where the others have {'×'.join(map(str, described['file_shape']))}"
+def _difference(shape: Sequence[int], labels: Sequence[str], described: Mapping[str, Any]) -> str:
+    if tuple(shape) != tuple(described["file_shape"]):
+        return f"{'×'.join(map(str, shape))} values where the others have {'×'.join(map(str, described['file_shape']))}"
     if len(labels) != len(described["labels"]):
         return f"{len(labels)} names where the others have {len(described['labels'])}"
     other = next((a, b) for a, b in zip(labels, described["labels"], strict=True) if a != b)

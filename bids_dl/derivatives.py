@@ -145,14 +145,15 @@ def write_array(path: Path, values: NDArray[Any]) -> Path:
 
 
 def write_image(path: Path, values: NDArray[Any], affine: Array, repetition_time: float = 0.0) -> Path:
-    """Write a NIfTI volume, or a series with its repetition time (s), in float32 or in its own integer type."""
+    """Write a NIfTI volume, or a series, of several values too, with its repetition time (s): float32 or its own integers."""
     import nibabel as nib
 
     data = values if values.dtype.kind in "iu" else values.astype(np.float32)
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm", "sec")
-    if values.ndim == 4:
-        image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time))
+    if values.ndim > 3:
+        zooms = image.header.get_zooms()
+        image.header.set_zooms((*zooms[:3], repetition_time, *zooms[4:]))
     image.set_sform(affine, 4)
     image.set_qform(affine, 4)
     with atomic(path) as temporary:
@@ -214,7 +215,7 @@ def write_feature(out: Path, scan: Scan, feature: Feature) -> Path:
     path = feature_path(out, scan, feature)
     described = {"Sources": [bids_uri(out, scan)], **feature.metadata}
     if feature.affine is not None:
-        write_image(path, feature.values, feature.affine)
+        write_image(path, feature.values, feature.affine, feature.metadata.get("StepDuration", 0.0))
     elif path.suffix == ".npy":
         write_array(path, feature.values)
         described |= {"Dimensions": feature.dims, "Labels": feature.labels}

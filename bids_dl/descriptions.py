@@ -166,7 +166,8 @@ def write_participant(
     -------
     list
         ``_mixing.tsv``, (step, part), for a course; ``_components``, (part, region) or a volume a part, for maps;
-        ``_probseg``, a volume a part, for a parcellation.
+        ``_probseg``, a volume a part, for a parcellation. What is told of windows has a volume a window and part, (x, y, z,
+        window, part).
     """
     dropped = {"res"} if told.pool > 1 else set()
     names = {
@@ -183,34 +184,49 @@ def write_participant(
     written = []
     for name, dims in told.dims.items():
         if not is_figure(dims, part):
-            path = _write(told, name, block, folder, names, part)
+            when = _time_of(dims[0], files)
+            path = _write(told, name, block, folder, names, part, when.get("StepDuration", 0.0))
             said: dict[str, Any] = {
                 "Description": f"{name} by a model that had not seen this participant",
                 "Dimensions": dims,
             }
-            if dims[1:] == SPACE:
+            if dims[-3:] == SPACE:
                 said |= {
-                    "Dimensions": [*SPACE, part],
+                    "Dimensions": [*SPACE, *dims[:-3]],
                     "Resolution": f"{told.pool} times that of the feature",
                     "SkullStripped": True,
                 }
-            period = query.read_json(derivatives.sidecar_path(Path(files[0]))).get("RepetitionTime")
-            said |= {"RepetitionTime": period} if dims[0] == "time" and period else {}
-            derivatives.write_json(derivatives.sidecar_path(path), said | common)
+            derivatives.write_json(derivatives.sidecar_path(path), said | when | common)
             written.append(path)
     return written
 
 
-def _write(told: Told, name: str, block: Block, folder: Path, names: Mapping[str, str], part: str) -> Path:
+def _time_of(dim: str, files: Sequence[str]) -> dict[str, Any]:
+    """Say when the steps of a course, or the windows of maps, were, by the features' sidecars; onsets are within a run."""
+    if dim == "time":
+        period = query.read_json(derivatives.sidecar_path(Path(files[0]))).get("RepetitionTime")
+        return {"RepetitionTime": period} if period else {}
+    if dim != "window":
+        return {}
+    beside = [query.read_json(derivatives.sidecar_path(Path(file))) for file in files]
+    onsets = [onset for said in beside for onset in said["WindowOnsets"]]
+    return {key: beside[0][key] for key in ("WindowDuration", "StepDuration")} | {"WindowOnsets": onsets}
+
+
+def _write(
+    told: Told, name: str, block: Block, folder: Path, names: Mapping[str, str], part: str, step_s: float
+) -> Path:
     values, dims = told.values[name], told.dims[name]
-    path = folder / derivatives.name(names, SUFFIXES[name], ".nii.gz" if dims[1:] == SPACE else ".tsv")
-    if dims[1:] == SPACE:
+    path = folder / derivatives.name(names, SUFFIXES[name], ".nii.gz" if dims[-3:] == SPACE else ".tsv")
+    if dims[0] != part:
+        values = values[np.isfinite(values).reshape(len(values), -1).any(axis=1)]
+    if dims[-3:] == SPACE:
         assert block.affine is not None
-        return derivatives.write_image(path, np.moveaxis(values, 0, -1), pooled(block.affine, told.pool))
+        space_first = np.moveaxis(values, (-3, -2, -1), (0, 1, 2))
+        return derivatives.write_image(path, space_first, pooled(block.affine, told.pool), step_s)
     if dims[0] == part:
         return derivatives.write_matrix(path, values, block.labels)
-    steps = values[np.isfinite(values).any(axis=1)]
-    return derivatives.write_matrix(path, steps, labels_of(part, values.shape[1]))
+    return derivatives.write_matrix(path, values, labels_of(part, values.shape[1]))
 
 
 def pooled(affine: Array, pool: int) -> Array:
@@ -236,7 +252,7 @@ def write_parts(reference: FittedModel, block: Block, stem: Path, part: str) -> 
     parts = parts_of(reference, part)
     labels: list[str] = list(block.labels) or [str(number) for number in range(parts.shape[1])]
     first, _, second = zip(*(label.partition("~") for label in labels), strict=True)
-    whole = "network" if block.dims[0] == "network" else "region"
+    whole = "network" if "network" in block.dims else "region"
     names = {"region_a": first, "region_b": second} if block.dims[-1:] == ("edge",) else {whole: labels}
     table = pd.DataFrame(names | dict(zip(labels_of(part, len(parts)), parts, strict=True)))
     described = dict.fromkeys(names, "Name") | dict.fromkeys(labels_of(part, len(parts)), "Weight or value of the part")

@@ -16,8 +16,8 @@ from bids_dl.config import Config
 from bids_dl.errors import DISK_FULL, BidsDLError, DataError
 from bids_dl.records import Feature, Scan
 
-NETWORKS = ("dual_regression", "network_maps")
-"""Features of networks, which are fitted first where no template is named."""
+NETWORKS = ("dual_regression", "network_maps", "dynamic_network_maps")
+"""Features of networks, which are fitted first where no template is named; the first two whenever they are fitted."""
 
 MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
 """What a series and its connectome have in common."""
@@ -150,7 +150,7 @@ def features_of(config: Config) -> tuple[str, ...]:
     One that follows others follows those of them that are asked for, and needs the first where none is.
     """
     named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    named = (*named, *NETWORKS) if config.networks.n_components else named
+    named = (*named, *NETWORKS[:2]) if config.networks.n_components else named
     needed = {f[0] for n in named if (f := says(n, "FOLLOWS")) and not {*f} & {*named}}
     return tuple(sorted({*named, *needed}, key=lambda n: (bool(says(n, "FOLLOWS")), n)))
 

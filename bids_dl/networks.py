@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dl import derivatives, query, signals
+from bids_dl import derivatives, query, signals, volumes
 from bids_dl.errors import DataError, MissingInputError
-from bids_dl.records import Array, Scan
+from bids_dl.records import Array, Feature, Scan
 
 COLLINEAR = 1e-4
 """Smallest eigenvalue of the maps' correlations: two maps alone have it where they correlate by 0.9999."""
@@ -204,8 +204,88 @@ def _refuse_collinear(scan: Scan, networks: Networks, maps: Array) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of a run: the ``first`` volume of each, (window,), how many it has and how many lie between two firsts.
+
+    Volumes that were removed count, so that windows keep their length; ``period`` is in seconds.
+    """
+
+    first: NDArray[np.intp]
+    size: int
+    step: int
+    period: float
+
+    def members(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which of the volumes that are kept lie in each window, (window, kept time)."""
+        since = np.flatnonzero(kept) - self.first[:, None]
+        inside: NDArray[np.bool_] = (since >= 0) & (since < self.size)
+        return inside
+
+    @property
+    def onsets(self) -> list[float]:
+        """Seconds from the run's begin to each window's."""
+        return [round(float(first * self.period), 6) for first in self.first]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Metadata, in seconds."""
+        return {
+            "WindowDuration": self.size * self.period, "StepDuration": self.step * self.period, "WindowOnsets": self.onsets,
+        }  # fmt: skip
+
+
+def windows(scan: Scan, made: Regressed, *, window_s: float, step_s: float) -> Windows:
+    """Lay windows of whole volumes over a run, from its begin; what is left at its end is in none.
+
+    Raises
+    ------
+    DataError
+        If a window or a step is too short, the run is shorter than one window, or filtering and confounds have left
+        fewer independent values in one than there are networks.
+    """
+    period, n_volumes = made.voxels.period, len(made.voxels.taken.kept)
+    size, step = round(window_s / period), round(step_s / period)
+    if size < 3 or step < 1:
+        raise DataError(
+            f"{scan.name}: window_s is {window_s:g} and step_s {step_s:g}; give at least 3 and 1 volumes of {period:g} s."
+        )
+    if n_volumes < size:
+        raise DataError(
+            f"{scan.name} lasts {n_volumes * period:g} s, less than one window of {window_s:g} s; choose a shorter window_s."
+        )
+    found = Windows(np.arange(0, n_volumes - size + 1, step), size, step, period)
+    n_kept = found.members(made.voxels.taken.kept).sum(axis=1)
+    least = int(n_kept.argmin())
+    free = made.degrees_of_freedom * n_kept[least] / made.voxels.taken.kept.sum()
+    _refuse_few(scan, made, free, f" in the window from {found.onsets[least]:g} s; choose a longer window_s,")
+    return found
+
+
+def _refuse_few(scan: Scan, made: Regressed, free: float, where: str) -> None:
+    n_networks = len(made.networks.labels)
+    if free <= n_networks:
+        raise DataError(
+            f"{scan.name}: about {max(free, 0):.0f} independent values are left for {n_networks} networks{where} widen the "
+            "band, choose a strategy with fewer confounds or a template with fewer networks."
+        )
+
+
+def moving_maps(made: Regressed, laid: Windows) -> NDArray[np.float32]:
+    """Regress each voxel's cleaned series on the courses of all networks together within windows, (voxel, window, network).
+
+    In each window series and courses have mean 0; the unit of a course is its standard deviation over the whole run, so
+    that the maps of all windows share one unit. A window of the whole run gives what `own_maps` does.
+    """
+    member = laid.members(made.voxels.taken.kept)[..., None]  # (window, kept time, 1)
+    mean = (member * made.courses).sum(axis=1, keepdims=True) / member.sum(axis=1, keepdims=True)
+    inverse = np.linalg.pinv(member * (made.courses - mean))  # (window, network, kept time); 0 outside the window
+    found = _combined(made, inverse.reshape(-1, inverse.shape[2]))
+    return found.reshape(len(found), *inverse.shape[:2])
+
+
 def own_maps(scan: Scan, made: Regressed) -> NDArray[np.float32]:
-    """Regress each voxel's cleaned series on the courses of all networks together, (x, y, z, network).
+    """Regress each voxel's cleaned series on the courses of all networks together, (voxel, network).
 
     Courses have standard deviation 1: a map holds a network's amplitude as well as its shape, in the BOLD's unit.
 
@@ -214,19 +294,45 @@ def own_maps(scan: Scan, made: Regressed) -> NDArray[np.float32]:
     DataError
         If filtering and confounds have left fewer independent values than there are networks.
     """
-    n_networks, free = len(made.networks.labels), made.degrees_of_freedom
-    if free <= n_networks:
-        raise DataError(
-            f"{scan.name}: about {max(free, 0):.0f} independent values are left for {n_networks} networks; widen the band, "
-            "choose a strategy with fewer confounds or a template with fewer networks."
-        )
-    found, inverse = made.voxels, np.linalg.pinv(made.courses)  # (network, time)
-    values = np.zeros((*found.mask.shape, n_networks), np.float32)
-    inside = np.empty((found.series.shape[1], n_networks), np.float32)
-    for some, series in signals.cleaned_blocks(found, high_pass_hz=made.high_pass_hz, low_pass_hz=made.low_pass_hz):
-        inside[some] = (inverse @ series).T
-    values[found.mask] = inside
-    return values
+    _refuse_few(scan, made, made.degrees_of_freedom, ";")
+    return _combined(made, np.linalg.pinv(made.courses))
+
+
+def _combined(made: Regressed, weights: Array) -> NDArray[np.float32]:
+    """Weigh the volumes of each voxel's cleaned series, (weight, kept time), to (voxel, weight)."""
+    found = np.empty((made.voxels.series.shape[1], len(weights)), np.float32)
+    blocks = signals.cleaned_blocks(made.voxels, high_pass_hz=made.high_pass_hz, low_pass_hz=made.low_pass_hz)
+    for some, series in blocks:
+        found[some] = (weights @ series).T
+    return found
+
+
+def as_feature(
+    scan: Scan, made: Regressed, values: NDArray[np.float32], *, resolution_mm: float, dims: tuple[str, ...] = ("network",),
+    desc: str = "", said: Mapping[str, Any] | None = None,
+) -> Feature:  # fmt: skip
+    """Put what was found of voxels, (voxel, …, network), in its place, (x, y, z, …, network); 0 outside the mask.
+
+    ``resolution_mm`` is the edge of the common grid's voxels; 0 keeps the BOLD's grid. ``said`` joins the metadata.
+    """
+    maps, affine = _placed(made.voxels, values, resolution_mm)
+    named = {"atlas": made.networks.name, "stat": "dualregression", "desc": desc}
+    described_all = signals.described_map(scan, made.voxels) | described(made) | dict(said or {})
+    if resolution_mm > 0:
+        named["res"] = f"{resolution_mm:g}".replace(".", "p")
+        described_all["Resolution"] = f"{resolution_mm:g} mm isotropic"
+    return Feature(maps, ("x", "y", "z", *dims), "boldmap", "BOLD", made.networks.labels, named, described_all, affine)
+
+
+def _placed(found: signals.Voxels, values: NDArray[np.float32], resolution_mm: float) -> tuple[Array, Array]:
+    """Lay out one volume after another, (voxel, …) to (x, y, z, …), on the grid that is asked for; and its affine."""
+    affine, shape = volumes.template_grid(resolution_mm) if resolution_mm > 0 else (found.affine, found.mask.shape)
+    columns = values.reshape(len(values), -1)
+    maps = np.empty((*shape, columns.shape[1]), np.float32)
+    for number, column in enumerate(columns.T):
+        volume = signals.as_volume(found, column)
+        maps[..., number] = volumes.resampled(volume, found.affine, resolution_mm) if resolution_mm > 0 else volume
+    return maps.reshape(*shape, *values.shape[1:]), affine
 
 
 def described(made: Regressed) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def _on_template(path: Path) -> Array:
     import nibabel as nib
 
     image, template = nib.load(path), _background()
-    first = image.dataobj[..., 0] if len(image.shape) > 3 else image.dataobj
+    first = image.dataobj[(..., *[0] * (len(image.shape) - 3))]
     values = np.nan_to_num(np.squeeze(np.asarray(first, np.float32)))
     matrix = np.linalg.inv(image.affine) @ template.affine
     moved: Array = ndimage.affine_transform(

@@ -140,7 +140,8 @@ def _block_of_one(
         return Block(values, ("column",), tuple(described["labels"]))
     if files := cohorts.files_of(config.out, record, described):
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
-    return Block(values, tuple(described["dims"]), tuple(described["labels"]))
+    affine = np.asarray(described["affine"]) if "affine" in described else None
+    return Block(values, tuple(described["dims"]), tuple(described["labels"]), affine=affine)
 
 
 def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Block:

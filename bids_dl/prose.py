@@ -18,7 +18,7 @@ from bids_dl.written import Json
 TIMES = "\N{MULTIPLICATION SIGN}"
 TITLES = {
     "t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity",
-    "dual_regression": "network courses", "network_maps": "network maps",
+    "dual_regression": "network courses", "network_maps": "network maps", "dynamic_network_maps": "moving network maps",
 }  # fmt: skip
 
 
@@ -390,8 +390,9 @@ WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
 SUBJECTS = {
     "timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes",
     "dual_regression": "Courses", "network_maps": "Individual maps",
+    "dynamic_network_maps": "Individual maps in sliding windows",
 }  # fmt: skip
-NETWORKS = ("dual_regression", "network_maps")
+NETWORKS = ("dual_regression", "network_maps", "dynamic_network_maps")
 """Features that regress a scan on maps of networks."""
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from bids_dl import networks, signals, volumes
-from bids_dl.records import Array, Feature, Scan
+from bids_dl import networks
+from bids_dl.records import Feature, Scan
 
 TAKES = ("bold",)
 BY_DEFAULT = False
@@ -57,19 +55,4 @@ def extract(
     made = networks.regress(
         scan, template=template, confounds=confounds, high_pass_hz=high_pass_hz, low_pass_hz=low_pass_hz
     )
-    named = {"atlas": made.networks.name, "stat": "dualregression", "desc": ""}
-    described = signals.described_map(scan, made.voxels) | networks.described(made)
-    maps, affine = networks.own_maps(scan, made), made.voxels.affine
-    if resolution_mm > 0:
-        maps, affine = _coarse(maps, affine, resolution_mm)
-        named["res"] = f"{resolution_mm:g}".replace(".", "p")
-        described["Resolution"] = f"{resolution_mm:g} mm isotropic"
-    return Feature(
-        maps, ("x", "y", "z", "network"), "boldmap", "BOLD", made.networks.labels, named, described, affine,
-    )  # fmt: skip
-
-
-def _coarse(maps: Array, affine: Array, resolution_mm: float) -> tuple[Array, Array]:
-    """Bring each map onto the common grid; returns the maps, (x, y, z, network), and its affine."""
-    moved = [volumes.resampled(maps[..., n], affine, resolution_mm) for n in range(maps.shape[3])]
-    return np.stack(moved, axis=3), volumes.template_grid(resolution_mm)[0]
+    return networks.as_feature(scan, made, networks.own_maps(scan, made), resolution_mm=resolution_mm)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
 from bids_dl.grid import maps_on_grid
-from bids_dl.layers import Network
+from bids_dl.layers import Network, masked, masked_mean
 
-SUITS = ("maps",)
+SUITS = ("maps", "moving_maps")
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 15,
@@ -74,11 +74,39 @@ def dependence(z: Tensor) -> Tensor:
     return correlation_information(z) + (surprise(z) - GAUSSIAN).sum(dim=1)
 
 
+def laid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay the windows that there are end to end, (window, network, x, y, z); and which those are, (participant, window).
+
+    Maps of whole runs (participant, network, x, y, z) have one window each, absent or not.
+    """
+    if x.ndim == 5:
+        return x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+    _, present = masked(x.flatten(2))
+    return x[present], present
+
+
+def spread(values: Tensor, present: Tensor, padding: float = torch.nan) -> Tensor:
+    """Give what belongs to each window that there is, (window, …), back to participants, (participant, window, …)."""
+    found = values.new_full((*present.shape, *values.shape[1:]), padding)
+    found[present] = values
+    return found
+
+
+def moments(values: Tensor, present: Tensor) -> Tensor:
+    """Return each value's mean and deviation over a participant's windows, (participant, 2 values); in any order."""
+    h = spread(values, present, 0.0)  # (participant, window, value)
+    n = present.sum(dim=1, keepdim=True)
+    mean = masked_mean(h, present)
+    variance = masked_mean((h - mean[:, None]).square(), present) * n / (n - 1).clamp(min=1)
+    return torch.cat([mean, (variance + SMALL).sqrt()], dim=1)
+
+
 class CNNICA(Network):
     """Whitening and a rotation of the maps at each voxel, corrected by residual blocks that see its neighbourhood.
 
     ``embed`` has the blocks' mean over the voxels, each source's mean in a few cells, and the sources' correlations over
-    voxels, arctanh(r), each standardised.
+    voxels, arctanh(r), each standardised. Where maps move, all windows pass the same layers one by one, and ``embed`` has
+    the mean and the deviation of these values over a participant's windows.
     """
 
     mean: Tensor
@@ -90,9 +118,10 @@ class CNNICA(Network):
 
     def __init__(
         self, n_maps: int, grid: tuple[int, ...], n_outputs: int, *, n_sources: int, width: int, n_blocks: int,
-        pool: int, n_cells: int, independence: float, n_pretraining: int, dropout: float,
+        pool: int, n_cells: int, independence: float, n_pretraining: int, dropout: float, moves: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.moves = moves
         self.n, self.pool = min(n_sources, n_maps), pool
         self.independence, self.n_pretraining = independence, n_pretraining
         for name, start in (("mean", torch.zeros), ("scale", torch.ones)):
@@ -109,7 +138,7 @@ class CNNICA(Network):
         nn.init.normal_(self.correction.weight, std=0.01)
         self.coarse = nn.AvgPool3d(pool) if pool > 1 else nn.Identity()
         self.cells = nn.AdaptiveAvgPool3d(n_cells)
-        n_values = width + self.n * n_cells**3 + self.n * (self.n - 1) // 2
+        n_values = (1 + moves) * (width + self.n * n_cells**3 + self.n * (self.n - 1) // 2)
         self.standard = nn.BatchNorm1d(n_values, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(n_values, n_outputs)
@@ -144,20 +173,22 @@ class CNNICA(Network):
         for _ in range(self.n_pretraining):
             x = rows(torch.randint(n, (min(n, ROWS),)).numpy())[0]
             optimizer.zero_grad()
-            maps = self.measured(x)
+            maps = self.measured(laid(x)[0])
             self.misfit(maps, self.unmixed(maps)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         self.begun.fill_(1)
 
     @torch.no_grad()
     def whiten(self, rows: Callable[[Any], tuple[Tensor, ...]], n: int) -> None:
-        """Take the main axes of the maps over all voxels of the training rows, each divided by its deviation."""
-        n_maps = len(self.unit)
+        """Take the main axes of the maps over all voxels and windows of the training rows, each divided by its deviation."""
+        n_maps, n_windows = len(self.unit), 0
         squares = torch.zeros(n_maps, n_maps, dtype=torch.float64)
         for at in np.array_split(np.arange(n), -(-n // ROWS)):
-            values = self.measured(rows(at)[0])[..., self.inside]  # (participant, map, voxel)
+            values = self.measured(laid(rows(at)[0])[0])[..., self.inside]  # (window, map, voxel)
             values = values - values.mean(dim=2, keepdim=True)
             squares += torch.einsum("pmv,pnv->mn", values, values).double() / (n * values.shape[2])
+            n_windows += len(values)
+        squares *= n / max(1, n_windows)
         self.unit.copy_(squares.diag().sqrt().clamp(min=SMALL))
         squares = squares / self.unit / self.unit[:, None]
         variance, axes = torch.linalg.eigh(squares)
@@ -186,18 +217,26 @@ class CNNICA(Network):
         return found
 
     def sources(self, x: Tensor) -> Tensor:
-        """Return each participant's sources, (participant, source, x, y, z) on the coarse grid; 0 outside the brain."""
-        return self._sources(x)[1]
+        """Return each participant's sources, (participant, source, x, y, z) on the coarse grid; 0 outside the brain.
+
+        Where maps move they are (participant, window, source, x, y, z), NaN for a window that there is not.
+        """
+        windows, present = laid(x)
+        return self._given_back(self._sources(windows)[1], present)
 
     def parcellation(self, x: Tensor) -> Tensor:
-        """Say to which source each voxel belongs, (participant, source, x, y, z): parts of 1; 0 outside the brain.
+        """Say to which source each voxel belongs, in the shape of ``sources``: parts of 1; 0 outside the brain.
 
         It is the softmax of the sources' size in units of their deviation, as their signs are arbitrary.
         """
-        sources = self.sources(x)
+        windows, present = laid(x)
+        sources = self._sources(windows)[1]
         z = torch.zeros_like(sources)
         z[..., self.inside] = standardised(sources, self.inside)
-        return torch.softmax(z.abs(), dim=1) * self.inside
+        return self._given_back(torch.softmax(z.abs(), dim=1) * self.inside, present)
+
+    def _given_back(self, values: Tensor, present: Tensor) -> Tensor:
+        return spread(values, present) if self.moves else values
 
     def parts(self) -> Tensor:
         """Return how much of each network's map is in each source, (source, network)."""
@@ -205,27 +244,30 @@ class CNNICA(Network):
 
     @torch.no_grad()
     def describe(self, x: Tensor) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
-        """Return each participant's sources and parcellation on the coarse grid."""
-        dims = ("source", "x", "y", "z")
+        """Return each participant's sources and parcellation on the coarse grid, where maps move those of every window."""
+        dims = (*(("window",) if self.moves else ()), "source", "x", "y", "z")
         return {"maps": (self.sources(x), dims), "parcellation": (self.parcellation(x), dims)}
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by what the blocks found, where the sources lie and how they go together."""
-        return self._embed(*self._sources(x)[1:])
+        windows, present = laid(x)
+        return self._embed(*self._sources(windows)[1:], present)
 
-    def _embed(self, sources: Tensor, h: Tensor) -> Tensor:
+    def _embed(self, sources: Tensor, h: Tensor, present: Tensor) -> Tensor:
         z, inside = standardised(sources, self.inside), self.inside
         r = z @ z.transpose(1, 2) / z.shape[2]
         first, second = torch.triu_indices(self.n, self.n, 1, device=z.device)
         pairs = torch.atanh(r[:, first, second].clamp(-0.999, 0.999))
         summary = torch.cat([h[..., inside].mean(dim=2), self.cells(sources).flatten(1), pairs], dim=1)
+        summary = moments(summary, present) if self.moves else summary
         found: Tensor = self.dropout(self.standard(summary))  # (participant, channel + cell + pair)
         return found
 
     def loss(self, inputs: tuple[Tensor, ...], y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Add what the sources miss of the maps, and their dependence, to the loss of the outputs."""
-        maps, sources, h = self._sources(inputs[0])
-        return criterion(self.head(self._embed(sources, h)), y) + self.misfit(maps, sources)
+        windows, present = laid(inputs[0])
+        maps, sources, h = self._sources(windows)
+        return criterion(self.head(self._embed(sources, h, present)), y) + self.misfit(maps, sources)
 
 
 def _block(width: int) -> ResNetBlock:
@@ -253,15 +295,19 @@ def build(
     unmixing is learned first, without labels; the blocks learn with them. ``parcellation`` says to which source each voxel
     belongs.
 
-    In difference to [1]_, time is not in it. There, volume after volume goes through the network, and targets made by
-    ICA beforehand teach one network for each of 53 components. Here a participant comes as one map a network, of the
-    whole run (``network_maps``): 200 volumes of 2,000 participants would take some 50 GB even at 6 mm. The parcellation
-    is therefore each participant's own, but not resolved in time, and no targets are needed.
+    Maps in sliding windows (``dynamic_network_maps``) are unmixed window by window, by one unmixing for all: sources and
+    parcellation are those of each window. The head reads each value's mean and deviation over the windows, whose number
+    may differ between participants; their order does not count. Of whole runs (``network_maps``) there is one parcellation
+    a participant.
+
+    In difference to [1]_, where volume after volume goes through the network and targets made by ICA beforehand teach one
+    network for each of 53 components, a step in time is a window, long enough to tell the networks apart, and no targets
+    are needed: 200 volumes of 2,000 participants would take some 50 GB even at 6 mm.
 
     Parameters
     ----------
     shapes
-        The maps of several networks (network, x, y, z).
+        The maps of several networks (network, x, y, z), or (window, network, x, y, z).
     n_outputs
         One logit for two classes or a quantity, else one a class.
     n_sources
@@ -292,13 +338,13 @@ def build(
     .. [2] Bell and Sejnowski (1995), Neural Computation 7(6). doi:10.1162/neco.1995.7.6.1129
     .. [3] Le, Karpenko, Ngiam and Ng (2011), NeurIPS 24: ICA with reconstruction cost.
     """
-    if len(shapes) != 1 or len(shapes[0]) != 4 or min(n_sources, shapes[0][0]) < 2:
+    if len(shapes) != 1 or len(shapes[0]) not in {4, 5} or min(n_sources, shapes[0][-4]) < 2:
         raise UsageError(
-            f"cnn_ica takes maps (network, x, y, z) and unmixes at least two sources; this input has the shape "
-            f"{tuple(shapes[0])} and n_sources is {n_sources}. Use it on network_maps."
+            f"cnn_ica takes maps (network, x, y, z), of several windows too, and unmixes at least two sources; this input "
+            f"has the shape {tuple(shapes[0])} and n_sources is {n_sources}. Use it on network_maps or dynamic_network_maps."
         )
-    n_maps, *grid = maps_on_grid(shapes, "cnn_ica")
+    n_maps, *grid = maps_on_grid([shapes[0][-4:]], "cnn_ica")
     return CNNICA(
         n_maps, tuple(grid), n_outputs, n_sources=n_sources, width=width, n_blocks=n_blocks, pool=pool, n_cells=n_cells,
-        independence=independence, n_pretraining=n_pretraining, dropout=dropout,
+        independence=independence, n_pretraining=n_pretraining, dropout=dropout, moves=len(shapes[0]) == 5,
     )  # fmt: skip

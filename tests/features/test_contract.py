@@ -94,7 +94,7 @@ def usable(name: str, root: Path) -> Scan:
         return bundle(root, 0.8)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, generator.normal(500, 10, (6, 6, 6, 40)).astype(np.float32))
-    if name in {"dual_regression", "network_maps"}:
+    if name in {"dual_regression", "network_maps", "dynamic_network_maps"}:
         return with_networks(bold(root, generator.normal(500, 10, (9, 11, 9, 120)).astype(np.float32)))
     if name == "regional":
         image = generator.normal(100, 5, (9, 11, 9)).astype(np.float32)
@@ -118,7 +118,7 @@ def unusable(name: str, root: Path) -> Scan:
         return bundle(root, 0.1)
     if name in {"alff", "falff", "reho", "events"}:
         return bold(root, np.ones((6, 6, 6, 5), np.float32))
-    if name in {"dual_regression", "network_maps"}:
+    if name in {"dual_regression", "network_maps", "dynamic_network_maps"}:
         return with_networks(bold(root, np.ones((9, 11, 9, 40), np.float32)))
     if name == "regional":
         return scan(write_image(folder / "sub-1_space-MNI152Lin_stat-alff_boldmap.nii.gz", np.zeros((4, 4, 4))), root)
