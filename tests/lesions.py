@@ -88,3 +88,40 @@ def of_one_network(n=160, size=12, edge=4, seed=0):
     people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
     block = Block(maps, ("network", "x", "y", "z"), ("one", "two", "three"))
     return Cohort(people, {"maps": block}, Target("target", y, ("control", "patient")))
+
+
+PLACES = (slice(1, 5),) * 3, (slice(7, 11),) * 3
+"""Where the cube of a moving map may be."""
+
+
+def moving(n=160, size=12, brighter=2.5, seed=0):
+    """The second map has a bright cube here in some windows and there in as many; a control's is half as bright in both places.
+
+    So a participant's mean map has the same law in both classes. There are 4, 6 or 8 windows, padded to 8, in any order.
+
+    Returns the cohort and where each patient's cube was, (participant, window): 0 or 1, -1 for controls and padding.
+    """
+    generator = np.random.default_rng(seed)
+    y = generator.permutation(np.arange(n) % 2).astype(float)
+    base = 2 * patchy(generator, 3, size)
+    maps, where = np.full((n, 8, 3, size, size, size), np.nan, np.float32), np.full((n, 8), -1)
+    for row, ill in enumerate(y):
+        there = generator.permutation(np.arange(2 * generator.integers(2, 5)) % 2)
+        maps[row, : len(there)] = base + generator.normal(size=(len(there), *base.shape))
+        for window, place in enumerate(there):
+            for number, cube in enumerate(PLACES):
+                maps[(row, window, 1, *cube)] += brighter * (number == place if ill else 0.5)
+        where[row, : len(there)] = there if ill else -1
+    people = pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]})
+    block = Block(maps, ("window", "network", "x", "y", "z"), ("one", "two", "three"))
+    return Cohort(people, {"maps": block}, Target("target", y, ("control", "patient"))), where
+
+
+def that_move(seed=0):
+    """Maps of windows alone."""
+    return moving(seed=seed)[0]
+
+
+def mean_maps(block):
+    """Average the windows: what a linear model usually takes of them, as of the whole run."""
+    return Block(np.nanmean(block.values, axis=1), block.dims[1:], block.labels)

@@ -49,6 +49,7 @@ AMONG = Problem("a lesion anywhere, among scattered bright voxels", lesions.amon
 CUBE = Problem("a lesion in one of 27 cubes", lesions.in_a_cube)
 WAYS = Problem("a known region brighter or darker, or as usual", lesions.either_way)
 MAPS = Problem("a patch anywhere in one network's map", lesions.of_one_network)
+MOVES = Problem("a patch that moves between windows, or is half in both places", lesions.that_move, lesions.mean_maps)
 
 SHORT = {"n_epochs": 10, "learning_rate": 1e-2}
 GRAPH = {"n_epochs": 40, "patience": 40, "learning_rate": 3e-3, "batch_size": 32}
@@ -99,6 +100,12 @@ SOLUTIONS: Mapping[str, Solution] = {
 }
 
 
+OTHERS: Mapping[str, Solution] = {
+    "cnn_ica": Solution(MOVES, {"n_sources": 3, "width": 4, "n_blocks": 1, "n_pretraining": 30}, {"n_epochs": 20})
+}
+"""Problems of a second kind of input."""
+
+
 def halves(n: int) -> Split:
     """Train on the first half, stop on the next tenth, test on the rest."""
     return Split(np.arange(n // 2), np.arange(n // 2, 3 * n // 5), np.arange(3 * n // 5, n), "one")
@@ -125,16 +132,18 @@ def drawn(problem: Problem, seed: int) -> Cohort:
     return problem.draw(seed=seed)
 
 
-def auc(model: str, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> float:
+def auc(
+    model: str, *, seed: int = 0, options: Mapping[str, Any] | None = None, solutions: Mapping[str, Solution] = SOLUTIONS
+) -> float:
     """Train a model on its problem; options given here count more than those it is usually solved with."""
-    solution = SOLUTIONS[model]
+    solution = solutions[model]
     data = drawn(solution.problem, seed)
     return auc_of(fit(model, data, {**solution.options, **(options or {})}, seed=seed, **solution.wishes), data)
 
 
-def linear_auc(model: str, *, seed: int = 0) -> float:
+def linear_auc(model: str, *, seed: int = 0, solutions: Mapping[str, Solution] = SOLUTIONS) -> float:
     """Train a linear model on the usual feature of a model's problem."""
-    return linear_on(SOLUTIONS[model].problem, seed)
+    return linear_on(solutions[model].problem, seed)
 
 
 @cache

@@ -6,7 +6,8 @@ import pytest
 
 from bids_dl import zoo
 
-PROBLEMS = list(dict.fromkeys(solution.problem for solution in planted.SOLUTIONS.values()))
+SOLVED = [*planted.SOLUTIONS.values(), *planted.OTHERS.values()]
+PROBLEMS = list(dict.fromkeys(solution.problem for solution in SOLVED))
 REFERENCES = {"linear", "confounds_only", "dummy"}
 
 

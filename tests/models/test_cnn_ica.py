@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bids_dl.errors import UsageError
-from bids_dl.models.cnn_ica import build, correlation_information, dependence, standardised, surprise
+from bids_dl.models.cnn_ica import build, correlation_information, dependence, moments, standardised, surprise
 from bids_dl.normalization import fit
 
 SIZE, N_SOURCES, N_MAPS = 10, 3, 5
@@ -31,7 +31,7 @@ def unmixed(maps, **options):
     torch.manual_seed(0)
     options = {"n_sources": N_SOURCES, "width": 4, "n_blocks": 1, "pool": 1, **options}
     module = build([maps.shape[1:]], 1, **options)
-    normalization = fit(maps, np.arange(len(maps)))
+    normalization = fit(maps, np.arange(len(maps)), steps=maps.ndim == 6)
     module.adopt(normalization)
     x = torch.from_numpy(normalization.apply(maps))
     module.begin(lambda at: (x[at],), len(x))
@@ -144,10 +144,85 @@ def test_map_that_is_empty_and_one_that_repeats_another_leave_numbers():
     assert torch.isfinite(module.misfit(*module._sources(x)[:2]))
 
 
-@pytest.mark.parametrize(("shape", "n_sources"), [((12, 12, 12), 5), ((1, 12, 12, 12), 5), ((4, 12, 12, 12), 1)])
+@pytest.mark.parametrize(("shape", "n_sources"), [((12, 12, 12), 5), ((1, 12, 12, 12), 5), ((4, 12, 12, 12), 1), ((9, 1, 12, 12, 12), 5)])
 def test_input_that_cannot_be_unmixed_is_refused(shape, n_sources):
     with pytest.raises(UsageError, match=r"cnn_ica takes maps .* shape \(.*n_sources is \d. Use it on network_maps"):
         build([shape], 1, n_sources=n_sources)
+
+
+def windowed(n=20, n_windows=3):
+    """The same maps as windows of fewer participants, the last window of the first one missing."""
+    source, maps, brain = drawn(n=n * n_windows)
+    maps = maps.reshape(n, n_windows, *maps.shape[1:])
+    maps[0, -1] = np.nan
+    return source.reshape(n, n_windows, *source.shape[1:]), maps, brain
+
+
+@torch.no_grad()
+def test_windows_are_unmixed_as_maps_of_as_many_participants_are():
+    _, maps, _ = windowed(n=8)
+    module, x = unmixed(maps, n_pretraining=2)
+    alone, flat = unmixed(maps.reshape(-1, *maps.shape[2:])[np.arange(24) != 2], n_pretraining=2)
+    torch.testing.assert_close(module.whitening, alone.whitening, atol=1e-4, rtol=1e-4)
+    alone.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False)
+    present = ~torch.isnan(x).flatten(2).all(dim=2)
+    for told in ("sources", "parcellation"):
+        found = getattr(module, told)(x)
+        assert found.shape == (8, 3, N_SOURCES, *CUBE)
+        assert torch.isnan(found[~present]).all()
+        torch.testing.assert_close(found[present], getattr(alone, told)(flat))
+    values, dims = module.describe(x)["parcellation"]
+    assert dims == ("window", "source", "x", "y", "z")
+    np.testing.assert_array_equal(values, module.parcellation(x))
+
+
+@torch.no_grad()
+def test_embedding_of_windows_has_their_mean_and_deviation_in_any_order():
+    _, maps, _ = windowed(n=6)
+    module, x = unmixed(maps, n_cells=2, n_pretraining=3)
+    alone, _ = unmixed(maps[1:, 0], n_cells=2, n_pretraining=0)
+    alone.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False)
+    unit = np.sqrt(1 + module.standard.eps)
+    found = module.embed(x).numpy() * unit
+    for row in range(len(x)):
+        each = alone.embed(x[row][~torch.isnan(x[row]).flatten(1).all(dim=1)]).numpy() * unit
+        np.testing.assert_allclose(found[row], [*each.mean(axis=0), *np.sqrt(each.var(axis=0, ddof=1) + 1e-6)], atol=1e-4)
+    torch.testing.assert_close(module.embed(x.flip(1)), module.embed(x), atol=1e-5, rtol=1e-4)
+
+
+def test_participant_with_one_window_or_none_has_numbers_and_gradients():
+    values = torch.tensor([[2.0, 3], [4, 7], [5, 5]], requires_grad=True)
+    present = torch.tensor([[True, True], [True, False], [False, False]])
+    found = moments(values, present)
+    np.testing.assert_allclose(found.detach(), [[3, 5, 2**0.5, 8**0.5], [5, 5, 0.001, 0.001], [0, 0, 0.001, 0.001]], atol=1e-5)
+    found.sum().backward()
+    assert torch.isfinite(values.grad).all()
+
+
+@torch.no_grad()
+def test_absent_participants_are_embedded_as_numbers():
+    module, x = unmixed(windowed(n=4)[1], n_pretraining=2)
+    assert torch.isfinite(module(torch.full_like(x, torch.nan))).all()
+    assert torch.isnan(module.parcellation(torch.full_like(x, torch.nan))).all()
+
+
+@torch.no_grad()
+def test_parcellation_follows_a_source_that_moves():
+    data, where = lesions.moving(n=24)
+    maps = data.features["maps"].values
+    module, x = unmixed(maps, n_pretraining=15)
+    source = int(module.parts()[:, 1].abs().argmax())
+    found = module.parcellation(x)[:, :, source].numpy()
+    here, there = (found[(..., *cube)].mean(axis=(2, 3, 4)) for cube in lesions.PLACES)
+    assert (where >= 0).sum() > 60
+    np.testing.assert_array_equal((here > there)[where >= 0], (where == 0)[where >= 0])
+    assert abs(here - there)[where >= 0].mean() > 0.1
+
+
+@pytest.mark.slow
+def test_patch_that_moves_between_windows_is_told_where_the_mean_map_tells_nothing():
+    assert planted.auc("cnn_ica", solutions=planted.OTHERS) > 0.8
+    assert planted.linear_auc("cnn_ica", solutions=planted.OTHERS) < 0.65
 
 
 @pytest.mark.slow

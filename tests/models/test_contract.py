@@ -21,8 +21,13 @@ SHAPES = {
     "sequence": (12, 6),
     "windows": (7, 15),
     "maps": (5, 12, 12, 12),
+    "moving_maps": (6, 5, 8, 8, 8),
 }
-DIMS = {"volume": (), "maps": ("network", "x", "y", "z"), "sequence": ("time", "roi"), "windows": ("window", "edge")}
+DIMS = {
+    "volume": (), "maps": ("network", "x", "y", "z"), "sequence": ("time", "roi"), "windows": ("window", "edge"),
+    "moving_maps": ("window", "network", "x", "y", "z"),
+}  # fmt: skip
+PADDED = {"sequence", "windows", "moving_maps"}
 MODELS = zoo.names("models")
 TARGETS = {
     "two classes": ("control", "patient"),
@@ -32,24 +37,37 @@ TARGETS = {
 
 
 def suited(name):
-    """The first kind of input that a model takes, in its smallest shape."""
-    if zoo.constant("models", name, "INPUT"):
+    """The kind of input that is named, ``model on kind``, else the first one that the model takes."""
+    model, _, kind = name.partition(" on ")
+    if zoo.constant("models", model, "INPUT"):
         return "column"
-    return (zoo.constant("models", name, "SUITS") or ("edge",))[0]
+    return kind or (zoo.constant("models", model, "SUITS") or ("edge",))[0]
+
+
+def said(name, key):
+    return zoo.constant("models", name.partition(" on ")[0], key)
+
+
+def defined(name, shapes, n_outputs=1):
+    return training.define(name.partition(" on ")[0], shapes, n_outputs, {})
 
 
 def built(name, n_outputs=1):
-    return building.instantiate(training.define(name, [SHAPES[suited(name)]], n_outputs, {}))
+    return building.instantiate(defined(name, [SHAPES[suited(name)]], n_outputs))
 
 
-NETWORKS = [name for name in MODELS if isinstance(built(name), nn.Module)]
+TRIED = {suited(name) for name in MODELS}
+CASES = [*MODELS, *(f"{m} on {kind}" for m in MODELS for kind in said(m, "SUITS") or () if kind not in TRIED)]
+"""Every model on its first kind of input, and on those that are no model's first."""
+
+NETWORKS = [name for name in CASES if isinstance(built(name), nn.Module)]
 BY_GRADIENTS = [name for name in NETWORKS if not hasattr(built(name), "solve")]
 
 
 def values(kind, n, generator):
     """Make inputs; sequences have their own lengths, padded with NaN."""
     made = generator.normal(size=(n, *SHAPES[kind])).astype(np.float32)
-    for row in range(1, n) if kind in {"sequence", "windows"} else ():
+    for row in range(1, n) if kind in PADDED else ():
         made[row, generator.integers(4, SHAPES[kind][0] + 1) :] = np.nan
     return made
 
@@ -76,8 +94,8 @@ def fitted():
     def fit(name, levels):
         if (name, levels) not in found:
             data = cohort(suited(name), levels)
-            inputs = [zoo.constant("models", name, "INPUT") or "input"]
-            definition = training.define(name, [data.features[i].shape for i in inputs], data.target.n_outputs, {})
+            inputs = [said(name, "INPUT") or "input"]
+            definition = defined(name, [data.features[i].shape for i in inputs], data.target.n_outputs)
             settings = Settings(n_epochs=2, n_members=2, device="cpu")
             found[name, levels] = training.train(definition, data, SPLIT, inputs, settings), data
         return found[name, levels]
@@ -112,7 +130,7 @@ def test_gradient_reaches_every_parameter(name):
 
 
 @pytest.mark.parametrize("known", [0, 1, 16])
-@pytest.mark.parametrize("name", [name for name in MODELS if zoo.constant("models", name, "USES_UNLABELLED")])
+@pytest.mark.parametrize("name", [name for name in CASES if said(name, "USES_UNLABELLED")])
 def test_batch_with_any_number_of_labels_has_a_loss(name, known):
     torch.manual_seed(0)
     module, x, y = built(name, 3).train(), torch.randn(16, *SHAPES[suited(name)]), torch.arange(16.0) % 3
@@ -131,9 +149,9 @@ def test_participant_alone_gets_the_output_it_gets_among_others(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in MODELS if zoo.constant("models", name, "PARTS")])
+@pytest.mark.parametrize("name", [name for name in CASES if said(name, "PARTS")])
 def test_what_is_described_has_as_many_parts_as_the_model_on_every_axis_of_parts(name):
-    part, module, x = zoo.constant("models", name, "PARTS"), built(name).eval(), torch.randn(3, *SHAPES[suited(name)])
+    part, module, x = said(name, "PARTS"), built(name).eval(), torch.randn(3, *SHAPES[suited(name)])
     n = len(module.parts())
     for values, dims in module.describe(x).values():
         assert values.shape[0] == 3
@@ -142,13 +160,24 @@ def test_what_is_described_has_as_many_parts_as_the_model_on_every_axis_of_parts
         assert all(size == n for size, dim in zip(values.shape[1:], dims, strict=True) if dim == part)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if suited(name) in PADDED])
+@torch.no_grad()
+def test_padding_changes_nobodys_output(name):
+    torch.manual_seed(0)
+    module, x = built(name).eval(), torch.randn(3, *SHAPES[suited(name)])
+    padding = torch.full((3, 4, *x.shape[2:]), torch.nan)
+    x[0, 2:] = torch.nan
+    torch.testing.assert_close(module(torch.cat([x, padding], dim=1)), module(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(module(x[:1, :2]), module(x)[:1], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_schedule_says_how_long_and_how_fast_to_train(name):
-    assert set(zoo.constant("models", name, "SCHEDULE")) <= set(Settings.__dataclass_fields__)
+    assert set(said(name, "SCHEDULE")) <= set(Settings.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
 def test_scores_are_probabilities_or_quantities(name, levels, fitted):
     model, data = fitted(name, levels)
     scores = training.predict(model, data, SPLIT.test)
@@ -161,7 +190,7 @@ def test_scores_are_probabilities_or_quantities(name, levels, fitted):
 
 
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
 def test_history_has_a_row_an_epoch_and_member(name, levels, fitted):
     model, _ = fitted(name, levels)
     assert all({"member", "epoch", "train_loss", "validation_loss"} <= set(row) for row in model.history)
@@ -173,7 +202,7 @@ def test_training_in_bfloat16_is_close_to_that_in_float32_and_keeps_float32_weig
     """An epoch on values: each loss within 0.07, where losses lie around 1; later ones go ways of their own."""
     monkeypatch.setattr(training, "is_smaller", lambda *_: False)
     data, losses, weights = cohort(suited(name), ()), [], []
-    definition = training.define(name, [data.features["input"].shape], 1, {})
+    definition = defined(name, [data.features["input"].shape])
     for precision in ("32", "bf16"):
         settings = Settings(n_epochs=1, device="cpu", precision=precision)
         model = training.train(definition, data, SPLIT, ["input"], settings)
@@ -185,7 +214,7 @@ def test_training_in_bfloat16_is_close_to_that_in_float32_and_keeps_float32_weig
 
 
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
 def test_saved_model_predicts_the_same(name, levels, fitted, tmp_path):
     model, data = fitted(name, levels)
     again = bundle.load(bundle.save(model, tmp_path / "model", {}))
