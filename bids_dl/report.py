@@ -230,9 +230,11 @@ def _draw_volume(path: Path, said: Json) -> Json:
     import nibabel as nib
 
     image = nib.as_closest_canonical(nib.load(path))  # type: ignore[no-untyped-call]
-    values = np.asarray(image.dataobj, np.float32)
+    further = image.shape[3:]
+    values = np.asarray(image.dataobj[(..., *[0] * len(further))], np.float32)
     voxel = f" {prose.TIMES} ".join(f"{v:.3g}" for v in image.header.get_zooms()[:3])
     facts = [("Grid", f"{f' {prose.TIMES} '.join(map(str, values.shape))} voxels of {voxel} mm"), *_atlas(path)]
+    facts += [("Shown", f"the first of {n} {axis}") for n, axis in zip(further, ("windows", "networks")[-len(further) :], strict=True)]
     described = str(said.get("Description", ""))
     warning = "This scan is not registered to the template: voxels do not match between participants."
     return {

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import AFFINE, write_image
+from conftest import AFFINE, write_description, write_image
 
-from bids_dl import cli, config, networks, query
+from bids_dl import cli, config, derivatives, networks, query
 from bids_dl.errors import DataError, MissingInputError, UsageError
 from bids_dl.records import Scan
 
@@ -133,8 +134,8 @@ def test_a_template_that_cannot_be_used_is_named(tmp_path: Path, shape, table: s
     assert "nets" in str(problem.value)
 
 
-def run(data: Path, out: Path, *more: object) -> int:
-    return cli.main([str(data), str(out), "participant", "--nprocs", "1", "--skip-bids-validation", *map(str, more)])
+def run(data: Path, out: Path, *more: object, level: str = "participant") -> int:
+    return cli.main([str(data), str(out), level, "--nprocs", "1", "--skip-bids-validation", *map(str, more)])
 
 
 def settings(folder: Path, text: str) -> Path:
@@ -226,3 +227,85 @@ def test_one_network_is_refused_and_a_template_is_kept_by_its_full_path(tmp_path
     write_image(tmp_path / "nets.nii", np.ones((2, 2, 2, 2)))
     asked = config.from_mapping({**given, "features": {"network_maps": {"template": "nets.nii"}}})
     assert config.absolute(asked).features.of("network_maps")["template"] == str(tmp_path / "nets.nii")
+
+
+MOVING = """
+[features]
+names = ["dynamic_network_maps", "network_maps"]
+{options}
+[models]
+names = ["cnn_ica"]
+[models.cnn_ica]
+n_sources = 2
+width = 2
+n_blocks = 1
+n_cells = 1
+n_pretraining = 3
+[splits]
+n_folds = 2
+[training]
+n_epochs = 1
+n_members = 1
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = -1
+"""
+MODEL = "dynamic_network_maps_cnn_ica"
+
+
+def with_moving_maps(fmriprep, root: Path) -> tuple[Path, str]:
+    """Write 16 participants, the first of whom has three windows and the others two, and what to do with them."""
+    data = fmriprep(16, n_volumes=60)
+    people = pd.read_csv(data / "participants.tsv", sep="\t").assign(diagnosis=["control", "patient"] * 8)
+    people.to_csv(data / "participants.tsv", sep="\t", index=False)
+    longer = next(data.rglob("sub-01*_desc-preproc_bold.nii.gz"))
+    write_image(longer, 500 + 10 * np.random.default_rng(9).standard_normal((*SHAPE, 100)).astype(np.float32))
+    template = write_image(root / "atlas-Nets_probseg.nii.gz", parts(3).astype(np.float32))
+    common = f'template = "{template}", confounds = "none", high_pass_hz = 0.0, low_pass_hz = 0.0, resolution_mm = 18.0'
+    options = f"dynamic_network_maps = {{ {common}, window_s = 60.0, step_s = 60.0 }}\nnetwork_maps = {{ {common} }}"
+    return data, settings(root, MOVING.format(options=options))
+
+
+def test_maps_that_move_are_modelled_parcellated_explained_and_predicted_from(fmriprep, tmp_path: Path) -> None:
+    data, given = with_moving_maps(fmriprep, tmp_path)
+    out, new = tmp_path / "out", tmp_path / "new"
+    assert run(data, out, "--config-file", given) == 0
+    assert run(data, out, "--config-file", given, "--target", "diagnosis", level="group") == 0
+    predicted = pd.read_csv(out / "group" / "predictions" / f"target-diagnosis_model-{MODEL}_predictions.tsv", sep="\t")
+    assert len(predicted) == 16
+    assert (out / "group" / "predictions" / "target-diagnosis_model-network_maps_linear_predictions.tsv").is_file()
+    for number in range(1, 17):
+        n_windows = 3 if number == 1 else 2
+        ((segmented, components),) = zip(
+            *(sorted((out / f"sub-{number:02d}").rglob(f"*_desc-DiagnosisDynamicNetworkMapsCnnIca_{end}.nii.gz"))
+              for end in ("probseg", "components")), strict=True,
+        )  # fmt: skip
+        image = nib.load(segmented)
+        assert image.shape == nib.load(components).shape == (5, 6, 5, n_windows, 2)
+        assert image.header.get_zooms()[:4] == (36, 36, 36, 60)
+        shares = image.get_fdata().sum(axis=4)
+        inside = shares[..., 0] > 0
+        np.testing.assert_allclose(shares, np.broadcast_to(inside[..., None], shares.shape), atol=1e-5)
+        said = query.read_json(derivatives.sidecar_path(segmented))
+        assert said["Dimensions"] == ["x", "y", "z", "window", "source"]
+        assert said["WindowOnsets"] == [0, 60, 120][:n_windows]
+        whole = next((out / f"sub-{number:02d}").rglob("*_desc-DiagnosisNetworkMapsCnnIca_probseg.nii.gz"))
+        assert nib.load(whole).shape == (5, 6, 5, 2)
+    stem = out / "group" / "explanations" / f"target-diagnosis_model-{MODEL}_feature-dynamic_network_maps"
+    for method in ("occlusion", "integratedgradients"):
+        assert nib.load(f"{stem}_desc-{method}_maps.nii.gz").shape == (10, 12, 10, 3)
+        assert nib.load(f"{stem}_desc-{method}_statmap.nii.gz").shape == (10, 12, 10)
+    parted = pd.read_csv(out / "group" / "descriptions" / f"target-diagnosis_model-{MODEL}_maps.tsv", sep="\t")
+    assert parted.columns.tolist() == ["network", "source1", "source2"]
+    page = (out / "sub-01.html").read_text()
+    assert "oving network maps" in page
+    assert "cannot be shown" not in page
+    assert "the first of 3 windows" in page
+    bundle = out / "group" / "bundles" / f"target-diagnosis_model-{MODEL}"
+    again = fmriprep(2, seed=5, n_volumes=130)
+    write_description(again, Name="other people")
+    assert run(again, new, "--config-file", given, "--bundle", bundle, "--participant-label", "01", "02") == 0
+    scores = pd.read_csv(new / "phenotype" / f"{bundle.name}.tsv", sep="\t")
+    assert scores["y_score"].notna().all()
+    assert len(list(new.rglob(f"*{derivatives.word(bundle.name)}*_statmap.nii.gz"))) == 2
