@@ -72,9 +72,9 @@ def summarise(
 def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
-    Those of a sequence are summed over its steps: regions for series, edges for windows, maps for moving maps. Those of several networks' maps
-    are written for each of them, and joined as one map: summed, or averaged where they are not additive. Only additive
-    ones tell the networks apart in a table.
+    Those of a sequence are summed over its steps: regions for series, edges for windows, maps for moving maps. Those of
+    several networks' maps are written for each of them, and joined as one map: summed, or averaged where they are not
+    additive. Only additive ones tell the networks apart in a table.
     """
     if block.dims == cohorts.MOVING:
         block = Block(block.values[:, 0], cohorts.MAPS, block.labels, block.entities, block.affine)

@@ -481,8 +481,9 @@ def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
 def _moving(file: Path, described: Mapping[str, Any]) -> Array:
     """Read the maps of one run's windows, (window, network, x, y, z)."""
     values, labels, affine = read(file)
-    shape = _without_steps(values.shape, "moving_maps")
-    _refuse_unlike(file, shape, labels, affine, described)
+    x, y, z, _, n_networks = described["file_shape"]
+    like = {**described, "file_shape": [x, y, z, *values.shape[3:4], n_networks]}
+    _refuse_unlike(file, values.shape, labels, affine, like)
     found: Array = np.moveaxis(values, (3, 4), (0, 1))
     return found[np.isfinite(found).reshape(len(found), -1).any(axis=1)]
 

@@ -18,7 +18,7 @@ from bids_dl.written import Json
 TIMES = "\N{MULTIPLICATION SIGN}"
 TITLES = {
     "t1w": "T1-weighted brain", "timeseries": "regional time series", "connectivity": "connectivity",
-    "dual_regression": "network courses", "network_maps": "network maps", "dynamic_network_maps": "moving network maps",
+    "dual_regression": "network courses", "network_maps": "network maps", "dynamic_network_maps": "network maps in windows",
 }  # fmt: skip
 
 

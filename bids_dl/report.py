@@ -234,7 +234,9 @@ def _draw_volume(path: Path, said: Json) -> Json:
     values = np.asarray(image.dataobj[(..., *[0] * len(further))], np.float32)
     voxel = f" {prose.TIMES} ".join(f"{v:.3g}" for v in image.header.get_zooms()[:3])
     facts = [("Grid", f"{f' {prose.TIMES} '.join(map(str, values.shape))} voxels of {voxel} mm"), *_atlas(path)]
-    facts += [("Shown", f"the first of {n} {axis}") for n, axis in zip(further, ("windows", "networks")[-len(further) :], strict=True)]
+    facts += [
+        ("Shown", f"the first of {n} {of}") for of, n in zip(("networks", "windows"), further[::-1], strict=False)
+    ]
     described = str(said.get("Description", ""))
     warning = "This scan is not registered to the template: voxels do not match between participants."
     return {

@@ -133,7 +133,11 @@ def drawn(problem: Problem, seed: int) -> Cohort:
 
 
 def auc(
-    model: str, *, seed: int = 0, options: Mapping[str, Any] | None = None, solutions: Mapping[str, Solution] = SOLUTIONS
+    model: str,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    solutions: Mapping[str, Solution] = SOLUTIONS,
 ) -> float:
     """Train a model on its problem; options given here count more than those it is usually solved with."""
     solution = solutions[model]

@@ -8,7 +8,7 @@ import pytest
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import derivatives
+from bids_dl import derivatives, normalization
 from bids_dl.errors import DataError, NothingSelectedError
 from bids_dl.records import Target
 
@@ -171,14 +171,13 @@ def test_grid_of_most_participants_counts_not_the_first_ones(folders):
 NETWORKS = ("dmn", "salience", "visual")
 
 
-def mapped(folders, participant_id, values, *, networks=NETWORKS, run=""):
-    """Write a participant's maps of networks, (x, y, z, network), as the participant level does."""
-    path = (
-        folders.out / participant_id / "func" / f"{participant_id}_{run}atlas-three_stat-dualregression_boldmap.nii.gz"
-    )
-    derivatives.write_image(path, values, np.diag([3.0, 3, 3, 1]))
+def mapped(folders, participant_id, values, *, networks=NETWORKS, run="", of=("network_maps", ""), edge_mm=3.0):
+    """Write a participant's maps of networks, (x, y, z, …, network), as the participant level does."""
+    name = f"{participant_id}_{run}atlas-three_stat-dualregression{of[1]}_boldmap.nii.gz"
+    path = folders.out / participant_id / "func" / name
+    derivatives.write_image(path, values, np.diag([edge_mm] * 3 + [1]))
     derivatives.write_json(derivatives.sidecar_path(path), {"Networks": networks})
-    entry = {"feature": "network_maps", "path": str(path.relative_to(folders.out)), "shape": list(values.shape)}
+    entry = {"feature": of[0], "path": str(path.relative_to(folders.out)), "shape": list(values.shape)}
     folders.note(participant_id, entry)
 
 
@@ -211,6 +210,59 @@ def test_maps_of_other_networks_are_refused_by_name(folders, networks, said):
             networks=networks if number == 2 else NETWORKS,
         )
     _, refused, _ = built(folders.config(features={"names": ["network_maps"]}))
+    assert [r["participant_id"] for r in refused] == ["sub-02"]
+    assert said in refused[0]["reason"]
+
+
+MOVING = ("dynamic_network_maps", "_desc-slidingwindow")
+
+
+def test_maps_of_windows_stand_before_networks_and_space_padded_to_the_longest_and_runs_end_to_end(folders):
+    one, two, three = (np.random.default_rng(n).normal(size=(4, 5, 6, n, 3)) for n in (1, 3, 2))
+    mapped(folders, "sub-01", one, run="run-1_", of=MOVING)
+    mapped(folders, "sub-01", two, run="run-2_", of=MOVING)
+    mapped(folders, "sub-02", three, of=MOVING)
+    plan, refused, cohort = built(
+        folders.config(features={"names": ["dynamic_network_maps"]}, models={"names": ["cnn_ica"]})
+    )
+    assert [(v.name, v.kind, v.n_steps) for v in plan.variants] == [("dynamic_network_maps", "moving_maps", 4)]
+    block = cohort.features["dynamic_network_maps"]
+    assert not refused
+    assert (block.shape, block.dims, block.labels) == ((4, 3, 4, 5, 6), cohorts.MOVING, NETWORKS)
+    assert block.is_sequence
+    joined = np.concatenate([one, two], axis=3)
+    for window, network in np.ndindex(4, 3):
+        np.testing.assert_allclose(block.values[0, window, network], joined[..., window, network], atol=1e-6)
+    np.testing.assert_allclose(block.values[1, :2], np.moveaxis(three, (3, 4), (0, 1)), atol=1e-6)
+    assert np.isnan(block.values[1, 2:]).all()
+    np.testing.assert_array_equal(block.affine, np.diag([3, 3, 3, 1]))
+    found = normalization.fit(block.values, np.array([0, 1]), steps=True)
+    both = np.concatenate([joined, three], axis=3)
+    np.testing.assert_allclose(found.mean, np.moveaxis(both.mean(axis=3), -1, 0), atol=1e-5)
+    normalised = found.apply(np.asarray(block.values))
+    assert np.isnan(normalised[1, 2:]).all()
+    np.testing.assert_allclose(np.nanstd(normalised.reshape(-1, 3, 120), axis=0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"networks": NETWORKS[::-1]}, "region 'visual' stands where the others have 'dmn'"),
+    ({"shape": (2, 2, 3, 4, 3)}, "2×2×3×4×3 values where the others have 2×2×2×4×3"),
+    ({"edge_mm": 4.0}, "lies on another grid"),
+])  # fmt: skip
+def test_maps_of_windows_of_other_networks_or_places_are_refused_by_name(folders, change, said):
+    for number in (1, 2, 3):
+        own = change if number == 2 else {}
+        values = np.full(own.get("shape", (2, 2, 2, 4, 3)), 1.0 * number)
+        mapped(
+            folders,
+            f"sub-0{number}",
+            values,
+            networks=own.get("networks", NETWORKS),
+            of=MOVING,
+            edge_mm=own.get("edge_mm", 3.0),
+        )
+    config = folders.config(features={"names": ["dynamic_network_maps"]}, models={"names": ["cnn_ica"]})
+    _, refused, _ = built(config)
     assert [r["participant_id"] for r in refused] == ["sub-02"]
     assert said in refused[0]["reason"]
 

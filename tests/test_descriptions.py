@@ -149,6 +149,30 @@ def test_volumes_are_images_whose_coarse_voxels_lie_amid_the_fine_ones(tmp_path)
     assert said["Dimensions"] == ["x", "y", "z", "source"]
 
 
+def test_maps_of_windows_are_one_image_without_the_windows_that_pad(tmp_path):
+    named = "sub-1_task-rest_run-{}_atlas-ICA2_res-8_stat-dualregression_desc-slidingwindow_boldmap"
+    files = [tmp_path / "sub-1" / "func" / f"{named.format(run)}.nii.gz" for run in (1, 2)]
+    files[0].parent.mkdir(parents=True)
+    for file, onsets in zip(files, ([0, 60], [0]), strict=True):
+        said = {"WindowDuration": 120, "StepDuration": 60, "WindowOnsets": onsets}
+        file.with_name(file.name.replace(".nii.gz", ".json")).write_text(json.dumps(said))
+    values, dims = GENERATOR.random((5, 2, 3, 3, 3)), ("window", "source", "x", "y", "z")
+    values[3:] = np.nan
+    block = Block(np.zeros((1, 5, 2, 6, 6, 6)), ("window", "network", *dims[2:]), ("a", "b"), affine=np.eye(4))
+    given = Told(0, "one", {"parcellation": values}, {"parcellation": dims}, 2)
+    options = {"model": "dynamic_network_maps_cnn_ica", "target": "group", "part": "source"}
+    (found,) = descriptions.write_participant(given, block, list(map(str, files)), tmp_path, **options)
+    assert found.name == "sub-1_task-rest_atlas-ICA2_desc-GroupDynamicNetworkMapsCnnIca_probseg.nii.gz"
+    image = nib.load(found)
+    assert image.shape == (3, 3, 3, 3, 2)
+    for window, source in np.ndindex(3, 2):
+        np.testing.assert_allclose(image.get_fdata()[..., window, source], values[window, source], rtol=1e-6)
+    assert image.header.get_zooms()[:4] == (2, 2, 2, 60)
+    said = json.loads(found.with_name(found.name.replace(".nii.gz", ".json")).read_text())
+    assert said["Dimensions"] == ["x", "y", "z", "window", "source"]
+    assert (said["WindowDuration"], said["WindowOnsets"]) == (120, [0, 60, 0])
+
+
 @pytest.fixture
 def written(tmp_path):
     source = tmp_path / "sub-1" / "ses-a" / "func" / "sub-1_ses-a_task-rest_run-1_atlas-five_stat-mean_timeseries.tsv"

@@ -299,9 +299,10 @@ def test_maps_that_move_are_modelled_parcellated_explained_and_predicted_from(fm
     parted = pd.read_csv(out / "group" / "descriptions" / f"target-diagnosis_model-{MODEL}_maps.tsv", sep="\t")
     assert parted.columns.tolist() == ["network", "source1", "source2"]
     page = (out / "sub-01.html").read_text()
-    assert "oving network maps" in page
+    assert "etwork maps in windows" in page
     assert "cannot be shown" not in page
     assert "the first of 3 windows" in page
+    assert "the first of 3 networks" in page
     bundle = out / "group" / "bundles" / f"target-diagnosis_model-{MODEL}"
     again = fmriprep(2, seed=5, n_volumes=130)
     write_description(again, Name="other people")

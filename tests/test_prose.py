@@ -130,7 +130,7 @@ def test_mne_and_mne_bids_are_cited_where_they_read_a_recording():
     assert cited(entry("timeseries", "sub-1/func/sub-1_atlas-AAL_timeseries.tsv")) == ["doi:10.1006/nimg.2001.0978"]
 
 
-@pytest.mark.parametrize("feature", ["dual_regression", "network_maps"])
+@pytest.mark.parametrize("feature", ["dual_regression", "network_maps", "dynamic_network_maps"])
 def test_networks_of_group_ica_and_their_regression_are_cited(feature):
     taken = entry(feature, "sub-1/func/sub-1_task-rest_atlas-ICA20_stat-dualregression_boldmap.nii.gz")
     assert cited(taken) == ["doi:10.3389/fnins.2017.00115", "doi:10.1016/j.neuroimage.2010.02.010"]

@@ -144,7 +144,9 @@ def test_map_that_is_empty_and_one_that_repeats_another_leave_numbers():
     assert torch.isfinite(module.misfit(*module._sources(x)[:2]))
 
 
-@pytest.mark.parametrize(("shape", "n_sources"), [((12, 12, 12), 5), ((1, 12, 12, 12), 5), ((4, 12, 12, 12), 1), ((9, 1, 12, 12, 12), 5)])
+@pytest.mark.parametrize(
+    ("shape", "n_sources"), [((12, 12, 12), 5), ((1, 12, 12, 12), 5), ((4, 12, 12, 12), 1), ((9, 1, 12, 12, 12), 5)]
+)
 def test_input_that_cannot_be_unmixed_is_refused(shape, n_sources):
     with pytest.raises(UsageError, match=r"cnn_ica takes maps .* shape \(.*n_sources is \d. Use it on network_maps"):
         build([shape], 1, n_sources=n_sources)
@@ -164,7 +166,9 @@ def test_windows_are_unmixed_as_maps_of_as_many_participants_are():
     module, x = unmixed(maps, n_pretraining=2)
     alone, flat = unmixed(maps.reshape(-1, *maps.shape[2:])[np.arange(24) != 2], n_pretraining=2)
     torch.testing.assert_close(module.whitening, alone.whitening, atol=1e-4, rtol=1e-4)
-    alone.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False)
+    alone.load_state_dict(
+        {k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False
+    )
     present = ~torch.isnan(x).flatten(2).all(dim=2)
     for told in ("sources", "parcellation"):
         found = getattr(module, told)(x)
@@ -181,12 +185,16 @@ def test_embedding_of_windows_has_their_mean_and_deviation_in_any_order():
     _, maps, _ = windowed(n=6)
     module, x = unmixed(maps, n_cells=2, n_pretraining=3)
     alone, _ = unmixed(maps[1:, 0], n_cells=2, n_pretraining=0)
-    alone.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False)
+    alone.load_state_dict(
+        {k: v for k, v in module.state_dict().items() if not k.startswith(("standard", "head"))}, strict=False
+    )
     unit = np.sqrt(1 + module.standard.eps)
     found = module.embed(x).numpy() * unit
     for row in range(len(x)):
         each = alone.embed(x[row][~torch.isnan(x[row]).flatten(1).all(dim=1)]).numpy() * unit
-        np.testing.assert_allclose(found[row], [*each.mean(axis=0), *np.sqrt(each.var(axis=0, ddof=1) + 1e-6)], atol=1e-4)
+        np.testing.assert_allclose(
+            found[row], [*each.mean(axis=0), *np.sqrt(each.var(axis=0, ddof=1) + 1e-6)], atol=1e-4
+        )
     torch.testing.assert_close(module.embed(x.flip(1)), module.embed(x), atol=1e-5, rtol=1e-4)
 
 
@@ -194,7 +202,9 @@ def test_participant_with_one_window_or_none_has_numbers_and_gradients():
     values = torch.tensor([[2.0, 3], [4, 7], [5, 5]], requires_grad=True)
     present = torch.tensor([[True, True], [True, False], [False, False]])
     found = moments(values, present)
-    np.testing.assert_allclose(found.detach(), [[3, 5, 2**0.5, 8**0.5], [5, 5, 0.001, 0.001], [0, 0, 0.001, 0.001]], atol=1e-5)
+    np.testing.assert_allclose(
+        found.detach(), [[3, 5, 2**0.5, 8**0.5], [5, 5, 0.001, 0.001], [0, 0, 0.001, 0.001]], atol=1e-5
+    )
     found.sum().backward()
     assert torch.isfinite(values.grad).all()
 
