@@ -16,7 +16,7 @@ EXPLAINERS = zoo.names("explainers")
 N = 30
 SPLIT = Split(np.arange(0, 16), np.arange(16, 22), np.arange(22, 30), "one")
 AFFINE = np.array([[24.0, 0, 0, -90], [0, 24, 0, -126], [0, 0, 24, -72], [0, 0, 0, 1]])
-SHAPES = {"edges": (15,), "columns": (4,), "volume": (8, 9, 8), "maps": (2, 8, 9, 8)}
+SHAPES = {"edges": (15,), "columns": (4,), "volume": (8, 9, 8), "maps": (2, 8, 9, 8), "moving": (3, 2, 8, 9, 8)}
 MODELS = [
     ("linear", "edges"),
     ("linear", "columns"),
@@ -24,6 +24,7 @@ MODELS = [
     ("cnn3d", "volume"),
     ("linear", "maps"),
     ("cnn3d", "maps"),
+    ("cnn_ica", "moving"),
 ]
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 
@@ -32,11 +33,13 @@ def cohort(levels):
     generator = np.random.default_rng(0)
     y = generator.permutation(np.arange(N) % len(levels)) if levels else generator.normal(50, 10, N)
     x = {name: generator.normal(size=(N, *shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    x["moving"][::2, 2] = np.nan  # every other participant has two windows
     features = {
         "edges": Block(x["edges"], ("edge",), tuple("ABCDEF")),
         "columns": Block(x["columns"], ("column",), ("iq", "age", "size", "fat")),
         "volume": Block(x["volume"], ("x", "y", "z"), affine=AFFINE),
         "maps": Block(x["maps"], ("network", "x", "y", "z"), ("one", "two"), affine=AFFINE),
+        "moving": Block(x["moving"], ("window", "network", "x", "y", "z"), ("one", "two"), affine=AFFINE),
     }
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
     return Cohort(people, features, Target("target", y.astype(float), levels))
