@@ -317,11 +317,11 @@ def as_feature(
     """
     maps, affine = _placed(made.voxels, values, resolution_mm)
     named = {"atlas": made.networks.name, "stat": "dualregression", "desc": desc}
-    described_all = signals.described_map(scan, made.voxels) | described(made) | dict(said or {})
+    about = signals.described_map(scan, made.voxels) | described(made) | dict(said or {})
     if resolution_mm > 0:
         named["res"] = f"{resolution_mm:g}".replace(".", "p")
-        described_all["Resolution"] = f"{resolution_mm:g} mm isotropic"
-    return Feature(maps, ("x", "y", "z", *dims), "boldmap", "BOLD", made.networks.labels, named, described_all, affine)
+        about["Resolution"] = f"{resolution_mm:g} mm isotropic"
+    return Feature(maps, ("x", "y", "z", *dims), "boldmap", "BOLD", made.networks.labels, named, about, affine)
 
 
 def _placed(found: signals.Voxels, values: NDArray[np.float32], resolution_mm: float) -> tuple[Array, Array]:

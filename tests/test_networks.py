@@ -241,6 +241,8 @@ width = 2
 n_blocks = 1
 n_cells = 1
 n_pretraining = 3
+[explainers]
+names = ["integrated_gradients", "occlusion"]
 [splits]
 n_folds = 2
 [training]
@@ -309,4 +311,4 @@ def test_maps_that_move_are_modelled_parcellated_explained_and_predicted_from(fm
     assert run(again, new, "--config-file", given, "--bundle", bundle, "--participant-label", "01", "02") == 0
     scores = pd.read_csv(new / "phenotype" / f"{bundle.name}.tsv", sep="\t")
     assert scores["y_score"].notna().all()
-    assert len(list(new.rglob(f"*{derivatives.word(bundle.name)}*_statmap.nii.gz"))) == 2
+    assert len(list(new.rglob(f"*{derivatives.word(bundle.name)}*_statmap.nii.gz"))) == 4
