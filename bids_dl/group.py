@@ -159,7 +159,11 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     said += [
         f"confounds: {', '.join(covariates) or 'none found'}; features: {', '.join(_feature_names(plan)) or 'none'}."
     ]
-    said += [f"models: {', '.join(m.id for m in models)}.", *_said_synthetic(config, plan, models)]
+    said += [
+        f"models: {', '.join(m.id for m in models)}.",
+        *_said_synthetic(config, plan, models),
+        *_said_as_is(config, plan),
+    ]
     return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
 
 
@@ -199,6 +203,18 @@ def _said_synthetic(config: Config, plan: cohorts.Plan, models: Sequence[Model])
         f"{said}; {', '.join([*others, 'baselines'])} are trained without, as they do not suit."
         if others
         else f"{said} only."
+    ]
+
+
+def _said_as_is(config: Config, plan: cohorts.Plan) -> list[str]:
+    """Say which features keep what sites and confounds did to them, where these are to be removed."""
+    asked = [] if config.harmonizer == "none" else [f"harmonised ({config.harmonizer})"]
+    asked += ["freed of confounds"] if config.normalization.remove_confounds else []
+    kept = [v.name for v in plan.variants if v.kind in cohorts.SEQUENCES]
+    if not asked or not kept:
+        return []
+    return [
+        f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} not {' nor '.join(asked)}: only features without a time axis are."
     ]
 
 
@@ -493,7 +509,9 @@ def _notes(config: Config, plan: cohorts.Plan, chosen: Choices) -> list[str]:
         notes.append("The labels were shuffled on purpose: every result should lie at chance.")
     if plan.tables:
         notes.append("Phenotype tables are features here: make sure that none of their columns restates a target.")
-    notes += [f"{s[:1].upper()}{s[1:]}" for s in _said_synthetic(config, plan, chosen.models)]
+    notes += [
+        f"{s[:1].upper()}{s[1:]}" for s in (*_said_synthetic(config, plan, chosen.models), *_said_as_is(config, plan))
+    ]
     if not chosen.covariates:
         notes.append("No confounds were found in participants.tsv, so what they alone would reach is unknown.")
     if chosen.site and config.splits.kind == "kfold":

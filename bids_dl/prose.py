@@ -523,18 +523,26 @@ def _said_targets(choices: Json, settings: Json) -> str:
         else:
             spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
             said.append(f"'{target['name']}' was predicted by regression in {n} participants ({spread}).")
-    if settings.get("normalization", {}).get("remove_confounds") and said:
+    freed = _freed(choices) if said else ""
+    if settings.get("normalization", {}).get("remove_confounds") and freed:
         confounds = ", ".join(choices.get("covariates", []))
         said.append(
-            f"Confounds ({confounds}) were regressed out of the features, with weights learned from training participants."
+            f"Confounds ({confounds}) were regressed out of {freed}, with weights learned from training participants."
         )
-    if (name := choices.get("harmonizer", "none")) != "none" and said:
+    if (name := choices.get("harmonizer", "none")) != "none" and freed:
         cited = HARMONIZERS.get(name, f"the harmonizer '{name}' [@harmonized]")
         site = choices.get("splits", {}).get("site")
         said.append(
-            f"Differences between sites ('{site}') were removed by {cited}, learned from training participants."
+            f"Differences between sites ('{site}') were removed from {freed} by {cited}, learned from training participants."
         )
     return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
+
+
+def _freed(choices: Json) -> str:
+    """Name the features that confounds and sites are taken out of: those without a time axis; nothing where there are none."""
+    given = choices.get("features", [])
+    whole = [one["name"] for one in given if not {"time", "window"} & set(one.get("dims", ()))]
+    return "the features" if len(whole) == len(given) else ", ".join(whole)
 
 
 HARMONIZERS = {

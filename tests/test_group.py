@@ -437,7 +437,21 @@ def test_harmonisation_says_what_it_did_to_site_and_target(harmonized):
     assert found["n"].tolist() == [N, N]
     page = (harmonized / "group.html").read_text()
     assert "Before and after harmonisation" in page
-    assert "removed by ComBat" in page
+    assert "removed from the features by ComBat" in page
+
+
+def test_what_a_harmonizer_leaves_as_it_is_is_said_before_anything_runs(harmonized, bids, tmp_path, capsys):
+    (tmp_path / "both.toml").write_text("[normalization]\nremove_confounds = true")
+    given = ["-d", f"done={harmonized}", "--features", "connectivity", "timeseries", "--models", "mean_mlp", "--dry-run",
+             "--config-file", tmp_path / "both.toml", "--target", "group"]  # fmt: skip
+    assert run(bids, tmp_path / "out", "group", *given, "--harmonizers", "combat") == 0
+    said = capsys.readouterr().out
+    assert (
+        "timeseries is not harmonised (combat) nor freed of confounds: only features without a time axis are." in said
+    )
+    (tmp_path / "both.toml").write_text("")
+    assert run(bids, tmp_path / "out", "group", *given) == 0
+    assert "not harmonised" not in capsys.readouterr().out
 
 
 def test_harmonised_bundle_takes_participants_of_a_new_site_as_they_are(harmonized, tmp_path):

@@ -435,6 +435,27 @@ def test_methods_text_says_what_networks_were_computed_in(tmp_path, bits):
     assert ("computed in bfloat16, with weights in float32" in text) is (bits == 16)
 
 
+@pytest.mark.parametrize(
+    ("dims", "said"),
+    [
+        (["roi", "roi"], "were regressed out of the features,"),
+        (["time", "roi"], "were regressed out of t1w,"),
+        (None, "were regressed"),
+    ],
+)
+def test_methods_text_names_what_confounds_were_taken_out_of(tmp_path, dims, said):
+    make_group(tmp_path, n=24, n_splits=3)
+    path = tmp_path / "group" / "choices.json"
+    choices = json.loads(path.read_text())
+    for feature in choices["features"]:
+        if feature["name"] == "connectivity" or dims is None:
+            feature["dims"] = dims or ["window", "edge"]
+    derivatives.write_json(path, choices)
+    derivatives.write_text(tmp_path / "logs" / "bids_dl_group.toml", "[normalization]\nremove_confounds = true\n")
+    report.write_methods(tmp_path, "group")
+    assert (said in (tmp_path / "logs" / "CITATION.md").read_text()) is (dims is not None)
+
+
 def test_every_citation_in_the_text_has_its_entry(tmp_path):
     make_group(tmp_path, n=24, n_splits=3)
     report.write_methods(tmp_path, "group")
