@@ -4,7 +4,8 @@ Runs both levels, one member a network unless ``--members`` says otherwise, the 
 metric with interval and p-value, its difference from the linear model named by ``--reference``, and the corrected resampled t-test of
 that difference with its p-value adjusted for the number of comparisons (Holm). The default is what the documentation shows of ABIDE I
 laid out as a derivative dataset: every model of edges and of series on the diagnosis. ``--config`` gives more lines of the configuration.
-``--reuse`` prints the table of an OUT that is there; ``--against`` compares the models with the reference of another OUT on the same
+An OUT that is there is asked for more: fits that the
+options leave as they are are kept. ``--reuse`` prints its table alone; ``--against`` compares the models with the reference of another OUT on the same
 splits: other features, harmonizers or options.
 """
 
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace, base: Path, out: Path) -> None:
     config = out / "models.toml"
     config.write_text(settings(options))
     command = [sys.executable, "-m", "bids_dl", str(options.bids_dir)]
-    common = ["--skip-bids-validation", "--nprocs", options.nprocs, "--config-file", str(config)]
+    common = ["--overwrite", "--skip-bids-validation", "--nprocs", options.nprocs, "--config-file", str(config)]
     if not list(base.glob("sub-*")):
         measure.run([*command, str(base), "participant", *common])
     one = measure.run([*command, str(out), "group", *common, "-d", f"bids_dl={base}"])
