@@ -4,9 +4,8 @@ Runs both levels, one member a network unless ``--members`` says otherwise, the 
 metric with interval and p-value, its difference from the linear model named by ``--reference``, and the corrected resampled t-test of
 that difference with its p-value adjusted for the number of comparisons (Holm). The default is what the documentation shows of ABIDE I
 laid out as a derivative dataset: every model of edges and of series on the diagnosis. ``--config`` gives more lines of the configuration.
-An OUT that is there is asked for more: fits that the
-options leave as they are are kept. ``--reuse`` prints its table alone; ``--against`` compares the models with the reference of another OUT on the same
-splits: other features, harmonizers or options.
+An OUT that is there is asked for more: fits that the options leave as they are are kept. ``--reuse`` prints its table alone;
+``--against`` compares the models with the reference of another OUT on the same splits: other features, harmonizers or options.
 """
 
 from __future__ import annotations
