@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bids_dl.layers import Fixed
+
 MOST_ROWS = 1000
 """Components are learned from at most so many rows, evenly spread: their inner products stay small."""
 
 
-TOGETHER = 256
-"""Rows that are read at once to find their coordinates."""
-
-
-class Components(nn.Module):
+class Components(Fixed):
     """Coordinates of participants along the main axes of the training rows, and the way back.
 
     Coordinates share one unit, in which their mean square over the training rows is 1; ``spread`` is each one's own
@@ -36,7 +33,6 @@ class Components(nn.Module):
         self.register_buffer("axes", torch.randn(self.n, n_values) / math.sqrt(n_values))
         self.register_buffer("spread", torch.ones(self.n))
         self.register_buffer("unit", torch.ones(()))
-        self.are_given = False
 
     def begin(self, rows: Callable[[Any], tuple[Tensor, ...]], n: int) -> None:
         """Learn from the training rows that ``rows`` returns, as `bids_dl.training` calls it."""
@@ -59,19 +55,6 @@ class Components(nn.Module):
         if self.are_given:
             return x
         return torch.nan_to_num(x.flatten(1)) @ self.axes.T / self.unit
-
-    def of(self, rows: Callable[[Any], tuple[Tensor, ...]], n: int) -> Tensor:
-        """Return the coordinates of all ``n`` rows that ``rows`` returns, reading some at a time."""
-        return torch.cat([self(rows(at)[0]) for at in np.array_split(np.arange(n), -(-n // TOGETHER))])
-
-    @contextmanager
-    def given(self) -> Iterator[None]:
-        """Take what comes in for coordinates: they do not change once the axes are learned, and are far shorter than rows."""
-        self.are_given = True
-        try:
-            yield
-        finally:
-            self.are_given = False
 
     def restored(self, coordinates: Tensor) -> Tensor:
         """Return the normalised values (participant, value) that coordinates stand for."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,26 @@ class Network(nn.Module):
         """Return (participant, output)."""
         out: Tensor = self.head(self.embed(x))  # (participant, output)
         return out
+
+
+class Fixed(nn.Module):
+    """What a module makes of participants by weights that do not change while it trains: it is made once, and then given."""
+
+    are_given = False
+
+    def of(self, rows: Callable[[Any], tuple[Tensor, ...]], parts: Iterable[Any]) -> Tensor:
+        """Return what is made of all rows that ``rows`` returns, reading one part after the other."""
+        with torch.no_grad():
+            return torch.cat([self(*rows(at)) for at in parts])
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """Take what comes in for what was made of participants before."""
+        self.are_given = True
+        try:
+            yield
+        finally:
+            self.are_given = False
 
 
 def masked(x: Tensor) -> tuple[Tensor, Tensor]:

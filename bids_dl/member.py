@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bids_dl import building, ordinal, pretraining, synthesis
 from bids_dl import span as spans
-from bids_dl.components import Components
-from bids_dl.loop import Loop, Loss, Read
+from bids_dl.layers import Fixed
+from bids_dl.loop import Loop, Loss, Read, n_together
 from bids_dl.material import Material, Rows, has_values
 from bids_dl.records import Cohort, Split, Target
 from bids_dl.settings import Settings
@@ -81,11 +81,14 @@ class Member:
     def _pretrain(self, module: nn.Module) -> None:
         """Let a network reconstruct hidden values of everybody it may learn from."""
         rows = np.concatenate([self.train, self._usable()])
-        device = "cuda" if self.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
         pretraining.masked(
             module, lambda at: self.data.rows(rows[at]), len(rows), batch_size=self.settings.batch_of(len(rows)),
-            learning_rate=self.settings.learning_rate, seed=self._seed, device=device,
+            learning_rate=self.settings.learning_rate, seed=self._seed, device=self._device,
         )  # fmt: skip
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def _usable(self) -> Rows:
         """Keep the rows without a target that have an input."""
@@ -106,12 +109,12 @@ class Member:
         checkpoint = self.settings.checkpoint and self.settings.checkpoint / f"member-{self.number}.pt"
         settings = replace(self.settings, precision=precision)
         with ExitStack() as stack:
-            if hasattr(module, "components"):
+            if fixed := next((part for part in module.children() if isinstance(part, Fixed)), None):
                 training, validation = (
-                    _shortened(module.components, rows, n)
+                    self._shortened(fixed, rows, n)
                     for rows, n in ((training, len(train)), (validation, len(self.validation)))
                 )
-                stack.enter_context(module.components.given())
+                stack.enter_context(fixed.given())
             loop = Loop(module, settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
             history = loop.run(training, labels, validation, self.data.labels(self.validation))
             held = loop.outputs(validation, len(self.validation))
@@ -122,6 +125,12 @@ class Member:
         self.data.held.append((self.validation, held))
         return [{"member": self.number, **row} for row in history]
 
+    def _shortened(self, fixed: Fixed, rows: Read, n: int) -> Read:
+        """Read what a module's fixed part makes of ``n`` rows, made once, in place of the rows."""
+        parts = np.array_split(np.arange(n), -(-n // n_together(rows)))
+        made = fixed.to(self._device).of(lambda at: tuple(x.to(self._device) for x in rows(at)), parts).cpu()
+        return lambda at: (made[at],)
+
     def _loss(self, module: Any) -> Loss:
         """Choose the loss; ordered levels get thresholds, which are trained with the module."""
         rows = np.concatenate([self.train, self.validation])
@@ -131,13 +140,6 @@ class Member:
         counts = np.bincount(target.values[rows].astype(int), minlength=len(target.ranks))
         ordinal.let_learn(module, counts.astype(np.float64))
         return lambda out, y: ordinal.coral(out[:, 0], torch.round(y * scale + mean), module.biases)
-
-
-def _shortened(components: Components, rows: Read, n: int) -> Read:
-    """Read coordinates, found once, in place of ``n`` rows that a model would bring to its components at every step."""
-    with torch.no_grad():
-        found = components.of(rows, n)
-    return lambda at: (found[at],)
 
 
 def loss_of(data: Material, rows: Rows, *, weighted: bool) -> Loss:

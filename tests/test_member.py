@@ -11,7 +11,7 @@ from trained import SMALL, TARGETS, THREE, TWO, N, cohort, same, split_of, train
 
 from bids_dl import calibration, material, member, normalization, splits, training
 from bids_dl import loop as loops
-from bids_dl.components import Components
+from bids_dl.layers import Fixed
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
@@ -202,6 +202,6 @@ def test_components_are_found_once_and_nothing_else_changes(model, monkeypatch):
         return training.predict(fitted, data, split.test)
 
     fast = scores()
-    monkeypatch.setattr(member, "_shortened", lambda components, rows, n: rows)
-    monkeypatch.setattr(Components, "given", nullcontext)
+    monkeypatch.setattr(member.Member, "_shortened", lambda self, fixed, rows, n: rows)
+    monkeypatch.setattr(Fixed, "given", nullcontext)
     np.testing.assert_allclose(scores(), fast, atol=1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl import building, material, training
+from bids_dl.layers import Fixed
 from bids_dl.records import Cohort, FittedModel, Split
 from bids_dl.settings import Settings
 
@@ -23,6 +24,27 @@ SCHEDULE = {
 }
 
 
+class Members(Fixed, nn.ModuleList):
+    """Frozen members side by side: (participant, sum of widths + modality), embeddings and which modalities there are."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__(members)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Members:  # noqa: ARG002
+        """Stay in evaluation mode: they are trained already."""
+        super().train(False)
+        return self
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Represent participants; of an absent modality (all NaN) the embedding means nothing."""
+        if self.are_given:
+            return inputs[0]
+        has = torch.stack([~torch.isnan(x.flatten(1)).all(dim=1) for x in inputs], dim=1)  # (participant, modality)
+        parts = [member.embed(torch.nan_to_num(x)) for member, x in zip(self, inputs, strict=True)]  # type: ignore[operator]
+        return torch.cat([*parts, has.to(parts[0].dtype)], dim=1)
+
+
 class PostFusion(nn.Module):
     """Frozen members' embeddings, each through its own layer, averaged over the modalities that a participant has."""
 
@@ -30,7 +52,7 @@ class PostFusion(nn.Module):
         self, members: Sequence[nn.Module], modality_dropout: float, units: Sequence[tuple[float, float]] = ()
     ) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members).requires_grad_(False)
+        self.members = Members(members)
         heads: list[Any] = [m.head for m in members]
         self.widths = [h.in_features for h in heads]
         self.head = nn.Linear(sum(self.widths) + len(heads), heads[0].out_features, bias=False)
@@ -44,23 +66,15 @@ class PostFusion(nn.Module):
             biases = [h.bias * times + plus for h, (times, plus) in zip(heads, units, strict=True)]
             self.head.weight.copy_(torch.cat([weights, torch.stack(biases, dim=1)], dim=1))
 
-    def train(self, mode: bool = True) -> PostFusion:
-        """Keep the members in evaluation mode: they are trained already."""
-        super().train(mode)
-        self.members.eval()
-        return self
-
     def embed(self, *inputs: Tensor) -> Tensor:
         """Join the embeddings; an absent modality (NaN) counts nothing and the others count more."""
-        has = torch.stack([~torch.isnan(x.flatten(1)).all(dim=1) for x in inputs], dim=1)  # (participant, modality)
+        *parts, flags = self.members(*inputs).split([*self.widths, len(self.widths)], dim=1)
+        has = flags > 0  # (participant, modality)
         if self.training and self.modality_dropout > 0:
             has = has & ~self._dropped(has)
         share = has.float() / has.float().sum(dim=1, keepdim=True).clamp(min=1)
-        parts = [
-            member.embed(torch.nan_to_num(x)) * share[:, [m]]  # type: ignore[operator]
-            for m, (member, x) in enumerate(zip(self.members, inputs, strict=True))
-        ]
-        return torch.cat([*parts, share], dim=1)  # (participant, sum of widths + modality)
+        shared = [part * share[:, [m]] for m, part in enumerate(parts)]
+        return torch.cat([*shared, share], dim=1)  # (participant, sum of widths + modality)
 
     def _dropped(self, has: Tensor) -> Tensor:
         """Draw modalities to leave out, never the last one that a participant has."""

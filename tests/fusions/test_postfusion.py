@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from bids_dl import building, training
+from bids_dl import building, member, training
 from bids_dl.calibration import Calibration
 from bids_dl.fusions.postfusion import build, fuse
+from bids_dl.layers import Fixed
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
@@ -58,6 +60,30 @@ def test_modality_dropout_acts_only_while_training():
     module, (a, b) = build(members(), modality_dropout=0.5), inputs(64)
     assert not torch.equal(module.train()(a, b), module(a, b))
     assert torch.equal(module.eval()(a, b), module(a, b))
+
+
+def test_members_represent_participants_once_and_nothing_else_changes(monkeypatch):
+    """The slow twin lets the members see every batch again; somebody lacks a modality, members have dropout."""
+    cohort = two_modalities(np.arange(N) % 2.0, ("a", "b"))
+    cohort.features["two"].values[::7] = np.nan
+    seen = []
+    fitted = [
+        training.train(training.define("mlp", [(8,)], 1, {"hidden": [4]}), cohort, SPLIT, [name], SETTINGS)
+        for name in ("one", "two")
+    ]
+
+    def scores():
+        fused = fuse(fitted, cohort, SPLIT, SETTINGS)
+        return training.predict(fused, cohort, SPLIT.test)
+
+    embed = type(fitted[0].module).embed
+    monkeypatch.setattr(type(fitted[0].module), "embed", lambda self, x: seen.append(len(x)) or embed(self, x))
+    fast, n_fast = scores(), sum(seen)
+    seen.clear()
+    monkeypatch.setattr(member.Member, "_shortened", lambda self, fixed, rows, n: rows)
+    monkeypatch.setattr(Fixed, "given", nullcontext)
+    np.testing.assert_allclose(scores(), fast, atol=1e-5)
+    assert n_fast < sum(seen) / 3
 
 
 def test_only_the_joint_layer_is_trained():
