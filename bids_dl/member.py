@@ -115,6 +115,7 @@ class Member:
                     for rows, n in ((training, len(train)), (validation, len(self.validation)))
                 )
                 stack.enter_context(fixed.given())
+                reads_ahead = False
             loop = Loop(module, settings, loss, checkpoint, seed=self._seed, reads_ahead=reads_ahead)
             history = loop.run(training, labels, validation, self.data.labels(self.validation))
             held = loop.outputs(validation, len(self.validation))
