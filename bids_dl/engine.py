@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl.config import Config
-from bids_dl.derivatives import remove
+from bids_dl.derivatives import remove, write_text
 from bids_dl.errors import MissingInputError, UsageError
 
 LOG = logging.getLogger("bids_dl")
@@ -22,7 +22,8 @@ LOG = logging.getLogger("bids_dl")
 class Task:
     """One step: a function named ``module:function``, its JSON arguments, and the tasks whose results it waits for.
 
-    ``redo`` runs it even where the cache says that it is done, for outputs that have gone missing.
+    ``redo`` runs it even where the cache says that it is done, for outputs that have gone missing. ``despite`` runs it even
+    where some of those that it waits for have failed: it makes do without them.
     """
 
     name: str
@@ -30,17 +31,33 @@ class Task:
     arguments: Mapping[str, Any]
     after: Sequence[str] = ()
     redo: bool = False
+    despite: bool = False
     memory_gb: float = 0.25
     stamp: str = field(default="", compare=False)
 
 
-def call(step: str, arguments: str, stamp: str, upstream: list[object]) -> object:
-    """Run in a worker: import the function, hand it its arguments; its result is plain JSON data."""
+FAILED = "_failed"
+"""Key of a result that says why there is none."""
+
+
+def call(step: str, arguments: str, stamp: str, upstream: list[object], caught: bool, despite: bool) -> object:
+    """Run in a worker: import the function, hand it its arguments; its result is plain JSON data.
+
+    A failure is ``caught`` where some other task runs despite it: then it is the result, as is that of one to wait for.
+    """
     import importlib
     import json
+    import traceback
 
+    if not despite and any(isinstance(one, dict) and "_failed" in one for one in upstream):
+        return {"_failed": ""}
     module, _, name = step.partition(":")
-    return getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    try:
+        return getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    except Exception:
+        if not caught:
+            raise
+        return {"_failed": traceback.format_exc()}
 
 
 def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step") -> dict[str, Any]:
@@ -49,8 +66,8 @@ def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step")
     Returns
     -------
     dict
-        Result of each task that ended well; a task that failed, or waited for one, is missing. The reason of
-        a failure is in the crash files of ``OUTPUT_DIR/logs``.
+        Result of each task that ended well; a task that failed, or waited for one and does not run despite it, is
+        missing. The reason of a failure is in the crash files of ``OUTPUT_DIR/logs``.
     """
     if config.run.clean_workdir:
         remove([config.work / name])
@@ -64,7 +81,7 @@ def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step")
             graph = workflow.run(**_plugin(config, advance))
         except RuntimeError as problem:
             LOG.debug("nipype ended with: %s", problem)
-    return _results(graph, nodes, tasks)
+    return _results(config, graph, nodes, tasks)
 
 
 def _settings(config: Config) -> None:
@@ -96,6 +113,7 @@ def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[
 
     workflow = Workflow(name, base_dir=str(config.work))
     nodes: dict[str, Any] = {}
+    caught = {before for task in tasks if task.despite for before in task.after}
     for task in tasks:
         interface = Function(function=call, output_names=["result"])
         node = Node(interface, task.name, overwrite=task.redo or None, mem_gb=task.memory_gb)
@@ -104,6 +122,8 @@ def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[
         node.inputs.arguments = _arguments(task)
         node.inputs.stamp = task.stamp
         node.inputs.upstream = []
+        node.inputs.caught = task.name in caught and not config.run.stop_on_first_crash
+        node.inputs.despite = task.despite
         workflow.add_nodes([node])
         if task.after:
             merge = Node(Merge(len(task.after)), f"{task.name}_waits", run_without_submitting=True)
@@ -169,18 +189,33 @@ class _progress:
         self.bar.close()
 
 
-def _results(graph: Any, nodes: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+def _results(config: Config, graph: Any, nodes: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     """Read what each node left behind; one that failed, or did not run this time, has no result."""
     ran = {node.name: node for node in graph.nodes()} if graph is not None else nodes
     found: dict[str, Any] = {}
+    failed = set()
     for task in tasks:
         try:
             result = ran[task.name].result
-            if _is_of(task, result.inputs) and all(before in found for before in task.after):
-                found[task.name] = result.outputs.result
+            if not _is_of(task, result.inputs):
+                continue
+            said = result.outputs.result
         except Exception as problem:  # a node that never ran raises whatever its cache reader meets
             LOG.debug("%s left no result: %s", task.name, problem)
+            continue
+        if isinstance(said, dict) and FAILED in said:
+            failed.add(task.name)
+            if said[FAILED]:
+                write_text(crash_path(config, task.name), said[FAILED])
+        elif all(before in found or (task.despite and before in failed) for before in task.after):
+            found[task.name] = said
+            crash_path(config, task.name).unlink(missing_ok=True)
     return found
+
+
+def crash_path(config: Config, name: str) -> Path:
+    """Name the file that says why a task failed which others run despite."""
+    return config.out / "logs" / f"crash-{name}.txt"
 
 
 def _is_of(task: Task, inputs: Mapping[str, Any]) -> bool:

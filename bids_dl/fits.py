@@ -113,6 +113,13 @@ class Step:
         """Where a fit lies."""
         return self.config.work / "fits" / self.target / model / split
 
+    def emptied(self, model: str, split: str, *names: str) -> Path:
+        """Remove what an earlier fit left: one that fails must not look like it. Returns the folder."""
+        folder = self.fit_folder(model, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        derivatives.remove([folder / name for name in names])
+        return folder
+
     def definition(self, model: Settings) -> dict[str, Any]:
         """Write down how a model is built for this cohort."""
         shapes = [self.cohort.features[name].shape for name in model["inputs"]]
@@ -130,9 +137,9 @@ def fit(model: Settings, split: str, **common: Any) -> dict[str, float]:
     step = Step(**common)
     started = time.perf_counter()
     chosen = step.split(split)
+    folder = step.emptied(model["id"], split, "model", "predictions.npz", "history.json")
     fitted = _fuse(step, model, chosen) if model["role"] == "fusion" else _train(step, model, chosen)
     seconds = time.perf_counter() - started
-    folder = step.fit_folder(model["id"], split)
     bundle.save(fitted, folder / "model", {})
     _predict(step, fitted, chosen, folder / "predictions.npz")
     derivatives.write_json(folder / "history.json", list(fitted.history))
@@ -156,9 +163,8 @@ def fit_part(model: Settings, split: str, part: float, **common: Any) -> int:
     """Fit one model on a part of a split's training participants, and predict the same test participants."""
     step = Step(**common)
     chosen = splits.part_of(step.split(split), step.cohort.target, part, seed=step.config.random_seed)
+    folder = step.emptied(model["id"], chosen.name, "predictions.npz")
     fitted = _train(step, model, chosen)
-    folder = step.fit_folder(model["id"], chosen.name)
-    folder.mkdir(parents=True, exist_ok=True)
     _predict(step, fitted, chosen, folder / "predictions.npz")
     return len(chosen.pool)
 
@@ -222,6 +228,8 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
     split = Split(nobody, nobody, step.rows(), TEST)
     given = step.config.metrics
     for model in models:
+        if not (step.fit_folder(model["id"], "final") / "model").is_dir():
+            continue
         fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
         path = step.fit_folder(model["id"], TEST) / "predictions.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,12 +274,11 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
     """Train a model again under permuted labels, which the same permutation number gives to every split."""
     step = Step(**common)
     chosen = step.split(split)
+    folder = step.emptied(model["id"], split, "null.npz")
     definition = step.definition(model)
     settings = settings_for(definition, step.config)
     targets = [_permuted(step, step.config.random_seed + 1 + number) for number in range(n)]
     scores = nulls.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
-    folder = step.fit_folder(model["id"], split)
-    folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "null.npz",
         rows=chosen.test,

@@ -562,7 +562,8 @@ def _test_tasks(config: Config, chosen: Choices, held: HeldDataset, digest: str)
     for target, _ in chosen.targets:
         given = {**_common(config, chosen, target), "models": [asdict(m) for m in chosen.models]}
         waits = ("test_cohort", *(task_name("fit", target.name, m.id, "final") for m in chosen.models))
-        tasks.append(engine.Task(task_name("test", target.name), "bids_dl.fits:test", given, waits, stamp=own))
+        name = task_name("test", target.name)
+        tasks.append(engine.Task(name, "bids_dl.fits:test", given, waits, stamp=own, despite=True))
     return tasks
 
 
@@ -587,7 +588,10 @@ def _growth_tasks(config: Config, chosen: Choices, target: Target, digest: str) 
     tasks = [steps.part(model, split, part) for model in models for split in names for part in parts]
     waits = [t.name for t in tasks] + [task_name("fit", target.name, m.id, split) for m in models for split in names]
     given = {**steps.common, "models": [asdict(m) for m in models], "splits": names, "parts": parts}
-    return [*tasks, engine.Task(task_name("grow", target.name), "bids_dl.fits:grow", given, waits, stamp=digest)]
+    return [
+        *tasks,
+        engine.Task(task_name("grow", target.name), "bids_dl.fits:grow", given, waits, stamp=digest, despite=True),
+    ]
 
 
 def _synthetic_task(config: Config, plan: cohorts.Plan, chosen: Choices, target: Target, digest: str) -> engine.Task:
@@ -653,7 +657,8 @@ class _TargetSteps:
     def score(self, waits: Sequence[str]) -> engine.Task:
         """Score all models, once all are fitted."""
         given = {**self.common, "models": [asdict(m) for m in self.chosen.models], "splits": self.splits}
-        return engine.Task(task_name("score", self.target.name), "bids_dl.fits:score", given, waits, stamp=self.digest)
+        name = task_name("score", self.target.name)
+        return engine.Task(name, "bids_dl.fits:score", given, waits, stamp=self.digest, despite=True)
 
     def judged(self) -> list[engine.Task]:
         """Judge the features before and after harmonisation, where there is one."""
@@ -787,6 +792,12 @@ DUPLICATE_COLUMNS = {
 }
 
 
+def _reason(config: Config, name: str) -> str:
+    """Say why a step failed which others ran despite: the last line of what it left behind."""
+    path = engine.crash_path(config, name)
+    return f": {path.read_text(encoding='utf-8').strip().splitlines()[-1].rstrip('.')}" if path.is_file() else ""
+
+
 def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, Any], digest: str) -> int:
     """Write texts and report; say what failed."""
     from bids_dl import report
@@ -800,7 +811,7 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     outputs.write_methods(config, "group")
     report.write_all(config.out, "group")
     for name in failed[:10]:
-        LOG.error("step %s did not finish; see %s.", name, config.out / "logs")
+        LOG.error("step %s did not finish%s; see %s.", name, _reason(config, name), config.out / "logs")
     for name, lines in done.items():
         if name.startswith(("score__", "test__", "grow__", "resemble__")):
             for line in lines:

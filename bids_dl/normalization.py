@@ -104,7 +104,8 @@ def fit(
 
     def read(part: NDArray[np.intp]) -> Array:
         found = _harmonised(values[part], None if given is None else given[part], harmonization)
-        return np.asarray(found, np.float64).reshape(-1, *shape)
+        n_read = np.prod(found.shape[: found.ndim - len(shape)], dtype=int)  # not -1: there may be no values
+        return np.asarray(found, np.float64).reshape(n_read, *shape)
 
     shift = np.nan_to_num(read(rows[:1])[0])
     n, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)

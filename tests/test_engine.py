@@ -56,6 +56,29 @@ def test_a_failure_leaves_the_others_and_a_crash_file(settings: config.Config, t
     assert "on purpose" in crash.read_text()
 
 
+def test_a_task_runs_despite_those_that_failed_and_others_that_wait_do_not(
+    settings: config.Config, tmp_path: Path
+) -> None:
+    bad = engine.Task("bad", "made_up_steps:fail", {"log": ""})
+    waits = [add("waits", tmp_path, after=["bad"]), add("later", tmp_path, after=["waits"])]
+    joins = add("joins", tmp_path, after=["bad", "one", "later"], despite=True)
+    done = engine.run(settings, "x", [bad, add("one", tmp_path), *waits, joins])
+    assert done == {"one": 2, "joins": 2}
+    assert "on purpose" in engine.crash_path(settings, "bad").read_text()
+    assert not engine.crash_path(settings, "waits").exists()
+    mended = engine.Task("bad", "made_up_steps:add", {"value": 1, "log": str(tmp_path / "log")})
+    done = engine.run(settings, "x", [mended, add("one", tmp_path), *waits, joins])
+    assert done == dict.fromkeys(("bad", "one", "waits", "later", "joins"), 2)
+    assert not engine.crash_path(settings, "bad").exists()
+
+
+def test_the_first_crash_stops_the_run_where_that_is_asked_for(settings: config.Config, tmp_path: Path) -> None:
+    asked = replace(settings, run=replace(settings.run, stop_on_first_crash=True))
+    bad = engine.Task("bad", "made_up_steps:fail", {"log": ""})
+    done = engine.run(asked, "x", [bad, add("joins", tmp_path, after=["bad"], despite=True)])
+    assert done == {}
+
+
 def test_tasks_wait_for_those_they_name(settings: config.Config, tmp_path: Path) -> None:
     first = engine.Task("first", "made_up_steps:add", {"value": 5, "log": str(tmp_path / "log")})
     second = engine.Task("second", "made_up_steps:add", {"value": 6, "log": str(tmp_path / "log")}, after=["first"])
