@@ -31,9 +31,9 @@ class Task:
     arguments: Mapping[str, Any]
     after: Sequence[str] = ()
     redo: bool = False
-    despite: bool = False
     memory_gb: float = 0.25
     stamp: str = field(default="", compare=False)
+    despite: bool = False
 
 
 FAILED = "_failed"
