@@ -270,13 +270,25 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
 
 
 def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
-    """Fuse one network a feature, where there are two features or more."""
-    members = {m.inputs[0]: m for m in models if m.role == "network"}
+    """Fuse one network a feature, where there are two features or more.
+
+    Models that solve for their weights are left out: no training row is new to them, on which to learn how to join them.
+    """
+    members = {m.inputs[0]: m for m in models if m.role == "network" and _is_looped(m.method)}
     wanted = config.fusions.names or (zoo.names("fusions") if len(members) > 1 else ())
     if wanted and len(members) < 2:
-        raise UsageError(f"a fusion needs networks on at least two features; there is {', '.join(members) or 'none'}.")
+        solved = sorted({m.method for m in models if m.role == "network" and not _is_looped(m.method)})
+        raise UsageError(
+            f"a fusion needs networks on at least two features; there is {', '.join(members) or 'none'}"
+            + (f" ({', '.join(solved)} cannot be fused: no training row is new to them)." if solved else ".")
+        )
     inputs = tuple(members)
     return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
+
+
+def _is_looped(method: str) -> bool:
+    """Tell whether a model is trained epoch by epoch, and stopped by validation rows."""
+    return "n_epochs" in (zoo.constant("models", method, "SCHEDULE") or {})
 
 
 @dataclass(frozen=True)

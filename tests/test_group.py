@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -748,6 +749,18 @@ def test_model_that_suits_no_feature_is_refused():
 def test_fusion_of_one_feature_is_refused():
     with pytest.raises(UsageError, match="a fusion needs networks on at least two features; there is connectivity"):
         group.choose_models(settings(fusions={"names": ["postfusion"]}), plan(), has_confounds=True)
+
+
+def test_a_model_that_solves_is_no_member_of_a_fusion():
+    both = replace(plan(), variants=(plan().variants[0], replace(plan().variants[0], name="series", kind="sequence")))
+    chosen = settings(models={"names": ["kernel", "mlp", "mean_mlp"]})
+    fused = [m.members for m in group.choose_models(chosen, both, has_confounds=True) if m.role == "fusion"]
+    assert fused == [("connectivity_mlp", "series_mean_mlp")]
+    alone = settings(models={"names": ["kernel", "mean_mlp"]})
+    assert not [m for m in group.choose_models(alone, both, has_confounds=True) if m.role == "fusion"]
+    asked = settings(models={"names": ["kernel", "mean_mlp"]}, fusions={"names": ["postfusion"]})
+    with pytest.raises(UsageError, match=r"there is series \(kernel cannot be fused: no training row is new to them\)"):
+        group.choose_models(asked, both, has_confounds=True)
 
 
 def test_participant_without_a_family_is_tied_to_nobody():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dl import building, material, training
+from bids_dl.calibration import Calibration
 from bids_dl.layers import Fixed
 from bids_dl.records import Cohort, FittedModel, Split
 from bids_dl.settings import Settings
@@ -132,19 +133,21 @@ def fuse(
 
 
 def _units(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list[tuple[float, float]]:
-    """Find what brings each member's output to common units.
+    """Find what brings each member's output to common units, as calibrated on rows that it was not fitted on.
 
-    Logits are brought to the members' mean spread over the training rows (validation included), so that none is louder
-    than another; quantities to the standardisation of all participants who have any of the modalities.
+    A logit is then worth what it says, and who knows less is less loud; quantities are in the standardisation of all
+    participants who have any of the modalities.
     """
+    known = [m.calibration or Calibration() for m in members]
+    if cohort.target.is_class:
+        return [(1 / one.temperature, 0.0) for one in known]
     usable = material.present(cohort, split, [name for m in members for name in m.inputs])
-    rows = np.concatenate([usable.train, usable.validation])
-    if not cohort.target.is_class:
-        values = cohort.target.values[rows]
-        mean, scale = float(values.mean()), float(values.std()) or 1.0
-        return [(m.target_scale / scale, (m.target_mean - mean) / scale) for m in members]
-    spreads = [float(np.nanstd(training.outputs(m, cohort, rows))) for m in members]
-    return [(float(np.mean(spreads)) / s if s > 0 else 0.0, 0.0) for s in spreads]
+    values = cohort.target.values[np.concatenate([usable.train, usable.validation])]
+    mean, scale = float(values.mean()), float(values.std()) or 1.0
+    return [
+        (one.slope * m.target_scale / scale, (one.offset * m.target_scale + m.target_mean - mean) / scale)
+        for one, m in zip(known, members, strict=True)
+    ]
 
 
 def _copy(member: FittedModel) -> nn.Module:

@@ -129,6 +129,17 @@ def test_fusion_of_two_independent_views_beats_each():
     assert np.mean(differences) > 0.02
 
 
+def test_a_modality_that_tells_nothing_is_less_loud_before_anything_is_refined():
+    found, single = [], []
+    for seed in range(3):
+        data = two_modalities(np.tile([0.0, 1.0], N // 2), ("a", "b"), seed)
+        data.features["two"].values[:] = np.random.default_rng(seed + 99).normal(size=(N, 8))
+        members = trained(data)
+        found.append(auc(fuse(members, data, SPLIT, Settings(n_epochs=0, device="cpu")), data))
+        single.append(auc(members[0], data))
+    assert np.mean(found) > np.mean(single) - 0.05
+
+
 def test_refining_never_ends_below_the_start_on_the_validation_rows():
     """A rate that only harms: the weights from before the training are kept."""
     data = two_modalities(np.tile([0.0, 1.0], N // 2), ("a", "b"))
