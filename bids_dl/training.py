@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ class Affine(Network):
 
     def __init__(self, n_values: int, n_outputs: int) -> None:
         super().__init__()
-        learned: Any = nn.utils.skip_init(nn.Linear, n_values, n_outputs)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # where there are no confounds
+            learned: Any = nn.utils.skip_init(nn.Linear, n_values, n_outputs)  # type: ignore[no-untyped-call]
         self.head: nn.Linear = learned  # its weights are copied in
 
     def embed(self, x: Tensor) -> Tensor:
