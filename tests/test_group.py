@@ -334,7 +334,7 @@ names = ["timeseries", "dynamic_connectivity"]
 window = 10
 step = 3
 [models]
-names = ["dynamic_states", "rnn_ica"]
+names = ["dynamic_states", "rnn_ica", "bilstm"]
 [models.dynamic_states]
 n_states = 2
 [models.rnn_ica]
