@@ -6,6 +6,8 @@ import pytest
 from test_group import CONFIG, run, tables, write_dataset
 
 from bids_dl import config as configuration
+from bids_dl import training
+from bids_dl.settings import settings_for
 
 ONE_TARGET = CONFIG.replace('["group", "age", "subtype"]', '["group"]').replace('["linear", "mlp"]', '["linear"]')
 
@@ -104,3 +106,25 @@ def test_what_a_fit_depends_on_leaves_the_rest_at_its_default():
     assert (own.targets.names, own.targets.positive, own.targets.kinds) == (("group",), {"group": "mdd"}, {})
     assert (own.splits.n_folds, own.splits.n_repeats, own.splits.validation_fraction) == (5, 1, 0.3)
     assert (own.metrics.n_bootstraps, own.metrics.coverage, own.random_seed) == (2000, 0.8, 3)
+
+
+def test_a_fit_is_told_every_setting_of_its_training():
+    """With no key of the sections that a training reads at its default."""
+    given = {
+        "bids_dir": "/data", "output_dir": "/out", "analysis_level": "group", "random_seed": 3, "run": {"device": "cpu"},
+        "models": {"names": ["linear"], "mlp": {"hidden": [4]}, "vae": {"n_latent": 3}},
+        "harmonizers": {"names": ["combat"], "combat": {"protect": ["age"]}}, "normalization": {"remove_confounds": True},
+        "training": {
+            "n_epochs": 3, "patience": 2, "batch_size": 5, "learning_rate": 0.1, "weight_decay": 0.2, "n_members": 2,
+            "augment": "on", "precision": "32", "pretrain": "masked", "synthetic": "vae", "n_synthetic": 2.0,
+            "start_from": "", "frozen": ["first"], "class_weights": False,
+        },
+    }  # fmt: skip
+    whole = configuration.from_mapping(given)
+    defaults = configuration.Training()
+    assert [k for k, v in vars(whole.training).items() if v == getattr(defaults, k)] == ["start_from"]
+    own = configuration.of_fit(whole, "group", ["mlp"])
+    definition = training.define("mlp", [(10,)], 1, {"hidden": [4]})
+    assert settings_for(definition, own) == settings_for(definition, whole)
+    assert own.models.of("mlp") == {"hidden": [4]}
+    assert own.decoding == whole.decoding
