@@ -807,14 +807,18 @@ DUPLICATE_COLUMNS = {
 def _reason(config: Config, name: str) -> str:
     """Say why a step failed which others ran despite: the last line of what it left behind."""
     path = engine.crash_path(config, name)
-    return f": {path.read_text(encoding='utf-8').strip().splitlines()[-1].rstrip('.')}" if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    line = path.read_text(encoding="utf-8").strip().splitlines()[-1].removeprefix("bids_dl.errors.").rstrip(".")
+    return f": {line}"
 
 
 def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, Any], digest: str) -> int:
     """Write texts and report; say what failed."""
     from bids_dl import report
 
-    failed = [t.name for t in tasks if t.name not in done]
+    unfinished = [t for t in tasks if t.name not in done]
+    failed = [t.name for t in unfinished]
     derivatives.write_json(config.out / "group" / "failed.json", {"failed": failed})
     if "cohort" in done:
         (cohort_folder(config) / "fresh").unlink(missing_ok=True)
@@ -822,8 +826,11 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
         (transfer.folder(config) / "fresh").unlink(missing_ok=True)
     outputs.write_methods(config, "group")
     report.write_all(config.out, "group")
-    for name in failed[:10]:
-        LOG.error("step %s did not finish%s; see %s.", name, _reason(config, name), config.out / "logs")
+    for task in unfinished[:10]:
+        if lost := [before for before in task.after if before not in done]:
+            LOG.error("step %s was left out, as %s did not finish.", task.name, lost[0])
+        else:
+            LOG.error("step %s did not finish%s; see %s.", task.name, _reason(config, task.name), config.out / "logs")
     for name, lines in done.items():
         if name.startswith(("score__", "test__", "grow__", "resemble__")):
             for line in lines:

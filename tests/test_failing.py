@@ -54,6 +54,8 @@ def test_a_failing_fit_does_not_leave_an_earlier_one_in_its_place(first, capsys)
     said = capsys.readouterr().err
     assert "fit__group__connectivity_mlp__repeat_1_fold_1 did not finish: " in said
     assert "lower training.learning_rate" in said
+    left_out = "bundle__group__connectivity_mlp was left out, as fit__group__connectivity_mlp__final did not finish."
+    assert left_out in said
 
 
 def test_a_dataset_without_confounds_is_no_failure(tmp_path):
