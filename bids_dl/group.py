@@ -65,6 +65,12 @@ def run(config: Config, modes: frozenset[str]) -> int:
     if "dry_run" in modes:
         print("\n".join([*chosen.said, *(held.said if held else ())]))
         return 0
+    with outputs.alone(config):
+        return _write(config, plan, chosen, held)
+
+
+def _write(config: Config, plan: cohorts.Plan, chosen: Choices, held: HeldDataset | None) -> int:
+    """Write everything into the output folder, which is this run's alone meanwhile."""
     outputs.refuse_other_configuration(config, "group", DECISIVE)
     outputs.write_configuration(config, "group")
     derivatives.write_description(config.out, query.datasets(config))

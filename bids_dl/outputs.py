@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def refuse_other_configuration(config: Config, level: str, decisive: Sequence[st
             + (": fits that the difference does not touch are kept." if level == "group" else ".")
         )
     _discard(config, level)
+
+
+@contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Keep a second group run out of the work folder: both would write the same fits.
+
+    Raises
+    ------
+    OutputError
+        If another run is at work there. A file system without locks refuses nobody.
+    """
+    config.work.mkdir(parents=True, exist_ok=True)
+    with (config.work / "group.lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"another group run is writing into {config.work}; wait for its end, or choose another output folder."
+            ) from None
+        except OSError as problem:
+            LOG.debug("%s cannot be locked: %s", config.work, problem)
+        yield
 
 
 def _discard(config: Config, level: str) -> None:

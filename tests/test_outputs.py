@@ -50,6 +50,13 @@ def test_overwriting_removes_the_results_of_that_level_alone(
     assert (settings.out / kept).exists()
 
 
+def test_a_second_run_into_one_work_folder_is_refused_while_the_first_is_at_work(settings: config.Config) -> None:
+    with outputs.alone(settings), pytest.raises(OutputError, match="another group run is writing into"):
+        outputs.alone(settings).__enter__()
+    with outputs.alone(settings):
+        assert settings.work.is_dir()
+
+
 def test_problems_name_who_and_why(settings: config.Config) -> None:
     found = {"sub-1": None, "sub-2": {"problems": []}, "sub-3": {"problems": [{"scan": "x", "reason": "because"}]}}
     outputs.write_problems(settings.out, found)
