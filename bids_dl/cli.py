@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 
 from bids_dl import config as configuration
 from bids_dl import zoo
-from bids_dl.errors import DISK_FULL, BidsDLError, MissingInputError, OutputError, UnknownLevelError, UsageError
+from bids_dl.errors import (
+    DISK_FULL,
+    BidsDLError,
+    MissingInputError,
+    OutputError,
+    UnknownLevelError,
+    UsageError,
+    no_room,
+)
 
 LEVELS = ("participant", "group")
 DESCRIPTION = "Deep learning for neuroimaging, from a BIDS dataset to an evaluated, explained, reusable model."
@@ -315,10 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bids_dl: {problem}", file=sys.stderr)
         return problem.exit_code
     except OSError as problem:
-        if problem.errno not in DISK_FULL:
-            raise
-        print(f"bids_dl: writing {problem.filename or 'a file'} failed: {problem.strerror}; free space and run "
-              "again: what is finished is kept.", file=sys.stderr)  # fmt: skip
+        print(f"bids_dl: {no_room(problem)}; free space and run again: what is finished is kept.", file=sys.stderr)
         return 74
     except KeyboardInterrupt:
         print("bids_dl: stopped; run the same command again to go on.", file=sys.stderr)

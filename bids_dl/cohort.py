@@ -19,7 +19,7 @@ from bids_dl.config import Config
 from bids_dl.errors import DataError, NothingSelectedError
 from bids_dl.features.phenotype import described as said_of
 from bids_dl.features.phenotype import encoded
-from bids_dl.records import Array, Block, Cohort, Target
+from bids_dl.records import STEPS, Array, Block, Cohort, Target
 
 LOG = logging.getLogger("bids_dl")
 TARGETS = ("diagnosis", "group", "dx", "dx_group", "diag", "label", "condition", "patient", "age", "sex", "gender")
@@ -31,7 +31,6 @@ CONFOUNDS, SITES = "confounds", "sites"
 MAPS = ("network", "x", "y", "z")
 MOVING = ("window", *MAPS)
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge"), "moving_maps": MOVING}
-STEPS = ("time", "window")
 DECODERS = ("linear", "mean_mlp", "lstm")
 FEWEST_TO_COMPARE = 10
 """Values from which on two participants with equal ones are the same scan."""

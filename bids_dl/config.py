@@ -236,6 +236,11 @@ class Config:
         """The work folder, inside the output unless named."""
         return Path(self.run.work_dir) if self.run.work_dir else self.out / "work"
 
+    @property
+    def fits(self) -> Path:
+        """Where fits lie, a folder a target, model and split."""
+        return self.work / "fits"
+
 
 def _section(cls: type, given: Mapping[str, Any], where: str) -> Any:
     """Build one section, refusing unknown keys and values of another kind."""

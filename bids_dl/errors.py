@@ -61,6 +61,13 @@ class DiskError(BidsDLError):
     exit_code = 74
 
 
+def no_room(problem: OSError) -> str:
+    """Phrase what could not be written for want of room; any other problem is raised again."""
+    if problem.errno not in DISK_FULL:
+        raise problem
+    return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
+
+
 def damaged(name: str, problem: object) -> DataError:
     """Phrase that a file could not be read to its end."""
     return DataError(f"{name} ends early or is damaged ({problem}); copy it again from its source.")

@@ -13,11 +13,8 @@ from typing import Any
 from bids_dl import config as configuration
 from bids_dl import derivatives, networks, quality, query, zoo
 from bids_dl.config import Config
-from bids_dl.errors import DISK_FULL, BidsDLError, DataError
+from bids_dl.errors import DISK_FULL, BidsDLError, DataError, no_room
 from bids_dl.records import Feature, Scan
-
-NETWORKS = ("dual_regression", "network_maps", "dynamic_network_maps")
-"""Features of networks, which are fitted first where no template is named; the first two whenever they are fitted."""
 
 MATRIX_OF = ("ses", "task", "acq", "dir", "run", "atlas")
 """What a series and its connectome have in common."""
@@ -41,7 +38,7 @@ def process_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
             derivatives.write_json(record_path(settings.out, participant_id), record)
             report_on(settings, participant_id)
         except OSError as problem:
-            said = _no_room(problem)
+            said = no_room(problem)
             record_path(settings.out, participant_id).unlink(missing_ok=True)
             return f"{participant_id}: {said}"
     return ""
@@ -58,7 +55,7 @@ def prepare_batch(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]]
     try:
         _bolds(configuration.from_mapping(config), scans)
     except OSError as problem:
-        return _no_room(problem)
+        return no_room(problem)
     return ""
 
 
@@ -82,16 +79,9 @@ def fit_networks(config: dict[str, Any], scans: dict[str, list[dict[str, Any]]])
     except BidsDLError as problem:
         reason = str(problem)
     except OSError as problem:
-        return f"networks: {_no_room(problem)}"
+        return f"networks: {no_room(problem)}"
     derivatives.write_json(networks_note(settings.out), {"participants": sorted(scans), "reason": reason})
     return ""
-
-
-def _no_room(problem: OSError) -> str:
-    """Say what could not be written for want of room; any other problem is raised again."""
-    if problem.errno not in DISK_FULL:
-        raise problem
-    return f"writing {problem.filename or 'a file'} failed: {problem.strerror}"
 
 
 def _bolds(config: Config, scans: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Scan]]:
@@ -144,13 +134,22 @@ def _with_modulated(config: Config, record: dict[str, Any], scan: Scan) -> Scan:
     return scan
 
 
+def of_networks() -> tuple[str, ...]:
+    """List the features of networks, which are fitted first where no template is named.
+
+    ``OF_NETWORKS`` is ``fitted`` for those that are extracted whenever networks are, and ``named`` for the others.
+    """
+    return zoo.declaring("features", "OF_NETWORKS")
+
+
 def features_of(config: Config) -> tuple[str, ...]:
     """Return the features asked for, all that are extracted from scans unless named.
 
     One that follows others follows those of them that are asked for, and needs the first where none is.
     """
     named = config.features.names or tuple(n for n in zoo.names("features") if _is_default(n))
-    named = (*named, *NETWORKS[:2]) if config.networks.n_components else named
+    if config.networks.n_components:
+        named = (*named, *(n for n in of_networks() if zoo.constant("features", n, "OF_NETWORKS") == "fitted"))
     needed = {f[0] for n in named if (f := says(n, "FOLLOWS")) and not {*f} & {*named}}
     return tuple(sorted({*named, *needed}, key=lambda n: (bool(says(n, "FOLLOWS")), n)))
 

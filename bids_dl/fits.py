@@ -111,7 +111,7 @@ class Step:
 
     def fit_folder(self, model: str, split: str) -> Path:
         """Where a fit lies."""
-        return self.config.work / "fits" / self.target / model / split
+        return self.config.fits / self.target / model / split
 
     def emptied(self, model: str, split: str, *names: str) -> Path:
         """Remove what an earlier fit left: one that fails must not look like it. Returns the folder."""
@@ -228,9 +228,10 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
     split = Split(nobody, nobody, step.rows(), TEST)
     given = step.config.metrics
     for model in models:
-        if not (step.fit_folder(model["id"], "final") / "model").is_dir():
+        final = step.fit_folder(model["id"], "final") / "model"
+        if not final.is_dir():
             continue
-        fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
+        fitted = bundle.load(final)
         path = step.fit_folder(model["id"], TEST) / "predictions.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         _predict(step, fitted, split, path)

@@ -280,21 +280,16 @@ def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
 
     Models that solve for their weights are left out: no training row is new to them, on which to learn how to join them.
     """
-    members = {m.inputs[0]: m for m in models if m.role == "network" and _is_looped(m.method)}
+    members = {m.inputs[0]: m for m in models if m.role == "network" and zoo.has_epochs(m.method)}
     wanted = config.fusions.names or (zoo.names("fusions") if len(members) > 1 else ())
     if wanted and len(members) < 2:
-        solved = sorted({m.method for m in models if m.role == "network" and not _is_looped(m.method)})
+        solved = sorted({m.method for m in models if m.role == "network" and not zoo.has_epochs(m.method)})
         raise UsageError(
             f"a fusion needs networks on at least two features; there is {', '.join(members) or 'none'}"
             + (f" ({', '.join(solved)} cannot be fused: no training row is new to them)." if solved else ".")
         )
     inputs = tuple(members)
     return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
-
-
-def _is_looped(method: str) -> bool:
-    """Tell whether a model is trained epoch by epoch, and stopped by validation rows."""
-    return "n_epochs" in (zoo.constant("models", method, "SCHEDULE") or {})
 
 
 @dataclass(frozen=True)
@@ -396,7 +391,7 @@ def _lay_out(config: Config, plan: cohorts.Plan) -> str:
         write: Callable[[], object] = partial(windows.write, plan, folder, config.decoding)
     else:
         write = partial(cohorts.write, plan, folder)
-    _renew(folder, digest, write, [config.work / "fits"])
+    _renew(folder, digest, write, [config.fits])
     return digest
 
 
@@ -707,7 +702,7 @@ class _TargetSteps:
         self, kind: str, model: Model, split: str, file: str, end: str = "", *, waits: Sequence[str], **more: Any
     ) -> engine.Task:
         """Write down a step that trains: it is known by what the fit depends on, and done again where its file is missing."""
-        folder = self.config.work / "fits" / self.target.name / model.id / f"{split}{end}"
+        folder = self.config.fits / self.target.name / model.id / f"{split}{end}"
         own = configuration.of_fit(self.config, self.target.name, [model.method])
         given = {**_common(own, self.chosen, self.target), "model": asdict(model), "split": split, **more}
         return engine.Task(

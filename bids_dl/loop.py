@@ -242,12 +242,16 @@ class Loop:
         LOG.info("resumed after %d epochs.", len(self.history))
 
 
+def on_gpu(settings: Settings) -> bool:
+    """Tell whether networks are computed on a GPU: where there is one, unless the CPU is asked for."""
+    return settings.device != "cpu" and torch.cuda.is_available()
+
+
 def precision_of(settings: Settings) -> Literal["bf16-mixed", "32-true"]:
     """Choose what a network is computed in: bfloat16 where asked, and by itself on a GPU that has it; else float32."""
     if settings.precision != "auto":
         return "bf16-mixed" if settings.precision == "bf16" else "32-true"
-    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if on_gpu(settings) and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def n_together(rows: Read) -> int:

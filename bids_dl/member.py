@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bids_dl import building, ordinal, pretraining, synthesis
 from bids_dl import span as spans
 from bids_dl.layers import Fixed
-from bids_dl.loop import Loop, Loss, Read, n_together
+from bids_dl.loop import Loop, Loss, Read, n_together, on_gpu
 from bids_dl.material import Material, Rows, has_values
 from bids_dl.records import Cohort, Split, Target
 from bids_dl.settings import Settings
@@ -88,7 +88,7 @@ class Member:
 
     @property
     def _device(self) -> str:
-        return "cuda" if self.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+        return "cuda" if on_gpu(self.settings) else "cpu"
 
     def _usable(self) -> Rows:
         """Keep the rows without a target that have an input."""

@@ -99,9 +99,7 @@ def _discard(config: Config, level: str) -> None:
     out, steps = config.out, config.work / "group"
     if level == "group":
         told = [step for step in steps.glob("*__*") if not step.name.startswith(FITS)]
-        derivatives.remove(
-            [out / "group", out / "group.html", *told, *(config.work / "fits").glob("*/*/*/checkpoints")]
-        )
+        derivatives.remove([out / "group", out / "group.html", *told, *config.fits.glob("*/*/*/checkpoints")])
     else:
         derivatives.remove([*out.glob("sub-*"), out / "logs" / "participants"])
 

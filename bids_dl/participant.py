@@ -72,7 +72,7 @@ def _check_atlas(config: Config) -> None:
     wanted = extraction.features_of(config)
     for name in wanted:
         _refuse_one_name(name, [str(a) for a in zoo.several(config.features.of(name).get("atlas", ()))])
-    for name in [n for n in wanted if n in extraction.NETWORKS]:
+    for name in [n for n in wanted if n in extraction.of_networks()]:
         template = config.features.of(name).get("template")
         if template:
             networks.load(str(template))

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bids_dl import derivatives, quality, query, written
+from bids_dl import derivatives, quality, query, written, zoo
+from bids_dl.records import STEPS
 from bids_dl.written import Json
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -392,8 +393,6 @@ SUBJECTS = {
     "dual_regression": "Courses", "network_maps": "Individual maps",
     "dynamic_network_maps": "Individual maps in sliding windows",
 }  # fmt: skip
-NETWORKS = ("dual_regression", "network_maps", "dynamic_network_maps")
-"""Features that regress a scan on maps of networks."""
 
 
 def _said_features(out: Path) -> str:
@@ -440,7 +439,7 @@ def _said_where(entry: Json, labels: Mapping[str, str]) -> str:
         return ""
     family = re.match(r"[a-z]*", atlas.lower())
     cited = f"[@atlas-{family[0] if family else ''}]"
-    if entry["feature"] in NETWORKS or "dual_regression" in str(entry.get("why")):
+    if entry["feature"] in zoo.declaring("features", "OF_NETWORKS") or "dual_regression" in str(entry.get("why")):
         return f" of the networks {atlas} {cited}"
     return f" in the regions of the {atlas} atlas {cited}"
 
@@ -451,7 +450,7 @@ def _said_origin(entries: Sequence[Json]) -> str:
     if _is_derived(first):
         follows = "courses of the networks" if "dual_regression" in str(first.get("why")) else "regional time series"
         return f"computed from the {'series of the sensors' if sensed else follows}"
-    if first["feature"] in NETWORKS:
+    if first["feature"] in zoo.declaring("features", "OF_NETWORKS"):
         return f"found by dual regression [@dualregression] in scans {_said_preparation(entries)}"
     with_mne = sensed and not all(e.get("prepared") for e in entries)
     return _said_preparation(entries) + (", read with MNE-Python [@mne] and MNE-BIDS [@mnebids]" if with_mne else "")
@@ -541,7 +540,7 @@ def _said_targets(choices: Json, settings: Json) -> str:
 def _freed(choices: Json) -> str:
     """Name the features that confounds and sites are taken out of: those without a time axis; nothing where there are none."""
     given = choices.get("features", [])
-    whole = [one["name"] for one in given if not {"time", "window"} & set(one.get("dims", ()))]
+    whole = [one["name"] for one in given if not {*STEPS} & set(one.get("dims", ()))]
     return "the features" if len(whole) == len(given) else ", ".join(whole)
 
 

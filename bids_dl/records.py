@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.floating[Any]]
 
+STEPS = ("time", "window")
+"""Dimensions along which participants may have different numbers of values."""
+
 KINDS = {"matrix": "relmat", "stats": "freesurfer", "bed": "plink"}
 """Kinds of scan whose name is not that of their suffix."""
 
@@ -96,7 +99,7 @@ class Block:
     @property
     def is_sequence(self) -> bool:
         """Whether the first axis is time or windows: steps of NaN pad those who have fewer."""
-        return self.dims[:1] in {("time",), ("window",)}
+        return self.dims[:1] in {(step,) for step in STEPS}
 
     @property
     def has_one_scale(self) -> bool:

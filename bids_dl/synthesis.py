@@ -30,8 +30,7 @@ def takes(model: str, kind: str) -> bool:
     Networks of edges and columns do whose weights the training loop learns, but for those that draw participants
     themselves; what solves for its weights, and every baseline, does not.
     """
-    schedule = zoo.constant("models", model, "SCHEDULE") or {}
-    return kind in KINDS and "n_epochs" in schedule and not zoo.constant("models", model, "SYNTHESISES")
+    return kind in KINDS and zoo.has_epochs(model) and not zoo.constant("models", model, "SYNTHESISES")
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def draw(
     with torch.random.fork_rng(devices=[]):
         components = Components(int(np.prod(shape)), min(MOST_COMPONENTS, max(1, len(y) - 1)))
         components.begin(rows, len(y))
-        at = np.arange(len(y))
-        z = torch.cat([components(rows(part)[0]) for part in stacking.batches(at, 256)])
+        z = components.of(rows, stacking.batches(np.arange(len(y)), 256))
         torch.manual_seed(seed)  # only now: how much was drawn for the components depends on the values
         module = _fitted(z, y, method, options, n_levels, seed)
         given = spread_over(y, n, np.random.default_rng(seed))

@@ -15,7 +15,7 @@ from bids_dl import query
 from bids_dl.cohort import Plan, Variant
 from bids_dl.config import Config, Select
 from bids_dl.errors import DataError, MissingInputError, NothingSelectedError
-from bids_dl.records import Block, Cohort, Target
+from bids_dl.records import STEPS, Block, Cohort, Target
 
 FEWEST_OF_A_QUANTITY = 3
 
@@ -126,7 +126,7 @@ def describe(config: Config, trained: Plan, made: Plan) -> dict[str, dict[str, A
             raise DataError(
                 f"--test-dataset {config.test_dataset} does not fit the training dataset: {problem}"
             ) from problem
-        if mine["dims"][0] in cohorts.STEPS:
+        if mine["dims"][0] in STEPS:
             mine["shape"] = [variant.n_steps, *mine["shape"][1:]]
     return described
 

@@ -89,6 +89,11 @@ def constant(zoo: str, name: str, key: str) -> Any:
     return ast.literal_eval(values[0]) if values else None
 
 
+def has_epochs(model: str) -> bool:
+    """Tell whether a model is trained epoch by epoch, and stopped by validation rows: else it solves for its weights."""
+    return "n_epochs" in (constant("models", model, "SCHEDULE") or {})
+
+
 def declaring(zoo: str, key: str) -> tuple[str, ...]:
     """List the methods whose file has a constant of this name, such as the models that can draw participants."""
     return tuple(name for name in names(zoo) if constant(zoo, name, key) is not None)

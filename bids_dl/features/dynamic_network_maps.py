@@ -7,6 +7,7 @@ from bids_dl.records import Feature, Scan
 
 TAKES = ("bold",)
 BY_DEFAULT = False
+OF_NETWORKS = "named"
 
 
 def extract(

@@ -186,9 +186,9 @@ class CNNICA(Network):
         for at in np.array_split(np.arange(n), -(-n // ROWS)):
             values = self.measured(laid(rows(at)[0])[0])[..., self.inside]  # (window, map, voxel)
             values = values - values.mean(dim=2, keepdim=True)
-            squares += torch.einsum("pmv,pnv->mn", values, values).double() / (n * values.shape[2])
+            squares += torch.einsum("pmv,pnv->mn", values, values).double() / values.shape[2]
             n_windows += len(values)
-        squares *= n / max(1, n_windows)
+        squares /= max(1, n_windows)
         self.unit.copy_(squares.diag().sqrt().clamp(min=SMALL))
         squares = squares / self.unit / self.unit[:, None]
         variance, axes = torch.linalg.eigh(squares)
