@@ -460,6 +460,14 @@ def absolute(config: Config) -> Config:
     )  # fmt: skip
 
 
+def option_files(config: Config) -> list[Path]:
+    """List what options of features and preparations name: atlases and tables, each with what lies beside it by its name."""
+    given = [o for methods in (config.features, config.preparations) for o in methods.options.values()]
+    named = [Path(v) for o in given for key in OPTION_PATHS for v in zoo.several(o.get(key, ())) if isinstance(v, str)]
+    beside = {p for one in named if one.is_file() for p in one.parent.glob(f"{one.name.split('.')[0]}.*")}
+    return sorted(beside | {one for one in named if one.is_dir()})
+
+
 def _with_absolute_options(methods: Methods) -> Methods:
     options = {
         name: {key: _located(value) if key in OPTION_PATHS else value for key, value in given.items()}

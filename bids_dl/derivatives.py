@@ -145,10 +145,14 @@ def write_array(path: Path, values: NDArray[Any]) -> Path:
 
 
 def write_image(path: Path, values: NDArray[Any], affine: Array, repetition_time: float = 0.0) -> Path:
-    """Write a NIfTI volume, or a series, of several values too, with its repetition time (s): float32 or its own integers."""
+    """Write a NIfTI volume, or a series, of several values too, with its repetition time (s): float32, or integers.
+
+    Integers of 64 bits, which few programs read, become 32; labels are far below that.
+    """
     import nibabel as nib
 
     data = values if values.dtype.kind in "iu" else values.astype(np.float32)
+    data = data.astype(f"{data.dtype.kind}4") if data.dtype.itemsize > 4 else data
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm", "sec")
     if values.ndim > 3:

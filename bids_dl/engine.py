@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _graph(config: Config, name: str, tasks: Sequence[Task]) -> tuple[Any, dict[
         node.base_dir = str(config.work)
         node.inputs.step = task.function
         node.inputs.arguments = _arguments(task)
-        node.inputs.stamp = task.stamp
+        node.inputs.stamp = _stamp(task)
         node.inputs.upstream = []
         node.inputs.caught = task.name in caught and not config.run.stop_on_first_crash
         node.inputs.despite = task.despite
@@ -220,7 +221,12 @@ def crash_path(config: Config, name: str) -> Path:
 
 def _is_of(task: Task, inputs: Mapping[str, Any]) -> bool:
     """Tell whether a stored result came from these arguments, not from those of an earlier run."""
-    return inputs["stamp"] == task.stamp and bool(json.loads(inputs["arguments"]) == json.loads(_arguments(task)))
+    return inputs["stamp"] == _stamp(task) and bool(json.loads(inputs["arguments"]) == json.loads(_arguments(task)))
+
+
+def _stamp(task: Task) -> str:
+    """Add the version of this program to a task's stamp: what another version made is not taken for its result."""
+    return f"{metadata.version('bids_dl')} {task.stamp}"
 
 
 def _arguments(task: Task) -> str:

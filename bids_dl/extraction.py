@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,9 @@ def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[list[Sc
         raise DataError(_not_there(scan))
     place = config.out / "logs" / "preparations" / f"{scan.name}.json"
     options = config.preparations.of(scan.kind)
-    made_of = [scan.path, *scan.related.values(), *([anatomy.path] if anatomy else [])]
-    stamp = json.dumps([options, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in made_of]])
+    made_of = [scan.path, *scan.related.values(), *query.sidecars(scan.path, scan.dataset)]
+    made_of += [*([anatomy.path] if anatomy else []), *configuration.option_files(config)]
+    stamp = json.dumps([metadata.version("bids_dl"), options, query.versions(made_of)])
     if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp and "scans" in noted:
         kept = [unpacked(one) for one in noted["scans"]]
         if all(p.is_file() for one in kept for p in (one.path, *one.related.values())):

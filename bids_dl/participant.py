@@ -150,7 +150,9 @@ def _tasks(config: Config, scans: Mapping[str, list[Scan]], bundles: list[str]) 
         missing = any(not extraction.record_path(config.out, i).is_file() for i in mine)
         name = f"{mine[0]}_and_{len(mine) - 1}".replace("-", "_").replace("+", "_")
         tasks.append(
-            engine.Task(name, "bids_dl.extraction:process_batch", arguments, redo=missing, stamp=_stamp(scans, mine))
+            engine.Task(
+                name, "bids_dl.extraction:process_batch", arguments, redo=missing, stamp=_stamp(config, scans, mine)
+            )
         )
     outputs.note_run(config, run_id)
     return _after_networks(config, scans, tasks) if config.networks.n_components else tasks
@@ -166,13 +168,13 @@ def _after_networks(config: Config, scans: Mapping[str, list[Scan]], tasks: Sequ
     raw = [i for i in mine if any(s.kind == "bold" and not s.prepared for s in scans[i])]
     first = [
         engine.Task(f"prepare_{i}".replace("-", "_").replace("+", "_"), "bids_dl.extraction:prepare_batch",
-                    {"config": given, "scans": {i: packed[i]}}, stamp=_stamp(scans, [i]))
+                    {"config": given, "scans": {i: packed[i]}}, stamp=_stamp(config, scans, [i]))
         for i in raw
     ]  # fmt: skip
     missing = networks.fitted(config.out, config.networks.n_components) is None
     fit = engine.Task(
         "networks", "bids_dl.extraction:fit_networks", {"config": given, "scans": packed}, [t.name for t in first],
-        missing, 2.0, _stamp(scans, mine),
+        missing, 2.0, _stamp(config, scans, mine),
     )  # fmt: skip
     return [*first, fit, *(replace(t, after=["networks"], stamp=t.stamp + fit.stamp) for t in tasks)]
 
@@ -186,10 +188,12 @@ def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
     yield from (quick[start : start + BATCH] for start in range(0, len(quick), BATCH))
 
 
-def _stamp(scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
-    files = [f for i in ids for s in scans[i] for f in (s.path, s.mask, s.confounds, *s.related.values()) if f]
-    files = [one for f in files for one in (sorted(f.iterdir()) if f.is_dir() else [f])]  # FreeSurfer's tables, CTF
-    return json.dumps([(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files if f.is_file()])
+def _stamp(config: Config, scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:
+    """Describe the files that participants' features depend on: scans, their sidecars, atlases and templates."""
+    mine = [s for i in ids for s in scans[i]]
+    files = [f for s in mine for f in (s.path, s.mask, s.confounds, *s.related.values()) if f]
+    described = dict.fromkeys(f for s in mine for f in query.sidecars(s.path, s.dataset))
+    return json.dumps(query.versions([*files, *described, *configuration.option_files(config)]))
 
 
 def _all_records(out: Path) -> dict[str, dict[str, Any]]:

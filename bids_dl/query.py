@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -494,10 +494,21 @@ def _shown(first: Scan, other: Scan) -> str:
 def sidecar(path: Path, dataset: Path) -> dict[str, Any]:
     """Read a file's metadata by BIDS inheritance: from the dataset's root down, the nearer file wins."""
     metadata: dict[str, Any] = {}
-    for folder in _levels(path, dataset):
-        for candidate in _candidates(folder, path.name.split(".")[0], ".json"):
-            metadata |= _json(candidate)
+    for found in sidecars(path, dataset):
+        metadata |= _json(found)
     return metadata
+
+
+def sidecars(path: Path, dataset: Path) -> list[Path]:
+    """List the JSON files that apply to a file by BIDS inheritance, from the dataset's root down."""
+    stem = path.name.split(".")[0]
+    return [found for folder in _levels(path, dataset) for found in _candidates(folder, stem, ".json")]
+
+
+def versions(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Tell which version of files is there: path, size (bytes) and time of the last change (ns); of a folder, its files'."""
+    every = [one for f in files for one in (sorted(f.iterdir()) if f.is_dir() else [f])]  # FreeSurfer's tables, CTF
+    return [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in every if f.is_file()]
 
 
 def inherited(path: Path, dataset: Path, ending: str) -> Path:

@@ -6,6 +6,7 @@ import errno
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -60,6 +61,13 @@ def test_somebody_elses_dataset_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "dataset_description.json").write_text('{"Name": "other"}')
     with pytest.raises(OutputError, match="did not write"):
         derivatives.write_description(tmp_path, {"bids": tmp_path})
+
+
+def test_labels_of_64_bits_are_written_with_32(tmp_path: Path) -> None:
+    labels = np.arange(8).reshape(2, 2, 2)
+    image = nib.load(derivatives.write_image(tmp_path / "x.nii.gz", labels, np.eye(4)))
+    assert image.get_data_dtype() == np.int32
+    assert np.array_equal(np.asarray(image.dataobj), labels)
 
 
 def test_a_feature_points_to_its_source(tmp_path: Path) -> None:

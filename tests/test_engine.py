@@ -48,6 +48,15 @@ def test_a_second_run_does_nothing_again_unless_told_to(settings: config.Config,
     assert runs(tmp_path) == 3
 
 
+def test_another_version_does_it_again(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.run(settings, "x", [add("one", tmp_path)])
+    monkeypatch.setattr(engine.metadata, "version", lambda _: "99")
+    engine.run(settings, "x", [add("one", tmp_path)])
+    assert runs(tmp_path) == 2
+
+
 def test_a_failure_leaves_the_others_and_a_crash_file(settings: config.Config, tmp_path: Path) -> None:
     bad = engine.Task("bad", "made_up_steps:fail", {"log": ""})
     done = engine.run(settings, "x", [bad, add("one", tmp_path), add("waits", tmp_path, after=["bad"])])

@@ -165,6 +165,25 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(xcpd, tmp_path: Path) 
     assert (out / "logs" / "participants" / "sub-01.json").is_file()
 
 
+@pytest.mark.parametrize("changed", ["task-rest_bold.json", "halves.nii.gz", "halves.tsv"])
+def test_a_changed_file_that_features_depend_on_makes_them_anew(fmriprep, tmp_path: Path, changed: str) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    labels = np.zeros((9, 11, 9), np.int16)
+    labels[:4], labels[4:] = 1, 2
+    write_image(tmp_path / "halves.nii.gz", labels)
+    (tmp_path / "halves.tsv").write_text("index\tname\n1\tleft\n2\tright\n")
+    (data / "derivatives" / "fmriprep" / "task-rest_bold.json").write_text("{}")
+    run(data, out, "--atlas", tmp_path / "halves.nii.gz")
+    (series,) = out.rglob("*_stat-mean_timeseries.tsv")
+    before = series.stat().st_mtime_ns
+    run(data, out, "--atlas", tmp_path / "halves.nii.gz")
+    assert series.stat().st_mtime_ns == before
+    (file,) = [*data.rglob(changed), *tmp_path.glob(changed)]
+    file.touch()
+    run(data, out, "--atlas", tmp_path / "halves.nii.gz")
+    assert series.stat().st_mtime_ns > before
+
+
 def test_participants_can_be_added_one_after_another(xcpd, tmp_path: Path) -> None:
     data, out = xcpd(3), tmp_path / "out"
     assert run(data, out, "--participant-label", "01") == 0
