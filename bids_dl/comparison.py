@@ -89,21 +89,64 @@ def compare(one: Predictions, other: Predictions, metric: str, n_train: Sequence
     dict
         ``difference`` (one less other) with its interval, ``t``, ``dof``, ``p_value`` (two-sided), ``n_folds``.
     """
-    from scipy import stats
-
     both = np.intersect1d(one.participants, other.participants)
     a, b = fold_scores(one, both, metric), fold_scores(other, both, metric)
     folds = sorted(set(a) & set(b))
     differences = np.array([a[f] - b[f] for f in folds])
-    n_test = np.array([(np.isin(one.participants, both) & (one.folds == f)).sum() for f in folds])
-    share = float(np.mean(n_test / np.asarray(n_train)[folds])) if folds else float("nan")
-    t, error = corrected_t(differences, share)
-    dof = len(folds) - 1
+    found = _tested(differences, _test_share(one, both, folds, n_train))
+    return {"metric": metric, "difference": found.pop("mean"), **found, "n_folds": len(folds)}
+
+
+def spread(predictions: Predictions, metric: str, n_train: Sequence[int]) -> tuple[float, float]:
+    """Find the interval of a model's mean score over folds, whose training rows differ as its test rows do.
+
+    An interval over participants takes the fitted models as they are; this one says how far the score would be off with other
+    participants to train on as well. Training sets overlap, which the variance is corrected for [1]_.
+
+    Parameters
+    ----------
+    predictions
+        Held-out predictions.
+    metric
+        Which score.
+    n_train
+        Training participants of each fold.
+
+    Returns
+    -------
+    low, high
+        Ends of the 95 % interval, not beyond what the score can be; NaN below two folds in which it is defined, or where all
+        are equal, which says nothing about the spread.
+
+    References
+    ----------
+    .. [1] Nadeau and Bengio (2003), Machine Learning 52(3). doi:10.1023/A:1024068626366
+    """
+    everybody = np.unique(predictions.participants)
+    scores = fold_scores(predictions, everybody, metric)
+    if len(set(scores.values())) < 2:
+        return float("nan"), float("nan")
+    found = _tested(np.array(list(scores.values())), _test_share(predictions, everybody, list(scores), n_train))
+    low, high = metrics.bounds(metric)
+    return max(found["ci_low"], low), min(found["ci_high"], high)
+
+
+def _test_share(one: Predictions, who: NDArray[np.intp], folds: Sequence[int], n_train: Sequence[int]) -> float:
+    """Average n_test / n_train over folds."""
+    n_test = np.array([(np.isin(one.participants, who) & (one.folds == f)).sum() for f in folds])
+    return float(np.mean(n_test / np.asarray(n_train)[list(folds)])) if len(folds) else float("nan")
+
+
+def _tested(values: Array, test_share: float) -> dict[str, Any]:
+    """Test the mean of values of folds against 0, and give it an interval, both corrected for overlapping training sets."""
+    from scipy import stats
+
+    t, error = corrected_t(values, test_share)
+    dof = len(values) - 1
     half = float(stats.t.ppf((1 + LEVEL) / 2, dof) * error) if dof > 0 else float("nan")
-    mean = float(differences.mean()) if folds else float("nan")
+    mean = float(values.mean()) if len(values) else float("nan")
     p = 2 * float(stats.t.sf(abs(t), dof)) if dof > 0 else float("nan")
-    return {"metric": metric, "difference": mean, "ci_low": mean - half, "ci_high": mean + half, "t": t, "dof": dof,
-            "p_value": p, "n_folds": len(folds)}  # fmt: skip
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "t": t, "dof": dof, "p_value": p}
 
 
 def pairs(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -327,7 +327,7 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
             seed=step.config.random_seed,
             retrained=null,
         )
-        rows += [{"model": model["id"], **row} for row in table]
+        rows += [{"model": model["id"], **row, **_over_folds(held, row["metric"])} for row in table]
         levels += [{"model": model["id"], **row} for row in _by_level(step, held)]
         said.append(_sentence(step.target, model["id"], table[0]))
     folder = step.config.out / "group" / "metrics"
@@ -362,10 +362,17 @@ TABLE_COLUMNS: Mapping[str, Mapping[str, str]] = {
 METRIC_COLUMNS = {
     "model": "Model", "metric": "Metric", "value": "Value over all held-out predictions",
     "ci_low": "Lower end of the 95 % interval over participants",
-    "ci_high": "Upper end of the 95 % interval over participants", "p_value": "Part of the label permutations that do as well",
+    "ci_high": "Upper end of the 95 % interval over participants",
+    "folds_low": "Lower end of the 95 % interval of the folds' mean, in which what was trained on varies too (corrected resampled)",
+    "folds_high": "Upper end of the same", "p_value": "Part of the label permutations that do as well",
     "p_value_retrained": "Part of the trainings on permuted labels that do as well; n/a where none was made",
     "n": "Participants", "chance": "What a model that knows nothing reaches",
 }  # fmt: skip
+
+
+def _over_folds(held: Held, metric: str) -> dict[str, float]:
+    low, high = comparison.spread(held.predictions, metric, held.n_train)
+    return {"folds_low": low, "folds_high": high}
 
 
 def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:

@@ -323,6 +323,13 @@ def table(
     ]  # fmt: skip
 
 
+def bounds(metric: str) -> tuple[float, float]:
+    """Say between what a score lies."""
+    if metric in {"mae", "rmse"}:
+        return 0.0, np.inf
+    return {"r2": -np.inf, "r": -1.0, "rho": -1.0, "weighted_kappa": -1.0}.get(metric, 0.0), 1.0
+
+
 def some(predictions: Predictions, at: NDArray[np.bool_]) -> Predictions:
     """Keep some of the rows."""
     p = predictions

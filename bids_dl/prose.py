@@ -588,25 +588,54 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
 
 def _said_scores(out: Path, settings: Json) -> str:
     """Tell which scores, intervals and tests were computed, from the tables of metrics."""
-    tables = [
-        t for p in sorted((out / "group" / "metrics").glob("*_metrics.tsv")) if not (t := written.read_table(p)).empty
-    ]
-    if not tables:
+    if not (tables := _tables(out, "metrics")):
         return ""
     names = [METRICS.get(m, m) for m in dict.fromkeys(m for t in tables for m in t["metric"])]
     names = [n if n in {"AUC", "F1", "R²", "Brier score", "Spearman's rho"} else n[0].lower() + n[1:] for n in names]
-    has = {c: any(c in t and t[c].notna().any() for t in tables) for c in ("ci_low", "p_value", "p_value_retrained")}
+    columns = ("ci_low", "folds_low", "p_value", "p_value_retrained")
+    has = {c: any(c in t and t[c].notna().any() for t in tables) for c in columns}
     given = settings.get("metrics", {})
     said = f"Held-out predictions were scored by {', '.join(names)}"
     n_drawn, n_permuted = (given.get(key, "many") for key in ("n_bootstraps", "n_permutations"))
     said += (
         f", with 95 % intervals from {n_drawn} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
     )
+    over_folds = " and intervals of the folds' mean, corrected for overlapping training sets [@corrected]"
+    said += over_folds if has["folds_low"] else ""
     decodes = settings.get("targets", {}).get("names") == ["events"]
     null = "circular shifts of each run's conditions" if decodes else "permutations of the labels [@permutation]"
     said += f", and compared with {n_permuted} {null}" if has["p_value"] else ""
     said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
-    return f"{said}.{_said_test(out)}"
+    return f"{said}.{_said_calibration(out, given)}{_said_comparisons(out)}{_said_test(out)}"
+
+
+def _said_calibration(out: Path, given: Json) -> str:
+    """Tell how outputs were calibrated, and what sets and intervals promise."""
+    if not (found := _tables(out, "calibration")):
+        return ""
+    measured = {m for table in found for m in table["metric"]}
+    said = ["probabilities by a temperature [@temperature]"] if "ece" in measured else []
+    said += ["quantities by a slope and an offset"] if "mae" in measured else []
+    promised = f"{100 * given.get('coverage', found[0]['promised'].iloc[0]):g} %"
+    return (
+        f" On training rows that a model was not fitted on, {' and '.join(said)} were calibrated, and sets or intervals that hold the "
+        f"truth in {promised} of the cases were learned by split conformal prediction [@conformal]."
+    )
+
+
+def _said_comparisons(out: Path) -> str:
+    if not any(t["p_value"].notna().any() for t in _tables(out, "comparisons")):
+        return ""
+    return (
+        " Models were compared on the same folds by the corrected resampled t-test [@corrected], "
+        "its p-values adjusted for all comparisons of a target by Holm's method [@holm]."
+    )
+
+
+def _tables(out: Path, name: str) -> list[Any]:
+    """Read every target's table of a kind; empty ones are left out."""
+    found = [written.read_table(p) for p in sorted((out / "group" / "metrics").glob(f"*_{name}.tsv"))]
+    return [table for table in found if not table.empty]
 
 
 def _said_test(out: Path) -> str:

@@ -599,6 +599,8 @@ def _metrics_table(metrics: Any, view: charts.View) -> Json | None:
             "feature": models.get(model, {}).get("feature"),
             prose.METRICS.get(main, main): said.pop(main),
         }
+        if "folds_low" in mine and np.isfinite(mine["folds_low"][main]):
+            row["over folds"] = "{} to {}".format(*(prose.short(mine[c][main]) for c in ("folds_low", "folds_high")))
         row |= {title: mine[c].get(main) for c, title in P_VALUES.items() if c in mine}
         rows.append(row | {prose.METRICS.get(m, m): text for m, text in said.items()} | {"n": mine["n"].get(main)})
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")

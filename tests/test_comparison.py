@@ -79,3 +79,66 @@ def test_network_on_a_sequence_is_compared_with_the_linear_models_of_other_featu
         {"id": "c_lstm", "role": "network", "method": "lstm", "inputs": ["c"]},
     ]
     assert comparison.pairs(models) == [("c_lstm", "a_linear"), ("c_lstm", "b_linear")]
+
+
+def test_interval_over_folds_is_the_corrected_one_of_their_mean():
+    found, n_train = predictions(0, 1.0), [48] * 15
+    scores = np.array(list(comparison.fold_scores(found, np.arange(60), "auc").values()))
+    half = stats.t.ppf(0.975, 14) * math.sqrt((1 / 15 + 12 / 48) * scores.var(ddof=1))
+    assert comparison.spread(found, "auc", n_train) == pytest.approx((scores.mean() - half, scores.mean() + half))
+
+
+def test_interval_over_folds_stays_where_scores_are():
+    low, high = comparison.spread(predictions(0, 2.0, n=30, repeats=1), "auc", [24] * 5)
+    assert 0.5 < low < high == 1.0
+
+
+def test_folds_that_are_all_alike_say_nothing_about_their_spread():
+    assert np.isnan(comparison.spread(predictions(0, 6.0, n=30, repeats=1), "auc", [24] * 5)).all()
+
+
+def test_one_fold_has_no_interval_over_folds():
+    one = predictions(0, 1.0, n_folds=1, repeats=1)
+    assert np.isnan(comparison.spread(one, "auc", [48])).all()
+
+
+def test_interval_over_folds_holds_what_such_trainings_reach_on_average():
+    """In nine of ten studies of 60, each with participants of its own, of a classifier by the difference of the means."""
+    expected = np.mean([_auc_of_means(seed, n=48, n_test=2000) for seed in range(200)])
+    holds = []
+    for seed in range(1000, 1060):
+        generator = np.random.default_rng(seed)
+        x, y = _two_groups(generator, 60)
+        folds = [generator.permuted(np.arange(60) // 2 % 5) for _ in range(3)]
+        scores = np.concatenate([_scores_of_means(x, y, fold) for fold in folds])
+        numbered = np.concatenate([5 * k + fold for k, fold in enumerate(folds)])
+        found = Predictions(
+            np.tile(y, 3), np.column_stack([1 - scores, scores]), np.tile(np.arange(60), 3), numbered, 2
+        )
+        low, high = comparison.spread(found, "auc", [48] * 15)
+        holds.append(low <= expected <= high)
+    assert np.mean(holds) > 0.85
+
+
+def _two_groups(generator, n):
+    y = np.arange(n) % 2.0
+    return generator.standard_normal((n, 10)) + 0.3 * (y - 0.5)[:, None], y
+
+
+def _weights(x, y):
+    return x[y == 1].mean(axis=0) - x[y == 0].mean(axis=0)
+
+
+def _scores_of_means(x, y, fold):
+    scores = np.empty(len(y))
+    for number in np.unique(fold):
+        scores[fold == number] = x[fold == number] @ _weights(x[fold != number], y[fold != number])
+    return 1 / (1 + np.exp(-scores))
+
+
+def _auc_of_means(seed, n, n_test):
+    generator = np.random.default_rng(seed)
+    weights = _weights(*_two_groups(generator, n))
+    x, y = _two_groups(generator, n_test)
+    ranks = stats.rankdata(x @ weights)[y == 1]
+    return (ranks.sum() - len(ranks) * (len(ranks) + 1) / 2) / (len(ranks) * (n_test - len(ranks)))

