@@ -38,8 +38,8 @@ def run(config: Config, modes: frozenset[str]) -> int:
     if "dry_run" in modes:
         return _say_plan(config, scans)
     decisive = (
-        "features", "preparations", "select.derivatives", "select.raw_only", "bids_dir", "networks.n_components",
-        "networks.smoothing_mm",
+        "features", "preparations", "select.derivatives", "select.raw_only", "select.no_derivatives", "select.session_label",
+        "select.task_id", "select.bids_filter", "bids_dir", "networks.n_components", "networks.smoothing_mm",
     )  # fmt: skip
     outputs.refuse_other_configuration(config, "participant", decisive)
     _refuse_other_networks(config, scans)

@@ -154,6 +154,18 @@ def test_another_configuration_is_refused_and_overwrite_replaces(fmriprep, tmp_p
     assert {query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")} == {"Aicha"}
 
 
+@pytest.mark.parametrize("other", [("--task-id", "rest"), ("--no-derivatives",)])
+def test_another_choice_of_scans_is_refused_as_it_would_take_the_place_of_the_first(
+    fmriprep, tmp_path: Path, capsys, other: tuple[str, ...]
+) -> None:
+    data, out = fmriprep(1), tmp_path / "out"
+    assert run(data, out) == 0
+    before = (out / "logs" / "participants" / "sub-01.json").read_text()
+    assert run(data, out, *other) == 73
+    assert "select." in capsys.readouterr().err
+    assert (out / "logs" / "participants" / "sub-01.json").read_text() == before
+
+
 def test_a_second_run_goes_on_where_the_first_one_stopped(xcpd, tmp_path: Path) -> None:
     data, out = xcpd(2), tmp_path / "out"
     run(data, out)
