@@ -1,4 +1,4 @@
-"""Which model is better: the same folds, a test that knows that training sets overlap, and all tests counted."""
+"""Which model is better: the same folds or the same other dataset, a test that suits it, and all tests counted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bids_dl.metrics import Predictions
 from bids_dl.records import Array
 
 LEVEL = 0.95
+ROUNDING = 1e-12
+"""Differences up to which two scores are the same."""
 
 
 def corrected_t(differences: Array, test_share: float) -> tuple[float, float]:
@@ -147,6 +149,55 @@ def _tested(values: Array, test_share: float) -> dict[str, Any]:
     mean = float(values.mean()) if len(values) else float("nan")
     p = 2 * float(stats.t.sf(abs(t), dof)) if dof > 0 else float("nan")
     return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "t": t, "dof": dof, "p_value": p}
+
+
+def compare_once(one: Predictions, other: Predictions, metric: str, *, n: int, seed: int) -> dict[str, Any]:
+    """Compare two models on a single held-out set, by drawing the participants that both predict with replacement.
+
+    Both models are scored on the same draws, so that what is easy or hard about a participant cancels [1]_. The models
+    are held fixed: nothing is said of other training sets.
+
+    Parameters
+    ----------
+    one, other
+        Predictions of the same held-out set.
+    metric
+        Which score.
+    n, seed
+        How often participants are drawn, and by which numbers.
+
+    Returns
+    -------
+    dict
+        ``difference`` (one less other) with its percentile interval, ``p_value`` (two-sided: twice the part of the draws,
+        with the data as one of them, in which the sign is the other one or nothing differs), ``n`` participants. NaN
+        where the score is undefined.
+
+    References
+    ----------
+    .. [1] Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 13 and 15. doi:10.1201/9780429246593
+    """
+    both = np.intersect1d(one.participants, other.participants)
+    nothing = {"difference": np.nan, "ci_low": np.nan, "ci_high": np.nan, "p_value": np.nan}
+    found: dict[str, Any] = {"metric": metric, **nothing, "n": len(both)}
+    if not len(both):
+        return found
+    ours, theirs = (metrics.some(p, np.isin(p.participants, both)) for p in (one, other))
+    found["difference"] = float((metrics.score(ours)[metric] - metrics.score(theirs)[metric])[0])
+    drawn = metrics.drawn([ours, theirs], metric, n=n, seed=seed)
+    differences = drawn[:, 0] - drawn[:, 1]
+    if not len(differences) or not np.isfinite(found["difference"]):
+        return found
+    low, high = np.percentile(differences, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    fewest = min(int((differences <= ROUNDING).sum()), int((differences >= -ROUNDING).sum()))
+    p = min(1.0, 2 * (1 + fewest) / (1 + len(differences)))
+    return found | {"ci_low": float(low), "ci_high": float(high), "p_value": p}
+
+
+def counted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add ``p_holm`` to comparisons: their p-values adjusted for how many there are."""
+    adjusted = holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def pairs(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

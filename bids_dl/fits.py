@@ -225,6 +225,7 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
 
     step = OnTest(**common)
     nobody, rows, said = np.array([], np.intp), [], []
+    found: dict[str, metrics.Predictions] = {}
     split = Split(nobody, nobody, step.rows(), TEST)
     given = step.config.metrics
     for model in models:
@@ -238,19 +239,33 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
         held = _joined(step, model["id"], [TEST])
         if held is None:
             continue
+        found[model["id"]] = held.predictions
         _write_predictions(step, model["id"], held, [TEST], TEST)
         table = metrics.table(
             held.predictions, n_bootstraps=given.n_bootstraps, n_permutations=given.n_permutations, seed=step.config.random_seed
         )  # fmt: skip
         rows += [{"model": model["id"], **row} for row in table]
         said.append(f"test dataset: {_sentence(step.target, model['id'], table[0])}")
-    path = step.config.out / "group" / "metrics" / f"target-{step.target}_{TEST}.tsv"
+    folder = step.config.out / "group" / "metrics"
     shown = pd.DataFrame(rows).drop(columns="p_value_retrained", errors="ignore")
-    derivatives.write_table(path, shown, {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS)
+    described = {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS
+    derivatives.write_table(folder / f"target-{step.target}_{TEST}.tsv", shown, described)
+    if compared := _compared_once(step, models, found):
+        derivatives.write_table(
+            folder / f"target-{step.target}_{TEST}comparisons.tsv", pd.DataFrame(compared), TEST_COMPARISON_COLUMNS
+        )
     return said
 
 
 TEST_COLUMNS = {"value": "Value over the participants of the test dataset"}
+TEST_COMPARISON_COLUMNS = {
+    "model": "Model", "other": "Model it is compared with, on the same participants", "metric": "Metric",
+    "difference": "Difference over the participants of the test dataset that both predict",
+    "ci_low": "Lower end of the 95 % interval of the difference, over draws of participants",
+    "ci_high": "Upper end of the 95 % interval of the difference, over draws of participants",
+    "p_value": "Two-sided p-value over the same draws of participants for both models",
+    "n": "Participants that both predict", "p_holm": "The same, adjusted for all comparisons of this target (Holm)",
+}  # fmt: skip
 
 
 def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
@@ -435,11 +450,29 @@ def _compared(step: Step, models: Sequence[Settings], found: Mapping[str, Held])
     rows = []
     for one, other in comparison.pairs([m for m in models if m["id"] in found]):
         ours, theirs = found[one].predictions, found[other].predictions
-        metric = "r" if step.cohort.target.kind == "regression" else ours.names[0]
+        metric = _compared_by(step, ours)
         compared = comparison.compare(ours, theirs, metric, found[one].n_train)
         rows.append({"model": one, "other": other, **compared})
-    adjusted = comparison.holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+    return comparison.counted(rows)
+
+
+def _compared_once(
+    step: Step, models: Sequence[Settings], found: Mapping[str, metrics.Predictions]
+) -> list[dict[str, Any]]:
+    """Compare the same pairs of models on the participants of the test dataset, drawn with replacement."""
+    given, rows = step.config.metrics, []
+    for one, other in comparison.pairs([m for m in models if m["id"] in found]):
+        ours, theirs = found[one], found[other]
+        compared = comparison.compare_once(
+            ours, theirs, _compared_by(step, ours), n=given.n_bootstraps, seed=step.config.random_seed
+        )
+        rows.append({"model": one, "other": other, **compared})
+    return comparison.counted(rows)
+
+
+def _compared_by(step: Step, predictions: metrics.Predictions) -> str:
+    """Name the metric that models are compared by."""
+    return "r" if step.cohort.target.kind == "regression" else predictions.names[0]
 
 
 def _null(

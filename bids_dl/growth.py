@@ -88,7 +88,7 @@ def curve(parts: Mapping[int, Predictions], metric: str, *, n_draws: int, seed: 
     sizes = np.array(sorted(parts), float)
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     found = np.stack([metrics.score(parts[int(n)])[metric][0] for n in sizes])
-    drawn = _drawn([parts[int(n)] for n in sizes], metric, n_draws, seed)
+    drawn = metrics.drawn([parts[int(n)] for n in sizes], metric, n=n_draws, seed=seed)
     rows = [_row("measured", n, v, drawn[:, k]) for k, (n, v) in enumerate(zip(sizes, found, strict=True))]
     refused = _refused(sizes, sign * found, sign * drawn)
     if not refused:
@@ -130,16 +130,6 @@ def _row(kind: str, n: float, value: float, drawn: Array) -> dict[str, Any]:
         "ci_high": float(high),
         "note": "",
     }
-
-
-def _drawn(parts: Sequence[Predictions], metric: str, n_draws: int, seed: int) -> Array:
-    """Score every size on the same draws of participants, (draw, size); draws in which a score is undefined are dropped."""
-    people = np.unique(np.concatenate([p.participants for p in parts]))
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=n_draws).astype(float)
-    values = [metrics.score(p, counts[:, np.searchsorted(people, p.participants)])[metric] for p in parts]
-    found = np.stack(values, axis=1)
-    return found[np.isfinite(found).all(axis=1)]
 
 
 def _refused(sizes: Array, values: Array, drawn: Array) -> str:

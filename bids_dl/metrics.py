@@ -230,6 +230,19 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
     return {name: tuple(np.nanpercentile(values, edges)) for name, values in joined.items()}  # type: ignore[misc]
 
 
+def drawn(several: Sequence[Predictions], metric: str, *, n: int, seed: int) -> Array:
+    """Score several models on the same draws of participants, (draw, model); draws in which a score is undefined are dropped."""
+    people = np.unique(np.concatenate([p.participants for p in several]))
+    generator = np.random.default_rng(seed)
+    found = []
+    for size in _draws(n, max(len(p.truth) for p in several)):
+        counts = generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size).astype(float)
+        values = [score(p, counts[:, np.searchsorted(people, p.participants)])[metric] for p in several]
+        found.append(np.stack(values, axis=1))
+    joined = np.concatenate(found)
+    return np.asarray(joined[np.isfinite(joined).all(axis=1)])
+
+
 def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:
     """Permute the labels against the held-out predictions, within folds: how often is chance as good [1]_.
 

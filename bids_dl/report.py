@@ -649,7 +649,8 @@ def _tested(view: charts.View, choices: Json) -> Json | None:
     )
     scores = table[table["metric"] == view.main]
     said, tone = prose.verdict_of_test(scores, view.models, view.main, view.best, choices, view.target)
-    return {"said": said, "tone": tone, "table": shown, "excluded": _table(mine)}
+    compared = _comparisons(view, "testcomparisons")
+    return {"said": said, "tone": tone, "table": shown, "comparisons": compared, "excluded": _table(mine)}
 
 
 def _synthetic(view: charts.View) -> Json | None:
@@ -671,15 +672,22 @@ def _synthetic(view: charts.View) -> Json | None:
     return {"table": _table(shown), "said": prose.said_resemblance(table), "figure": charts.resemblance(table)}
 
 
-def _comparisons(view: charts.View) -> Json | None:
+def _comparisons(view: charts.View, kind: str = "comparisons") -> Json | None:
     """Lay out the comparisons of models, the smallest p-values first."""
-    table = view.read("metrics", "comparisons")
+    table = view.read("metrics", kind)
     if table.empty:
         return None
     table = table.sort_values("p_value", kind="stable")
     said = [prose.with_interval(*r) for r in zip(table["difference"], table["ci_low"], table["ci_high"], strict=True)]
-    names = {"model": "model", "other": "compared with", "p_value": "p", "p_holm": "p, adjusted", "n_folds": "folds"}
-    shown = table[list(names)].rename(columns=names)
+    names = {
+        "model": "model",
+        "other": "compared with",
+        "p_value": "p",
+        "p_holm": "p, adjusted",
+        "n_folds": "folds",
+        "n": "n",
+    }
+    shown = table[[c for c in names if c in table]].rename(columns=names)
     shown.insert(2, f"difference of {prose.METRICS.get(table['metric'].iloc[0], table['metric'].iloc[0])}", said)
     return _table(shown)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from bids_dl import comparison
-from bids_dl.metrics import Predictions
+from bids_dl.metrics import Predictions, intervals, score, some
 
 DIFFERENCES = np.array([0.02, 0.05, -0.01, 0.03, 0.04, 0.00, 0.06, 0.02, 0.01, 0.03])
 
@@ -52,10 +52,58 @@ def test_better_model_is_found_and_two_alike_are_not():
 def test_models_are_compared_over_the_participants_that_both_predict():
     good, bad = predictions(0, 2.5), predictions(2, 0.0)
     kept = good.participants < 40
-    some = Predictions(good.truth[kept], good.scores[kept], good.participants[kept], good.folds[kept], 2)
+    fewer = Predictions(good.truth[kept], good.scores[kept], good.participants[kept], good.folds[kept], 2)
     both = Predictions(bad.truth[kept], bad.scores[kept], bad.participants[kept], bad.folds[kept], 2)
-    one = comparison.compare(some, bad, "auc", [48] * 15)
-    assert one == comparison.compare(some, both, "auc", [48] * 15)
+    one = comparison.compare(fewer, bad, "auc", [48] * 15)
+    assert one == comparison.compare(fewer, both, "auc", [48] * 15)
+
+
+def once(seed, strength, n=60):
+    """Predictions of one held-out set; how hard a participant is, is the same for every seed."""
+    truth = np.arange(n) % 2.0
+    latent = strength * (truth - 0.5) + np.random.default_rng(99).normal(size=n)
+    positive = 1 / (1 + np.exp(-(latent + 0.5 * np.random.default_rng(seed).normal(size=n))))
+    return Predictions(truth, np.column_stack([1 - positive, positive]), np.arange(n), np.zeros(n, int), 2)
+
+
+def test_on_one_held_out_set_the_better_model_is_found_and_two_alike_are_not():
+    good, alike, bad = once(0, 3.0), once(1, 3.0), once(2, 0.0)
+    found = comparison.compare_once(good, bad, "auc", n=500, seed=0)
+    assert found["difference"] == pytest.approx((score(good)["auc"] - score(bad)["auc"])[0])
+    assert 0 < found["ci_low"] < found["difference"] < found["ci_high"]
+    assert found["p_value"] < 0.02
+    assert comparison.compare_once(good, alike, "auc", n=500, seed=0)["p_value"] > 0.05
+    assert comparison.compare_once(good, good, "auc", n=500, seed=0)["p_value"] == 1
+
+
+def test_draws_are_paired_so_that_hard_participants_cancel():
+    one, other = once(0, 3.0), once(1, 3.0)
+    paired = comparison.compare_once(one, other, "auc", n=500, seed=0)
+    alone = [np.subtract(*reversed(intervals(p, n=500, seed=0)["auc"])) for p in (one, other)]
+    assert paired["ci_high"] - paired["ci_low"] < 0.8 * math.hypot(*alone)
+
+
+def test_on_one_held_out_set_two_models_alike_seldom_differ():
+    p = [
+        comparison.compare_once(once(2 * k, 2.0, 30), once(2 * k + 1, 2.0, 30), "auc", n=100, seed=k)["p_value"]
+        for k in range(200)
+    ]
+    assert np.mean(np.array(p) <= 0.05) < 0.09
+
+
+def test_on_one_held_out_set_models_are_compared_over_the_participants_that_both_predict():
+    good, bad = once(0, 3.0), once(2, 0.0)
+    fewer, both = (Predictions(p.truth[:40], p.scores[:40], p.participants[:40], p.folds[:40], 2) for p in (good, bad))
+    found = comparison.compare_once(fewer, bad, "auc", n=50, seed=0)
+    assert found == comparison.compare_once(fewer, both, "auc", n=50, seed=0)
+    assert found["n"] == 40
+
+
+def test_held_out_set_of_one_class_is_no_comparison():
+    one = once(0, 3.0)
+    healthy = some(one, one.truth == 0)
+    assert np.isnan(comparison.compare_once(healthy, healthy, "auc", n=20, seed=0)["p_value"])
+    assert comparison.counted([{"p_value": 0.01}, {"p_value": float("nan")}])[0] == {"p_value": 0.01, "p_holm": 0.01}
 
 
 def test_networks_stand_against_the_linear_models_of_their_inputs_and_the_confounds():

@@ -510,6 +510,21 @@ def test_models_of_one_dataset_find_the_planted_effect_in_another(judged):
     assert ("confounds_only", "auc") in found.index
 
 
+def test_models_are_compared_on_the_other_dataset_too(judged):
+    path = judged[0] / "group" / "metrics" / "target-group_testcomparisons.tsv"
+    found = table(path)
+    assert found[["model", "other", "metric", "n"]].values.tolist() == [
+        ["connectivity_linear", "confounds_only", "auc", N - 2]
+    ]
+    scores = table(path.with_name("target-group_test.tsv")).set_index(["model", "metric"])["value"]
+    assert found["difference"][0] == pytest.approx(
+        scores["connectivity_linear", "auc"] - scores["confounds_only", "auc"], abs=1e-4
+    )
+    assert found["p_holm"].between(found["p_value"], 1).all()
+    page = (judged[0] / "group.html").read_text()
+    assert "both are scored on the same draws of these participants" in page
+
+
 def test_participants_of_both_datasets_are_left_out_and_listed(judged):
     excluded = table(judged[0] / "group" / "test_excluded.tsv")
     assert sorted(excluded[["participant_id", "reason"]].itertuples(index=False, name=None)) == [
