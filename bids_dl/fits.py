@@ -209,24 +209,27 @@ class OnTest(Step):
         columns = self.config.features.of("phenotype").get("columns", ())
         return transfer.load(root, trained, target, columns=columns, site=self.site)
 
-    def rows(self) -> NDArray[np.intp]:
-        """Number those who have the target and no scan of the training dataset."""
+    def rows(self, fitted: FittedModel, refused: Sequence[str]) -> NDArray[np.intp]:
+        """Number those who have the target, no scan of the training dataset, and no site that is refused."""
         seen = query.read_json(transfer.folder(self.config) / "seen.json")
-        known = np.isfinite(self.cohort.target.values)
-        return np.flatnonzero(known & ~np.isin(self.ids, list(seen)))
+        judged = np.isfinite(self.cohort.target.values) & ~np.isin(self.ids, [*seen, *refused])
+        given = material.given_of(self.cohort)
+        for one in fitted.normalization.values():
+            if one.harmonization is not None and given is not None:
+                judged &= ~one.harmonization.refused(given)
+        return np.flatnonzero(judged)
 
 
 TEST = "test"
 
 
-def test(models: Sequence[Settings], **common: Any) -> list[str]:
-    """Judge every model that was trained on everybody, once, on the participants of another dataset."""
+def test(models: Sequence[Settings], refused: Sequence[str] = (), **common: Any) -> list[str]:
+    """Judge every model that was trained on everybody, once, on participants of another dataset whose sites are not ``refused``."""
     import pandas as pd
 
     step = OnTest(**common)
     nobody, rows, said = np.array([], np.intp), [], []
     found: dict[str, metrics.Predictions] = {}
-    split = Split(nobody, nobody, step.rows(), TEST)
     given = step.config.metrics
     for model in models:
         final = step.fit_folder(model["id"], "final") / "model"
@@ -235,7 +238,7 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
         fitted = bundle.load(final)
         path = step.fit_folder(model["id"], TEST) / "predictions.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _predict(step, fitted, split, path)
+        _predict(step, fitted, Split(nobody, nobody, step.rows(fitted, refused), TEST), path)
         held = _joined(step, model["id"], [TEST])
         if held is None:
             continue
@@ -246,15 +249,19 @@ def test(models: Sequence[Settings], **common: Any) -> list[str]:
         )  # fmt: skip
         rows += [{"model": model["id"], **row} for row in table]
         said.append(f"test dataset: {_sentence(step.target, model['id'], table[0])}")
-    folder = step.config.out / "group" / "metrics"
     shown = pd.DataFrame(rows).drop(columns="p_value_retrained", errors="ignore")
-    described = {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS
-    derivatives.write_table(folder / f"target-{step.target}_{TEST}.tsv", shown, described)
-    if compared := _compared_once(step, models, found):
-        derivatives.write_table(
-            folder / f"target-{step.target}_{TEST}comparisons.tsv", pd.DataFrame(compared), TEST_COMPARISON_COLUMNS
-        )
+    _write_test(step, TEST, shown, {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS)
+    _write_test(step, f"{TEST}comparisons", pd.DataFrame(_compared_once(step, models, found)), TEST_COMPARISON_COLUMNS)
     return said
+
+
+def _write_test(step: Step, name: str, table: Any, columns: Mapping[str, str]) -> None:
+    """Write one table about the test dataset; where nobody was judged, remove what an earlier run left."""
+    path = step.config.out / "group" / "metrics" / f"target-{step.target}_{name}.tsv"
+    if table.empty:
+        derivatives.remove([path, path.with_suffix(".json")])
+    else:
+        derivatives.write_table(path, table, columns)
 
 
 TEST_COLUMNS = {"value": "Value over the participants of the test dataset"}

@@ -138,6 +138,8 @@ class Choices:
     groups: str
     site: str
     said: tuple[str, ...]
+    refused: tuple[Mapping[str, str], ...] = ()
+    """Who is never predicted, or not trained on, as the harmonizer refuses the site: rows of ``excluded.tsv``."""
 
 
 def _choose(config: Config, plan: cohorts.Plan) -> Choices:
@@ -157,9 +159,16 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
         )
         for t, _ in targets
     }
+    refused = []
+    if _refuses(config):
+        known = _of_known_sites(config, plan, made, site)
+        refused = [row for name in made for row in _unpredicted(config, plan, name, made[name], known[name], site)]
+        made = known
+        final = {name: splits.of_known_sites(one, _sites(plan, site)) for name, one in final.items()}
     said = [
         f"{len(_people(plan))} participants, {len(plan.excluded)} left out.",
         *(plan.notes if config.decodes else ()),
+        *([f"{len(refused)} are not predicted: {refused[0]['reason']}."] if refused else []),
     ]
     said += [f"target: {t.name} ({_said_levels(t)}): {why}." for t, why in targets]
     said += [
@@ -170,7 +179,51 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
         *_said_synthetic(config, plan, models),
         *_said_as_is(config, plan),
     ]
-    return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said))
+    return Choices(targets, covariates, tuple(models), made, final, groups, site, tuple(said), tuple(refused))
+
+
+def _refuses(config: Config) -> bool:
+    """Tell whether participants of sites without training participants are refused; series are never harmonised."""
+    return not config.decodes and config.harmonizers.of(config.harmonizer).get("unseen") == "refuse"
+
+
+def _sites(plan: cohorts.Plan, site: str) -> list[str]:
+    """Name the site of each row; empty where there is none."""
+    return [c if isinstance(c, str) else "" for c in plan.columns.get(site, [""] * len(plan.participant_ids))]
+
+
+def _of_known_sites(
+    config: Config, plan: cohorts.Plan, made: Mapping[str, Sequence[Split]], site: str
+) -> dict[str, list[Split]]:
+    """Take out of every split whom the harmonizer refuses there.
+
+    Raises
+    ------
+    UsageError
+        If nobody is left to test.
+    """
+    sites = _sites(plan, site)
+    found = {
+        name: [one for s in each if len((one := splits.of_known_sites(s, sites)).test)] for name, each in made.items()
+    }
+    if not all(found.values()):
+        raise UsageError(
+            f"harmonizers.{config.harmonizer}.unseen is 'refuse', and no test participant has a site that is trained on: nobody would "
+            "be predicted; choose 'pooled' or 'adapt', or splits that leave no whole site out."
+        )
+    return found
+
+
+def _unpredicted(
+    config: Config, plan: cohorts.Plan, target: str, before: Sequence[Split], after: Sequence[Split], site: str
+) -> list[dict[str, str]]:
+    """List who would have been tested but for the harmonizer, with the reason."""
+    tested, left = (set(np.concatenate([s.test for s in each]).tolist()) for each in (before, after))
+    sites = _sites(plan, site)
+    return [
+        {"participant_id": plan.participant_ids[row], "target": target, "reason": transfer.refusal(config, sites[row])}
+        for row in sorted(tested - left)
+    ]
 
 
 def _draws(config: Config) -> bool:
@@ -300,12 +353,20 @@ class HeldDataset:
     plan: cohorts.Plan
     described: Mapping[str, dict[str, Any]]
     excluded: tuple[Mapping[str, str], ...]
+    refused: tuple[Mapping[str, str], ...] = ()
+    """Who has a target, and a site that the harmonizer refuses."""
 
     @property
     def said(self) -> tuple[str, ...]:
-        """Say who is in it."""
+        """Say who is in it, and who is not predicted."""
+        said = f"test dataset: {self.name}, {len(self.plan.participant_ids)} participants, {len(self.plan.excluded)} left out."
+        if not self.refused:
+            return (said,)
+        reasons = " and ".join(dict.fromkeys(row["reason"] for row in self.refused))
+        n = len({row["participant_id"] for row in self.refused})
         return (
-            f"test dataset: {self.name}, {len(self.plan.participant_ids)} participants, {len(self.plan.excluded)} left out.",
+            said,
+            f"test dataset: {n} participants are not predicted: {reasons}; choose 'pooled' or 'adapt' to predict them.",
         )
 
 
@@ -325,9 +386,16 @@ def _plan_test(config: Config, plan: cohorts.Plan, chosen: Choices) -> HeldDatas
         )
     other = transfer.plan(config, plan, chosen.covariates)
     described = transfer.describe(config, plan, other)
-    excluded = [row for target, _ in chosen.targets for row in transfer.target_of(config, other, target)[1]]
+    excluded, refused = [], []
+    for target, _ in chosen.targets:
+        theirs, without = transfer.target_of(config, other, target)
+        excluded += without
+        if _refuses(config):
+            cells = _sites(plan, chosen.site)
+            known = {cells[row] for row in chosen.final[target.name].pool}
+            refused += transfer.refused(config, theirs, other.participant_ids, _sites(other, chosen.site), known)
     name = str(query.description(transfer.config_of(config).bids)["Name"])
-    return HeldDataset(name, other, described, tuple(excluded))
+    return HeldDataset(name, other, described, tuple(excluded), tuple(refused))
 
 
 def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: str) -> str:
@@ -573,7 +641,8 @@ def _test_tasks(config: Config, chosen: Choices, held: HeldDataset, digest: str)
     fresh = (folder / "fresh").is_file()
     tasks = [*fills, engine.Task("test_cohort", "bids_dl.fits:gather_test", both, waits, stamp=own, redo=fresh)]
     for target, _ in chosen.targets:
-        given = {**_common(config, chosen, target), "models": [asdict(m) for m in chosen.models]}
+        refused = [row["participant_id"] for row in held.refused if row["target"] == target.name]
+        given = {**_common(config, chosen, target), "models": [asdict(m) for m in chosen.models], "refused": refused}
         waits = ("test_cohort", *(task_name("fit", target.name, m.id, "final") for m in chosen.models))
         name = task_name("test", target.name)
         tasks.append(engine.Task(name, "bids_dl.fits:test", given, waits, stamp=own, despite=True))
@@ -759,7 +828,7 @@ def _write_excluded(config: Config, plan: cohorts.Plan, chosen: Choices, done: M
     import pandas as pd
 
     gathered = done.get("cohort") or {"refused": [], "duplicates": []}
-    rows = [dict(e) for e in plan.excluded]
+    rows = [dict(e) for e in (*plan.excluded, *chosen.refused)]
     rows += [
         {"participant_id": r["participant_id"], "target": "", "reason": f"{r['feature']}: {r['reason']}"}
         for r in gathered["refused"]
@@ -788,7 +857,7 @@ def _write_test_excluded(config: Config, held: HeldDataset, done: Mapping[str, A
     gathered = done.get("test_cohort") or {"refused": [], "seen": {}}
     refused = [(r["participant_id"], f"{r['feature']}: {r['reason']}") for r in gathered["refused"]]
     refused += [(i, f"has the same scan as {other} of the training dataset") for i, other in gathered["seen"].items()]
-    rows = [dict(e) for e in (*held.plan.excluded, *held.excluded)]
+    rows = [dict(e) for e in (*held.plan.excluded, *held.excluded, *held.refused)]
     rows += [{"participant_id": i, "target": "", "reason": reason} for i, reason in refused]
     table = pd.DataFrame(rows, columns=["participant_id", "target", "reason"])
     derivatives.write_table(config.out / "group" / "test_excluded.tsv", table.replace("", np.nan))

@@ -69,13 +69,21 @@ class Harmonization:
         found += self.centre[columns]
         return found
 
+    def refused(self, given: Array) -> NDArray[np.bool_]:
+        """Tell which rows are refused, as their site is not known."""
+        return np.asarray(self.refuses & ~self._member(given).any(axis=1))
+
+    def _member(self, given: Array) -> Array:
+        """Return the columns of the sites that are known, (participant, site)."""
+        return np.asarray(np.nan_to_num(given[:, -len(self.known) :]) * self.known)
+
     def _sites(self, given: Array) -> NDArray[np.intp]:
         """Find each row's site, -1 for one that is not known."""
-        member = np.nan_to_num(given[:, -len(self.known) :]) * self.known
+        member = self._member(given)
         found = np.where(member.any(axis=1), member.argmax(axis=1), -1)
-        if self.refuses and (found < 0).any():
+        if n_refused := int(self.refused(given).sum()):
             raise DataError(
-                f"{int((found < 0).sum())} participants are from a site without training participants, which this harmonisation "
+                f"{n_refused} participants are from a site without training participants, which this harmonisation "
                 "refuses; choose unseen = 'pooled' or 'adapt'."
             )
         return found

@@ -632,8 +632,10 @@ def _grown(view: charts.View) -> Json | None:
 def _tested(view: charts.View, choices: Json) -> Json | None:
     """Lay out how the models trained on everybody did on another dataset, beside their cross-validated scores."""
     table, before = view.read("metrics", "test"), view.read("metrics", "metrics")
+    excluded = _test_excluded(view)
     if table.empty:
-        return None
+        nobody = f"No model was judged on '{choices.get('test', {}).get('dataset', 'the test dataset')}'."
+        return {"said": [nobody], "tone": "caution", "excluded": _table(excluded)} if len(excluded) else None
     shown = _metrics_table(table, view)
     known = before[before["metric"] == view.main].set_index("model")["value"]
     if shown:
@@ -641,16 +643,16 @@ def _tested(view: charts.View, choices: Json) -> Json | None:
         shown["columns"].insert(3, "cross-validated")
         shown["numeric"].insert(3, True)
         shown["rows"] = [[*row[:3], cell, *row[3:]] for row, cell in zip(shown["rows"], cells, strict=True)]
-    excluded = written.read_table(view.out / "group" / "test_excluded.tsv")
-    mine = (
-        excluded[excluded["target"].isin([view.target["name"]]) | excluded["target"].isna()]
-        if len(excluded)
-        else excluded
-    )
     scores = table[table["metric"] == view.main]
     said, tone = prose.verdict_of_test(scores, view.models, view.main, view.best, choices, view.target)
     compared = _comparisons(view, "testcomparisons")
-    return {"said": said, "tone": tone, "table": shown, "comparisons": compared, "excluded": _table(mine)}
+    return {"said": said, "tone": tone, "table": shown, "comparisons": compared, "excluded": _table(excluded)}
+
+
+def _test_excluded(view: charts.View) -> Any:
+    """Read who of the test dataset was not judged on this target."""
+    table = written.read_table(view.out / "group" / "test_excluded.tsv")
+    return table[table["target"].isin([view.target["name"]]) | table["target"].isna()] if len(table) else table
 
 
 def _synthetic(view: charts.View) -> Json | None:

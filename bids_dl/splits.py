@@ -207,6 +207,15 @@ def _leading(rows: Rows, strata: NDArray[np.intp], fraction: float, seed: int) -
     return np.sort(rows[np.lexsort((tie, place))[: max(1, round(fraction * len(rows)))]])
 
 
+def of_known_sites(split: Split, sites: Sequence[str]) -> Split:
+    """Leave out rows without a site, and test rows of sites without training rows; ``sites`` is empty for none."""
+    labels = np.asarray(sites, dtype=object)
+    train, validation = (rows[labels[rows] != ""] for rows in (split.train, split.validation))
+    known = set(labels[np.concatenate([train, validation])])
+    test = split.test[[label in known for label in labels[split.test]]] if len(split.test) else split.test
+    return replace(split, train=train, validation=validation, test=test)
+
+
 def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:
     """Lay splits out as a table: a row a participant, a column a split."""
     import pandas as pd

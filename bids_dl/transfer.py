@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,22 @@ def target_of(config: Config, made: Plan, trained: Target) -> tuple[Target, list
     return target, [
         {"participant_id": i, "target": trained.name, "reason": f"{strange}: {c}" if isinstance(c, str) else f"'{trained.name}' is n/a"}
         for i, c, value in zip(made.participant_ids, cells, target.values, strict=True) if np.isnan(value)
+    ]  # fmt: skip
+
+
+def refusal(config: Config, site: str) -> str:
+    """Say why the harmonizer refuses somebody of a site, empty for none."""
+    who = f"site '{site}' has no training participants" if site else "no site is known"
+    return f"{who}, and harmonizers.{config.harmonizer}.unseen is 'refuse'"
+
+
+def refused(
+    config: Config, target: Target, ids: Sequence[str], sites: Sequence[str], known: Collection[str]
+) -> list[dict[str, str]]:
+    """List who has the target and is of no site that was trained on, with the reason."""
+    return [
+        {"participant_id": i, "target": target.name, "reason": refusal(config, site)}
+        for i, site, value in zip(ids, sites, target.values, strict=True) if np.isfinite(value) and site not in known
     ]  # fmt: skip
 
 

@@ -470,6 +470,72 @@ def test_harmonised_bundle_takes_participants_of_a_new_site_as_they_are(harmoniz
     assert len(said) == N
 
 
+REFUSING = HARMONIZED.replace("[harmonizers.combat]", "[harmonizers.combat]\nunseen = 'refuse'")
+
+
+def test_sites_without_training_participants_are_refused_by_name_and_the_rest_goes_on(harmonized, tmp_path, capsys):
+    """Somebody whose site is his alone is never trained on when tested; nor is anybody of the other dataset's sites."""
+    bids, other = write_dataset(tmp_path / "bids"), write_dataset(tmp_path / "other", seed=5, name="other")
+    for folder, sites in ((bids, {0: "islet", 1: "n/a"}), (other, {2: "south", 3: "north", 4: "south", 5: "north"})):
+        people = pd.read_csv(folder / "participants.tsv", sep="\t")
+        people["site"] = [sites.get(k, "west" if folder == other else people["site"][k]) for k in range(N)]
+        people.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    assert run(other, tmp_path / "done", "participant") == 0
+    (tmp_path / "refusing.toml").write_text(REFUSING.replace("n_folds = 3", "n_folds = 2"))
+    given = [
+        "-d",
+        f"done={harmonized}",
+        "--config-file",
+        tmp_path / "refusing.toml",
+        "--test-dataset",
+        tmp_path / "done",
+    ]
+    out = tmp_path / "out"
+    assert run(bids, out, "group", *given) == 0
+    said = capsys.readouterr().err
+    assert "12 participants are not predicted: site 'west' has no training participants" in said
+    assert "choose 'pooled' or 'adapt' to predict them" in said
+    excluded = table(out / "group" / "excluded.tsv").set_index("participant_id")["reason"]
+    assert excluded["sub-01"] == "site 'islet' has no training participants, and harmonizers.combat.unseen is 'refuse'"
+    assert excluded["sub-02"] == "no site is known, and harmonizers.combat.unseen is 'refuse'"
+    for model in ("dummy", "connectivity_linear"):
+        name = out / "group" / "predictions" / f"target-group_model-{model}_predictions.tsv"
+        assert set(IDS) - set(table(name)["participant_id"]) == {"sub-01", "sub-02"}
+        tested = table(name.with_name(name.name.replace("predictions.tsv", "test.tsv")))
+        assert tested["participant_id"].tolist() == ["sub-03", "sub-04", "sub-05", "sub-06"]
+    assert len(table(out / "group" / "test_excluded.tsv")) == 12
+    assert "site &#39;west&#39; has no training participants" in (out / "group.html").read_text()
+
+
+def test_test_dataset_of_refused_sites_alone_leaves_cross_validation_and_the_reasons(harmonized, bids, tmp_path):
+    other = write_dataset(tmp_path / "other", seed=5, name="other")
+    people = pd.read_csv(other / "participants.tsv", sep="\t").assign(site="west")
+    people.to_csv(other / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    assert run(other, tmp_path / "done", "participant") == 0
+    (tmp_path / "refusing.toml").write_text(REFUSING)
+    given = [
+        "-d",
+        f"done={harmonized}",
+        "--config-file",
+        tmp_path / "refusing.toml",
+        "--test-dataset",
+        tmp_path / "done",
+    ]
+    out = tmp_path / "out"
+    assert run(bids, out, "group", *given) == 0
+    assert len(table(out / "group" / "test_excluded.tsv")) == N
+    assert len(table(out / "group" / "metrics" / "target-group_metrics.tsv"))
+    assert not (out / "group" / "metrics" / "target-group_test.tsv").exists()
+    assert "No model was judged on &#39;other&#39;." in (out / "group.html").read_text()
+
+
+def test_leaving_sites_out_and_refusing_them_is_refused_before_anything_runs(harmonized, bids, tmp_path, capsys):
+    (tmp_path / "refusing.toml").write_text(REFUSING.replace("n_folds = 3", 'kind = "leave-site-out"'))
+    given = ["-d", f"done={harmonized}", "--config-file", tmp_path / "refusing.toml"]
+    assert run(bids, tmp_path / "out", "group", *given) == 64
+    assert "harmonizers.combat.unseen is 'refuse', and no test participant has a site" in capsys.readouterr().err
+
+
 def test_harmonizer_without_a_column_of_sites_is_refused(bids, tmp_path):
     folder = shutil.copytree(bids, tmp_path / "bids")
     people = pd.read_csv(folder / "participants.tsv", sep="\t").drop(columns="site")

@@ -278,3 +278,9 @@ def test_parts_of_a_split_are_nested_stratified_and_blind_to_the_test_rows(level
             share = (values[split.train] == level).mean()
             assert abs((values[part.train] == level).sum() - share * len(part.train)) <= 1
         larger = part
+
+
+def test_rows_without_a_site_and_test_rows_of_sites_not_trained_on_are_left_out():
+    split = Split(np.array([0, 1]), np.array([2]), np.array([3, 4, 5, 6]), "one")
+    left = splits.of_known_sites(split, ["a", "", "b", "a", "b", "c", ""])
+    assert [part.tolist() for part in (left.train, left.validation, left.test)] == [[0], [2], [3, 4]]
