@@ -158,7 +158,8 @@ class Estimate:
     """Ordinary least squares of values on sites and protected covariates.
 
     ``centre`` is the mean over all rows, (value,); ``shift`` (site, value) each site's deviation from it; ``variance``
-    (value,) of the residuals, ``within`` (site, value) theirs in each site; ``n`` (site,) the rows.
+    (value,) of the residuals, ``within`` (site, value) theirs in each site; ``n`` (site,) the rows, ``counts`` (site, value)
+    those that hold the value: missing ones say nothing.
     """
 
     centre: Array
@@ -167,6 +168,7 @@ class Estimate:
     variance: Array
     within: Array
     n: NDArray[np.intp]
+    counts: Array
     covariates: NDArray[np.intp]
     covariate_mean: Array
 
@@ -206,24 +208,42 @@ def _empty(n_values: int, n_sites: int, columns: NDArray[np.intp], mean: Array, 
     centre, variance = np.zeros(n_values, np.float32), np.zeros(n_values, np.float32)
     slopes = np.zeros((len(columns), n_values), np.float32)
     shift, within = np.zeros((n_sites, n_values), np.float32), np.zeros((n_sites, n_values), np.float32)
-    return Estimate(centre, slopes, shift, variance, within, n, columns, mean)
+    counts = np.zeros((n_sites, n_values), np.float32)
+    return Estimate(centre, slopes, shift, variance, within, n, counts, columns, mean)
 
 
 def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, part: slice) -> None:
     """Regress one range of values and write it into the estimate."""
     known = np.isfinite(x)
-    if not known.all():
-        x = np.where(known, x, np.where(known, x, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+    holed = ~known.all(axis=0)
     design = np.hstack([member, covariates])
+    x = np.where(known, x, 0) if holed.any() else x
     weights = np.linalg.pinv(design) @ x  # (site + covariate, value)
-    share = made.n / made.n.sum()
-    n_sites = member.shape[1]
-    made.centre[part] = share @ weights[:n_sites]
-    made.shift[:, part] = np.where((made.n > 0)[:, None], weights[:n_sites] - made.centre[part], 0)
+    if holed.any():
+        weights[:, holed] = _least_squares(design, x[:, holed], known[:, holed])
+    counts = member.T @ known if holed.any() else np.broadcast_to(made.n[:, None], (len(made.n), x.shape[1]))
+    n_sites, total = member.shape[1], np.maximum(counts.sum(axis=0), 1)
+    made.counts[:, part] = counts
+    made.centre[part] = (counts * weights[:n_sites]).sum(axis=0) / total
+    made.shift[:, part] = np.where(counts > 0, weights[:n_sites] - made.centre[part], 0)
     made.slopes[:, part] = weights[n_sites:]
     squares = (x - design @ weights) ** 2
-    made.variance[part] = squares.mean(axis=0)
-    made.within[:, part] = (member.T @ squares) / np.maximum(made.n - 1, 1)[:, None]
+    squares[~known] = 0
+    made.variance[part] = squares.sum(axis=0) / total
+    made.within[:, part] = (member.T @ squares) / np.maximum(counts - 1, 1)
+
+
+def _least_squares(design: Array, x: Array, known: NDArray[np.bool_]) -> Array:
+    """Regress each value on the rows that hold it, (column, value); values that the same rows hold are solved together."""
+    size = np.sqrt((design**2).sum(axis=0))
+    size[size == 0] = 1
+    scaled = design / size
+    patterns, which = np.unique(known, axis=1, return_inverse=True)
+    products = (scaled[:, :, None] * scaled[:, None]).reshape(len(x), -1)
+    gram = (patterns.T.astype(float) @ products).reshape(-1, *2 * design.shape[1:])
+    solved = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+    found: Array = np.einsum("vij,jv->iv", solved[which.reshape(-1)], scaled.T @ x) / size[:, None]
+    return found
 
 
 def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array, made: Estimate) -> None:
@@ -235,9 +255,13 @@ def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array
         made.n[site] = len(mine)
         for part in ranges(flat.shape[1], len(mine)):
             explained = made.centre[part] + covariates[mine] @ made.slopes[:, part]
-            left = np.nan_to_num(np.asarray(flat[mine, part], np.float64) - explained)
-            made.shift[site, part] = left.mean(axis=0)
-            made.within[site, part] = left.var(axis=0) * len(mine) / max(1, len(mine) - 1)
+            left = np.asarray(flat[mine, part], np.float64) - explained
+            known = np.isfinite(left)
+            counts = known.sum(axis=0)
+            made.counts[site, part] = counts
+            made.shift[site, part] = np.where(known, left, 0).sum(axis=0) / np.maximum(counts, 1)
+            squares = np.where(known, left - made.shift[site, part], 0) ** 2
+            made.within[site, part] = squares.sum(axis=0) / np.maximum(counts - 1, 1)
 
 
 def locations(found: Estimate, *, parametric: bool = True, shrink: bool = True) -> tuple[Array, Array]:
@@ -261,29 +285,34 @@ def _site(
     found: Estimate, site: int, deviation: Array, varies: NDArray[np.bool_], *, parametric: bool, shrink: bool
 ) -> tuple[Array, Array]:
     """Estimate one site's location and variance in units of the residuals' deviation, (value,) each."""
-    n = int(found.n[site])
+    n = found.counts[site][varies].astype(np.float64)
     location = (found.shift[site] / deviation)[varies].astype(np.float64)
     variance = (found.within[site] / deviation**2)[varies].astype(np.float64)
-    if n < 2:
-        variance = np.ones_like(variance)  # one participant has no spread
+    variance[n < 2] = 1  # one participant has no spread
     if not shrink or len(location) < 2:
         return location, np.maximum(variance, 1e-6)
     return (_parametric if parametric else _empirical)(location, variance, n)
 
 
-def _parametric(location: Array, variance: Array, n: int) -> tuple[Array, Array]:
-    """Alternate between the posterior means of location and variance until neither moves."""
-    mean, spread = location.mean(), location.var(ddof=1)
-    shape, rate = _inverse_gamma(variance)
+def _parametric(location: Array, variance: Array, n: Array) -> tuple[Array, Array]:
+    """Alternate between the posterior means of location and variance until neither moves; ``n`` is (value,)."""
+    seen = location[_or_all(n > 0)]
+    mean, spread = seen.mean(), seen.var(ddof=1)
+    shape, rate = _inverse_gamma(variance[_or_all(n > 1)])
     new, scale = location, variance
     for _ in range(MOST_STEPS):
         before = new, scale
         new = (n * spread * location + scale * mean) / (n * spread + scale)
-        squares = (n - 1) * variance + n * (location - new) ** 2
+        squares = np.maximum(n - 1, 0) * variance + n * (location - new) ** 2
         scale = (rate + squares / 2) / (n / 2 + shape - 1)
         if max(np.abs(new - before[0]).max(), np.abs(scale - before[1]).max()) < TOLERANCE:
             break
     return new, np.maximum(scale, 1e-6)
+
+
+def _or_all(at: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Number the values that a prior can be learned from: those of ``at``, or all where these are fewer than two."""
+    return np.flatnonzero(at) if at.sum() > 1 else np.arange(len(at))
 
 
 def _inverse_gamma(variance: Array) -> tuple[float, float]:
@@ -294,15 +323,17 @@ def _inverse_gamma(variance: Array) -> tuple[float, float]:
     return (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
 
 
-def _empirical(location: Array, variance: Array, n: int) -> tuple[Array, Array]:
-    """Weigh other values' estimates by how likely they make this value's rows."""
-    peers = np.linspace(0, len(location) - 1, min(MOST_PEERS, len(location))).astype(int)
+def _empirical(location: Array, variance: Array, n: Array) -> tuple[Array, Array]:
+    """Weigh other values' estimates by how likely they make this value's rows, of which there are ``n`` (value,)."""
+    known = _or_all(n > 1)
+    peers = known[np.linspace(0, len(known) - 1, min(MOST_PEERS, len(known))).astype(int)]
     theirs, scales = location[peers], np.maximum(variance[peers], 1e-6)
     new, scale = np.empty_like(location), np.empty_like(variance)
     for start in range(0, len(location), 1024):
         mine = slice(start, start + 1024)
-        squares = (n - 1) * variance[mine, None] + n * (location[mine, None] - theirs) ** 2
-        likely = -n / 2 * np.log(scales) - squares / (2 * scales)
+        own = n[mine, None]
+        squares = np.maximum(own - 1, 0) * variance[mine, None] + own * (location[mine, None] - theirs) ** 2
+        likely = -own / 2 * np.log(scales) - squares / (2 * scales)
         weight = np.exp(likely - likely.max(axis=1, keepdims=True))
         weight *= np.arange(len(location))[mine, None] != peers  # a value is no peer of itself
         weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)

@@ -20,7 +20,7 @@ def fit(
     Parameters
     ----------
     values
-        (participant, …), possibly memory-mapped; NaN is missing and counts as the mean.
+        (participant, …), possibly memory-mapped; NaN is missing and says nothing.
     rows
         The training rows; no other is read, unless ``unseen`` is ``adapt``.
     given

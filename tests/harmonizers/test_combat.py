@@ -76,7 +76,7 @@ def test_prior_pulls_a_small_site_towards_its_other_values():
 def test_prior_from_the_values_themselves_follows_its_formula():
     generator = np.random.default_rng(2)
     location, variance, n = generator.normal(size=12), generator.gamma(4, 0.25, 12), 7
-    found, scale = harmonization._empirical(location, variance, n)
+    found, scale = harmonization._empirical(location, variance, np.full(12, n))
     for g in range(12):
         weights = np.zeros(12)
         for k in range(12):
@@ -113,3 +113,32 @@ def test_rows_are_harmonised_as_the_formula_says_one_value_at_a_time(columns):
             expected = values[row, value] if row == 5 else expected
             assert after[row, k] == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert np.isnan(after).sum() == 1
+
+
+def test_value_that_a_site_lacks_here_and_there_is_harmonised_by_those_who_have_it():
+    """Each value alone, over the rows that hold it, gives the same as all values together."""
+    values, site, age = data()
+    values[np.flatnonzero(site == 2)[:5], 1:4] = np.nan
+    values[3, 2] = np.nan
+    given = np.column_stack([age, np.eye(SITES)[site]])
+    after = combat.fit(values, np.arange(N), given, SITES, ("age",), shrink=False).apply(values, given)
+    for k in range(V):
+        has = np.flatnonzero(np.isfinite(values[:, k]))
+        mean_age = age[has] - age[has].mean() + age.mean()  # a covariate's mean is that of all rows
+        alone = np.column_stack([mean_age, given[has, 1:]])
+        one = combat.fit(values[has, k : k + 1], np.arange(len(has)), alone, SITES, ("age",), shrink=False)
+        expected = one.apply(values[has, k : k + 1], alone)[:, 0]
+        np.testing.assert_allclose(np.ptp(after[has, k] - expected), 0, atol=2e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"shrink": False}, {"parametric": False}], ids=["prior", "free", "values"])
+def test_values_that_no_training_row_of_a_site_holds_are_not_blown_up_in_new_rows(options):
+    generator = np.random.default_rng(3)
+    site = np.arange(90) % SITES
+    values = generator.normal(size=(90, 40)) + 1.0 * site[:, None]
+    training = values.copy()
+    training[np.ix_(site == 2, np.arange(20))] = np.nan
+    learned = combat.fit(training, np.arange(90), np.eye(SITES)[site], SITES, **options)
+    after = learned.apply(values, np.eye(SITES)[site])[site == 2]
+    assert 0.7 < after[:, :20].std() < 1.5
+    assert np.abs(after).max() < 6
