@@ -152,10 +152,9 @@ def _predict(step: Step, fitted: FittedModel, split: Split, path: Path) -> None:
     raw = training.outputs(fitted, step.cohort, split.test)
     before = calibrations.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale)
     reach = np.full(len(split.test), known.reach(step.config.metrics.coverage))
-    n_train = len(split.train) + len(split.validation)
     np.savez(
         path, rows=split.test, truth=step.cohort.target.values[split.test], scores=training.to_scores(fitted, raw),
-        uncalibrated=before, reach=reach, n_train=n_train,
+        uncalibrated=before, reach=reach, n_train=len(fitted.split.pool),
     )  # fmt: skip
 
 
@@ -195,7 +194,7 @@ def grow(models: Sequence[Settings], splits: Sequence[str], parts: Sequence[floa
 
 GROWTH_COLUMNS = {
     "kind": "measured on held-out participants, extrapolated by an inverse power law, or not extrapolated",
-    "n_train": "Training participants of a split, validation included; their mean over splits", "value": "Value at this size",
+    "n_train": "Participants of a split who have the input and trained, validation included; their mean over splits", "value": "Value at this size",
     "note": "Why the curve was not extrapolated",
 }  # fmt: skip
 
@@ -406,7 +405,7 @@ def _sentence(target: str, model: str, row: Mapping[str, Any]) -> str:
 class Held:
     """A model's held-out predictions over all splits, before and after calibration, and how far each may be off.
 
-    ``n_train`` is how many each split trained on.
+    ``n_train`` is how many of each split had the input and were trained on.
     """
 
     predictions: metrics.Predictions
@@ -458,7 +457,8 @@ def _compared(step: Step, models: Sequence[Settings], found: Mapping[str, Held])
     for one, other in comparison.pairs([m for m in models if m["id"] in found]):
         ours, theirs = found[one].predictions, found[other].predictions
         metric = _compared_by(step, ours)
-        compared = comparison.compare(ours, theirs, metric, found[one].n_train)
+        n_train = np.minimum(found[one].n_train, found[other].n_train)
+        compared = comparison.compare(ours, theirs, metric, n_train.tolist())
         rows.append({"model": one, "other": other, **compared})
     return comparison.counted(rows)
 
