@@ -146,10 +146,10 @@ def fit(model: Settings, split: str, **common: Any) -> dict[str, float]:
     return {"seconds": seconds}
 
 
-def _predict(step: Step, fitted: FittedModel, split: Split, path: Path) -> None:
+def _predict(step: Step, fitted: FittedModel, split: Split, path: Path, cohort: Cohort | None = None) -> None:
     """Predict a split's test participants, as the model's outputs are and calibrated, and say how far it may be off."""
     known = fitted.calibration or calibrations.Calibration()
-    raw = training.outputs(fitted, step.cohort, split.test)
+    raw = training.outputs(fitted, cohort or step.cohort, split.test)
     before = calibrations.scores(raw, len(fitted.levels), fitted.target_mean, fitted.target_scale)
     reach = np.full(len(split.test), known.reach(step.config.metrics.coverage))
     np.savez(
@@ -194,7 +194,8 @@ def grow(models: Sequence[Settings], splits: Sequence[str], parts: Sequence[floa
 
 GROWTH_COLUMNS = {
     "kind": "measured on held-out participants, extrapolated by an inverse power law, or not extrapolated",
-    "n_train": "Participants of a split who have the input and trained, validation included; their mean over splits", "value": "Value at this size",
+    "n_train": "Participants of a split who have the input and trained, validation included; their mean over splits",
+    "value": "Value at this size",
     "note": "Why the curve was not extrapolated",
 }  # fmt: skip
 
@@ -203,10 +204,25 @@ class OnTest(Step):
     """A step on the participants of the test dataset; fits are still those of the training dataset."""
 
     def _cohort(self, covariates: Sequence[str]) -> Cohort:
-        trained, root = super()._cohort(covariates), transfer.folder(self.config)
-        target, _ = transfer.target_of(self.config, cohorts.read_plan(root), trained.target)
+        self.trained, root = super()._cohort(covariates), transfer.folder(self.config)
+        target, _ = transfer.target_of(self.config, cohorts.read_plan(root), self.trained.target)
         columns = self.config.features.of("phenotype").get("columns", ())
-        return transfer.load(root, trained, target, columns=columns, site=self.site)
+        return transfer.load(root, self.trained, target, columns=columns, site=self.site, adapts=self.adapts)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether sites of the test dataset that were not trained on are learned from its own rows."""
+        options = self.config.harmonizers.of(self.config.harmonizer)
+        return cohorts.SITES in self.trained.features and options.get("unseen") == "adapt"
+
+    def adapted(self, fitted: FittedModel) -> tuple[FittedModel, Cohort]:
+        """Let a model learn the sites of the test dataset, where that is asked for."""
+        if not self.adapts:
+            return fitted, self.cohort
+        ids = list(self.trained.participants["participant_id"])
+        path = self.config.work / "final" / f"{self.target}.tsv"
+        final = splits.read_one(path, "final", ids, self.trained.target)
+        return training.adapted(fitted, self.trained, final, self.cohort, settings_for(fitted.definition, self.config))
 
     def rows(self, fitted: FittedModel, refused: Sequence[str]) -> NDArray[np.intp]:
         """Number those who have the target, no scan of the training dataset, and no site that is refused."""
@@ -234,10 +250,10 @@ def test(models: Sequence[Settings], refused: Sequence[str] = (), **common: Any)
         final = step.fit_folder(model["id"], "final") / "model"
         if not final.is_dir():
             continue
-        fitted = bundle.load(final)
+        fitted, cohort = step.adapted(bundle.load(final))
         path = step.fit_folder(model["id"], TEST) / "predictions.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _predict(step, fitted, Split(nobody, nobody, step.rows(fitted, refused), TEST), path)
+        _predict(step, fitted, Split(nobody, nobody, step.rows(fitted, refused), TEST), path, cohort)
         held = _joined(step, model["id"], [TEST])
         if held is None:
             continue

@@ -355,18 +355,15 @@ class HeldDataset:
     excluded: tuple[Mapping[str, str], ...]
     refused: tuple[Mapping[str, str], ...] = ()
     """Who has a target, and a site that the harmonizer refuses."""
+    of_sites: tuple[str, ...] = ()
+    """What becomes of participants whose site the harmonizer has not learned."""
 
     @property
     def said(self) -> tuple[str, ...]:
-        """Say who is in it, and who is not predicted."""
-        said = f"test dataset: {self.name}, {len(self.plan.participant_ids)} participants, {len(self.plan.excluded)} left out."
-        if not self.refused:
-            return (said,)
-        reasons = " and ".join(dict.fromkeys(row["reason"] for row in self.refused))
-        n = len({row["participant_id"] for row in self.refused})
+        """Say who is in it."""
         return (
-            said,
-            f"test dataset: {n} participants are not predicted: {reasons}; choose 'pooled' or 'adapt' to predict them.",
+            f"test dataset: {self.name}, {len(self.plan.participant_ids)} participants, {len(self.plan.excluded)} left out.",
+            *(f"test dataset: {one}" for one in self.of_sites),
         )
 
 
@@ -395,7 +392,33 @@ def _plan_test(config: Config, plan: cohorts.Plan, chosen: Choices) -> HeldDatas
             known = {cells[row] for row in chosen.final[target.name].pool}
             refused += transfer.refused(config, theirs, other.participant_ids, _sites(other, chosen.site), known)
     name = str(query.description(transfer.config_of(config).bids)["Name"])
-    return HeldDataset(name, other, described, tuple(excluded), tuple(refused))
+    said = _said_of_sites(config, _sites(plan, chosen.site), _sites(other, chosen.site), refused)
+    return HeldDataset(name, other, described, tuple(excluded), tuple(refused), said)
+
+
+def _said_of_sites(
+    config: Config, known: Sequence[str], others: Sequence[str], refused: Sequence[Mapping[str, str]]
+) -> tuple[str, ...]:
+    """Say what becomes of the participants of a test dataset whose sites were not trained on."""
+    if refused:
+        reasons = " and ".join(dict.fromkeys(row["reason"] for row in refused))
+        n = len({row["participant_id"] for row in refused})
+        return (f"{n} participants are not predicted: {reasons}; choose 'pooled' or 'adapt' to predict them.",)
+    new = [site for site in others if site not in set(known) - {""}]
+    if config.harmonizer == "none" or not new:
+        return ()
+    unseen = config.harmonizers.of(config.harmonizer).get("unseen", "pooled")
+    adapts = unseen == "adapt" and not zoo.constant("harmonizers", config.harmonizer, "TOGETHER")
+    done = (
+        "what sets the site apart is learned from their own features, unlabelled"
+        if adapts
+        else "their values stay as they are"
+    )
+    why = f"harmonizers.{config.harmonizer}.unseen is '{unseen}'"
+    if unseen == "adapt" and not adapts:
+        why = f"{config.harmonizer} learns all sites together, and can adapt to none later"
+    named = ", ".join(sorted({f"'{site}'" for site in new if site})) or "none that is named"
+    return (f"{len(new)} participants are of sites that were not trained on ({named}): {done}, as {why}.",)
 
 
 def _column(plan: cohorts.Plan, named: str, candidates: Sequence[str], *, needed: str) -> str:
@@ -526,7 +549,9 @@ def _write_choices(config: Config, plan: cohorts.Plan, chosen: Choices, held: He
         final = splits.to_table([chosen.final[target.name]], plan.participant_ids)
         derivatives.write_table(config.work / "final" / f"{target.name}.tsv", final)
     test = {"test": {"dataset": held.name, "n_participants": len(held.plan.participant_ids)}} if held else {}
-    derivatives.write_json(folder / "choices.json", _described(config, plan, chosen) | test)
+    described = _described(config, plan, chosen) | test
+    described["notes"] += [f"Of the test dataset, {one}" for one in (held.of_sites if held else ())]
+    derivatives.write_json(folder / "choices.json", described)
 
 
 def splits_path(out: Path, target: str) -> Path:

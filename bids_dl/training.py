@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -280,6 +282,63 @@ def _history_of(penalty: float) -> History:
     """Write the history of what has no epochs: one row with the penalty that was chosen."""
     nothing = float("nan")
     return [{"member": 0, "epoch": 0, "train_loss": nothing, "validation_loss": nothing, "penalty": penalty}]
+
+
+def adapted(
+    fitted: FittedModel, trained: Cohort, split: Split, other: Cohort, settings: Settings
+) -> tuple[FittedModel, Cohort]:
+    """Learn what sets the sites of another cohort apart from its own rows, without their labels.
+
+    What was learned of the sites trained on stays as it is. A harmonization that learns all sites together stays whole.
+
+    Parameters
+    ----------
+    fitted
+        A model whose harmonizer adapts to sites without training participants.
+    trained, split
+        What it was trained on.
+    other
+        Participants with features of the same shapes; its ``sites`` have the columns of ``trained``, then those of its own.
+
+    Returns
+    -------
+    tuple
+        The model for ``other``, and ``other`` with the columns of sites that the model takes.
+    """
+    theirs, n_known = other.features["sites"], trained.features["sites"].shape[0]
+    learned = {n: one for n, one in fitted.normalization.items() if one.harmonization is not None}
+    if not learned or not all(one.by_value for one in learned.values()):
+        return fitted, replace(
+            other, features={**other.features, "sites": replace(theirs, values=theirs.values[:, :n_known])}
+        )
+    found = dict(fitted.normalization)
+    for name, one in learned.items():
+        pool = material.present(trained, split, [name]).pool
+        both = _below_each_other(trained, pool, other, name)
+        made = _harmonize(both, name, np.arange(len(pool)), material.given_of(both), settings)
+        found[name] = replace(one, harmonization=made)
+    return replace(fitted, normalization=found), other
+
+
+def _below_each_other(trained: Cohort, pool: Rows, other: Cohort, name: str) -> Cohort:
+    """Put the training rows of one feature, of the confounds and of the sites above those of another cohort."""
+    n, features = len(pool) + len(other.participants), {}
+    for key in (name, "confounds", "sites"):
+        above, below = trained.features[key], other.features[key]
+        both = np.zeros((n, *below.shape), np.float32) if key != name else _on_disk((n, *below.shape))
+        for at in norm.chunks(np.arange(n), 4 * int(np.prod(below.shape))):
+            mine, others = pool[at[at < len(pool)]], at[at >= len(pool)]
+            both[at[: len(mine)], : above.shape[0]] = above.values[mine]  # sites of the other cohort come last
+            both[others] = below.values[others - len(pool)]
+        features[key] = replace(above, values=both)
+    people = trained.participants.iloc[np.r_[pool, np.zeros(n - len(pool), int)]]
+    return Cohort(people, features, trained.target)
+
+
+def _on_disk(shape: tuple[int, ...]) -> Array:
+    """Make room in a file that vanishes with it: a cohort of volumes does not fit in memory."""
+    with TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def beside(cohort: Cohort, split: Split, name: str, settings: Settings) -> dict[str, tuple[Array, Array]]:

@@ -185,17 +185,22 @@ def refused(
     ]  # fmt: skip
 
 
-def load(root: Path, trained: Cohort, target: Target, *, columns: Sequence[str] = (), site: str = "") -> Cohort:
+def load(
+    root: Path, trained: Cohort, target: Target, *, columns: Sequence[str] = (), site: str = "", adapts: bool = False
+) -> Cohort:
     """Open the test dataset's participants with the confounds, sites and columns of the training cohort.
 
-    A site, or a level of a confound, that the training cohort does not know is 0 in every column.
+    A site, or a level of a confound, that the training cohort does not know is 0 in every column; where the harmonizer
+    ``adapts``, such sites get columns of their own after the others.
     """
     found = cohorts.load(root, target, (), columns=columns)
     people, features = found.participants, dict(found.features)
     features[cohorts.CONFOUNDS] = _confounds(people, trained.features[cohorts.CONFOUNDS].labels)
     if cohorts.SITES in trained.features:
         cells = people[site] if site in people else [None] * len(people)
-        features[cohorts.SITES] = cohorts.sites_block(cells, trained.features[cohorts.SITES].labels)
+        known = trained.features[cohorts.SITES].labels
+        new = {c for c in cells if isinstance(c, str)} - set(known) if adapts else ()
+        features[cohorts.SITES] = cohorts.sites_block(cells, (*known, *sorted(new)))
     for name in cohorts.read_plan(root).tables:
         features[name] = _columns_as(features[name], trained.features[name].labels)
     return Cohort(people, features, target)

@@ -529,6 +529,39 @@ def test_test_dataset_of_refused_sites_alone_leaves_cross_validation_and_the_rea
     assert "No model was judged on &#39;other&#39;." in (out / "group.html").read_text()
 
 
+def test_sites_of_a_test_dataset_are_adapted_to_or_left_as_they_are_and_the_log_says_which(
+    harmonized, bids, tmp_path, capsys
+):
+    other = write_dataset(tmp_path / "other", seed=5, name="other")
+    people = pd.read_csv(other / "participants.tsv", sep="\t").assign(site="west")
+    people.to_csv(other / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    assert run(other, tmp_path / "done", "participant") == 0
+    scores = {}
+    for unseen, said in (
+        ("pooled", "their values stay as they are"),
+        ("adapt", "learned from their own features, unlabelled"),
+    ):
+        (tmp_path / "asked.toml").write_text(REFUSING.replace("refuse", unseen))
+        given = [
+            "-d",
+            f"done={harmonized}",
+            "--config-file",
+            tmp_path / "asked.toml",
+            "--test-dataset",
+            tmp_path / "done",
+        ]
+        out = tmp_path / unseen
+        capsys.readouterr()
+        assert run(bids, out, "group", *given) == 0
+        assert "16 participants are of sites that were not trained on ('west'): " in (log := capsys.readouterr().err)
+        assert said in log
+        assert said in (out / "group.html").read_text()
+        scores[unseen] = table(out / "group" / "predictions" / "target-group_model-connectivity_linear_test.tsv")[
+            "y_score"
+        ]
+    assert not np.allclose(scores["pooled"], scores["adapt"], atol=1e-3)
+
+
 def test_leaving_sites_out_and_refusing_them_is_refused_before_anything_runs(harmonized, bids, tmp_path, capsys):
     (tmp_path / "refusing.toml").write_text(REFUSING.replace("n_folds = 3", 'kind = "leave-site-out"'))
     given = ["-d", f"done={harmonized}", "--config-file", tmp_path / "refusing.toml"]

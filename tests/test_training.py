@@ -10,7 +10,7 @@ from bids_dl import building, splits, training
 from bids_dl import config as configuration
 from bids_dl.errors import DataError
 from bids_dl.fusions.postfusion import fuse
-from bids_dl.records import Target
+from bids_dl.records import Block, Target
 from bids_dl.settings import Settings
 
 
@@ -168,3 +168,41 @@ def test_loss_that_stops_being_a_number_names_model_feature_split_and_epoch():
     split = split_of(data)
     with pytest.raises(DataError, match=rf"mlp on edges, split {split.name}: the loss became (nan|inf) in epoch \d"):
         train("mlp", "edges", data, split, learning_rate=1e30, n_epochs=20)
+
+
+def with_sites(data, codes, labels):
+    sites = np.array([[float(c == k) for k in range(len(labels))] for c in codes], np.float32)
+    return replace(data, features={**data.features, "sites": Block(sites, ("column",), labels)})
+
+
+@pytest.mark.parametrize("feature", ["edges", "volume"])
+def test_sites_of_another_cohort_are_learned_from_its_rows_and_the_others_stay(feature):
+    """A site that lies far off is brought to the others; labels of the other cohort are not looked at."""
+    data = with_sites(cohort(effect=1.0), np.arange(N) % 2, ("a", "b"))
+    split = split_of(data)
+    given = {"harmonizer": "combat", "harmonizer_options": {"unseen": "adapt"}}
+    fitted = train("linear", feature, data, split, **given)
+    other = cohort(effect=1.0, seed=1)
+    other.features[feature].values[:] = 3 * other.features[feature].values + 5
+    other = replace(other, target=replace(other.target, values=np.full(N, np.nan)))
+    other = with_sites(other, np.full(N, 2), ("a", "b", "c"))
+    made, shown = training.adapted(fitted, data, split, other, Settings(**given))
+    before, after = (one.normalization[feature].harmonization for one in (fitted, made))
+    np.testing.assert_array_equal(after.shift[:2], before.shift)
+    np.testing.assert_array_equal(after.spread[:2], before.spread)
+    assert after.known.tolist() == [True, True, True]
+    values = training.inputs_of(made, shown, np.arange(N))[0].numpy().reshape(N, -1)
+    assert np.abs(values.mean(axis=0)).mean() < 0.5
+    assert 0.8 < values.std() < 1.2
+
+
+def test_a_harmonization_that_learns_all_sites_together_learns_none_later():
+    data = with_sites(cohort(effect=1.0), np.arange(N) % 2, ("a", "b"))
+    split = split_of(data)
+    given = {"harmonizer": "adversarial", "harmonizer_options": {"unseen": "adapt", "n_steps": 2}}
+    fitted = train("linear", "edges", data, split, **given)
+    other = with_sites(cohort(seed=1), np.full(N, 2), ("a", "b", "c"))
+    made, shown = training.adapted(fitted, data, split, other, Settings(**given))
+    assert made is fitted
+    assert shown.features["sites"].shape == (2,)
+    assert np.isfinite(training.predict(made, shown, np.arange(N))).all()

@@ -20,6 +20,8 @@ ROWS_A_COMPONENT = 10
 """Fewer, and the discriminator knows the training participants, who are then moved away from all others."""
 BATCH, RATE, MOMENTA, DECAY = 128, 2e-3, (0.5, 0.9), 1e-2
 WIDTH, DROPOUT = 64, 0.3
+TOGETHER = True
+"""One network moves all sites: none can be learned after the others."""
 AVERAGING = 0.99
 """How much of the weights' running average stays at each step: the two networks circle around each other."""
 
