@@ -30,7 +30,8 @@ def corrected_t(differences: Array, test_share: float) -> tuple[float, float]:
     Returns
     -------
     t, standard_error
-        With ``len(differences) - 1`` degrees of freedom; NaN below two folds.
+        With ``len(differences) - 1`` degrees of freedom; NaN below two folds, and where every fold differs by the same
+        (small folds in which one model is perfect): nothing then says how far chance reaches.
 
     References
     ----------
@@ -41,7 +42,9 @@ def corrected_t(differences: Array, test_share: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     error = float(np.sqrt((1 / k + test_share) * differences.var(ddof=1)))
     mean = float(differences.mean())
-    return (mean / error if error > 0 else float(np.sign(mean)) * float("inf") if mean else 0.0), error
+    if error > ROUNDING:
+        return mean / error, error
+    return (0.0, 0.0) if abs(mean) <= ROUNDING else (float("nan"), float("nan"))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -26,6 +26,17 @@ def test_equal_models_do_not_differ():
     assert comparison.corrected_t(np.zeros(5), 0.25) == (0.0, 0.0)
 
 
+def test_folds_that_all_differ_by_the_same_are_no_certainty():
+    """Three folds of three people, told perfectly against by lot: p was 0."""
+    assert np.isnan(comparison.corrected_t(np.full(3, 0.7 - 0.2), 0.5)).all()
+    positive = np.tile([0.0, 1.0], 6)
+    perfect, lot = (np.column_stack([1 - p, p]) for p in (positive, np.full(12, 0.5)))
+    models = [Predictions(positive, s, np.arange(12), np.repeat(np.arange(3), 4), 2) for s in (perfect, lot)]
+    found = comparison.compare(*models, "auc", [8] * 3)
+    assert found["difference"] == 0.5
+    assert np.isnan([found["p_value"], found["ci_low"], found["ci_high"]]).all()
+
+
 def test_holm_follows_the_paper_step_by_step():
     assert comparison.holm([0.01, 0.04, 0.03, float("nan")])[:3] == pytest.approx([0.03, 0.06, 0.06])
     assert np.isnan(comparison.holm([0.01, float("nan")])[1])
