@@ -36,7 +36,10 @@ def main() -> None:
     settings = settings_for(definition, config.Config("", "", "group"))
     parts = list(made(y))
     once, aucs = timed(lambda split: observed(definition, table, split, settings, y), parts)
-    targets = [fits.permuted(target, 1 + number) for number in range(options.permutations)]
+    folds = np.zeros(len(ids), int)
+    for number, part in enumerate(parts):
+        folds[part.test] = number
+    targets = [fits.permuted(target, folds, 1 + number) for number in range(options.permutations)]
     many, null = timed(lambda split: permuted(definition, table, split, settings, targets), parts)
     reached = np.mean(null, axis=0)
     p = (1 + (reached >= np.mean(aucs)).sum()) / (1 + len(reached))

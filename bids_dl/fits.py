@@ -308,14 +308,17 @@ def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
     return fused
 
 
-def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
-    """Train a model again under permuted labels, which the same permutation number gives to every split."""
+def retrain(model: Settings, split: str, n: int, names: Sequence[str], **common: Any) -> int:
+    """Train a model again under permuted labels, which the same permutation number gives to every split of ``names``."""
     step = Step(**common)
+    folds = np.full(len(step.ids), -1)
+    for number, name in enumerate(names):
+        folds[step.split(name).test] = number
     chosen = step.split(split)
     folder = step.emptied(model["id"], split, "null.npz")
     definition = step.definition(model)
     settings = settings_for(definition, step.config)
-    targets = [_permuted(step, step.config.random_seed + 1 + number) for number in range(n)]
+    targets = [_permuted(step, folds, step.config.random_seed + 1 + number) for number in range(n)]
     scores = nulls.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
     np.savez(
         folder / "null.npz",
@@ -326,22 +329,31 @@ def retrain(model: Settings, split: str, n: int, **common: Any) -> int:
     return n
 
 
-def _permuted(step: Step, seed: int) -> Target:
+def _permuted(step: Step, folds: NDArray[np.intp], seed: int) -> Target:
     if step.config.decodes:
         return shifting.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
-    return permuted(step.cohort.target, seed)
+    return permuted(step.cohort.target, folds, seed)
 
 
-def permuted(target: Target, seed: int) -> Target:
-    """Give the labels to other participants."""
+def permuted(target: Target, folds: NDArray[np.intp], seed: int) -> Target:
+    """Give the labels to other participants of the same fold, (participant,): folds stay as alike as stratifying made them.
+
+    Labels that moved between folds would make these differ, and every retrained model worse than chance.
+    """
     values = target.values.copy()
-    known = np.isfinite(values)
-    values[known] = np.random.default_rng(seed).permutation(values[known])
+    known = np.flatnonzero(np.isfinite(values))
+    generator = np.random.default_rng(seed)
+    values[known] = metrics.permuted(values[known], metrics.strata_of(folds[known]), generator)
     return replace(target, values=values)
 
 
-def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> list[str]:
-    """Join the splits' predictions of every model and score them, with intervals, p-values and per-site values."""
+def score(
+    models: Sequence[Settings], splits: Sequence[str], retrained: Sequence[str] = (), **common: Any
+) -> list[str]:  # fmt: skip
+    """Join the splits' predictions of every model and score them, with intervals, p-values and per-site values.
+
+    ``retrained`` are the splits on which models were trained again under permuted labels.
+    """
     import pandas as pd
 
     step = Step(**common)
@@ -356,7 +368,8 @@ def score(models: Sequence[Settings], splits: Sequence[str], **common: Any) -> l
         _write_history(step, model["id"], splits)
         sureness += [{"model": model["id"], **row} for row in _sureness(step, held)]
         settings = step.config.metrics
-        null = _null(step, model["id"], splits, joined)
+        again = np.isin(joined.folds, [splits.index(name) for name in retrained])
+        null = _null(step, model["id"], retrained, metrics.some(joined, again))
         table = metrics.table(
             joined,
             n_bootstraps=settings.n_bootstraps,
@@ -401,8 +414,10 @@ METRIC_COLUMNS = {
     "ci_low": "Lower end of the 95 % interval over participants",
     "ci_high": "Upper end of the 95 % interval over participants",
     "folds_low": "Lower end of the 95 % interval of the folds' mean, in which what was trained on varies too (corrected resampled)",
-    "folds_high": "Upper end of the same", "p_value": "Part of the label permutations that do as well",
-    "p_value_retrained": "Part of the trainings on permuted labels that do as well; n/a where none was made",
+    "folds_high": "Upper end of the same",
+    "p_value": "Part of the label permutations that do as well, the models held fixed",
+    "p_value_retrained": "Part of the trainings on labels permuted within folds that do as well, over splits that test nobody twice (of "
+    "several repeats the first); n/a where none was made",
     "n": "Participants", "chance": "What a model that knows nothing reaches",
 }  # fmt: skip
 
@@ -498,13 +513,12 @@ def _compared_by(step: Step, predictions: metrics.Predictions) -> str:
     return "r" if step.cohort.target.kind == "regression" else predictions.names[0]
 
 
-def _null(
-    step: Step, model: str, names: Sequence[str], joined: metrics.Predictions
-) -> Callable[[str, float], float] | None:
-    """Score every retraining under permuted labels; returns the p-value of a metric's observed value."""
+def _null(step: Step, model: str, names: Sequence[str], joined: metrics.Predictions) -> Callable[[str], float] | None:
+    """Score every retraining under permuted labels; returns the p-value of a metric over the same splits."""
     found = [dict(np.load(p)) for n in names if (p := step.fit_folder(model, n) / "null.npz").is_file()]
-    if len(found) < len(names):
+    if not found or len(found) < len(names):
         return None
+    observed = metrics.score(joined)
     values: dict[str, list[float]] = {m: [] for m in joined.names}
     for number in range(len(found[0]["truths"])):
         parts = [
@@ -519,8 +533,9 @@ def _null(
         scored = metrics.score(one)
         for metric in values:
             values[metric].append(float(scored[metric][0]))
-    return lambda metric, observed: (
-        (1 + int(metrics.as_good(np.array(values[metric]), observed, metric).sum())) / (1 + len(values[metric]))
+    return lambda metric: (
+        (1 + int(metrics.as_good(np.array(values[metric]), observed[metric][0], metric).sum()))
+        / (1 + len(values[metric]))
     )
 
 

@@ -740,6 +740,8 @@ class _TargetSteps:
         self.common = _common(config, chosen, target)
         named = {s.name: s for s in (*chosen.splits[target.name], chosen.final[target.name])}
         self.splits = [s.name for s in chosen.splits[target.name]]
+        once = chosen.splits[target.name] if config.decodes else splits.first_round(chosen.splits[target.name])
+        self.retrained = [s.name for s in once]
         self.rows = {name: _digest_of(s.train, s.validation, s.test) for name, s in named.items()}
 
     def fits(self, model: Model) -> list[engine.Task]:
@@ -752,10 +754,10 @@ class _TargetSteps:
         ]
 
     def nulls(self, model: Model) -> list[engine.Task]:
-        """Retrain a model on permuted labels on every split, where that is done."""
+        """Retrain a model on permuted labels, where that is done, on splits that test nobody twice."""
         n = n_retrained(self.config, model, int(np.isfinite(self.target.values).sum()))
-        splits = self.splits if n else []
-        return [self._trained("null", model, split, "null.npz", waits=["cohort"], n=n) for split in splits]
+        names = self.retrained if n else []
+        return [self._trained("null", model, split, "null.npz", waits=["cohort"], n=n, names=names) for split in names]
 
     def part(self, model: Model, split: str, part: float) -> engine.Task:
         """Fit a model on a part of a split's training participants."""
@@ -763,7 +765,8 @@ class _TargetSteps:
 
     def score(self, waits: Sequence[str]) -> engine.Task:
         """Score all models, once all are fitted."""
-        given = {**self.common, "models": [asdict(m) for m in self.chosen.models], "splits": self.splits}
+        models = [asdict(m) for m in self.chosen.models]
+        given = {**self.common, "models": models, "splits": self.splits, "retrained": self.retrained}
         name = task_name("score", self.target.name)
         return engine.Task(name, "bids_dl.fits:score", given, waits, stamp=self.digest, despite=True)
 

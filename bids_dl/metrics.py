@@ -244,10 +244,11 @@ def drawn(several: Sequence[Predictions], metric: str, *, n: int, seed: int) -> 
 
 
 def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:
-    """Permute the labels against the held-out predictions, within folds: how often is chance as good [1]_.
+    """Permute the labels against the held-out predictions, within folds: how often is chance as good.
 
     A participant keeps one label over repeats, so permutations move people, not rows. Where rows are moments of runs, the
-    labels of each run are moved in a circle instead (`bids_dl.shifting.shifts`).
+    labels of each run are moved in a circle instead (`bids_dl.shifting.shifts`). The models are held fixed: folds share
+    training rows, so that in cross-validation p is too small (`bids_dl.doubts`); [1]_ train again, as `bids_dl.nulls` does.
 
     References
     ----------
@@ -268,8 +269,8 @@ def _relabelled(p: Predictions, generator: np.random.Generator) -> Iterator[Arra
     if p.runs is not None:
         return shifting.shifts(p.truth, p.runs, generator, p.folds)
     people, first, code = np.unique(p.participants, return_index=True, return_inverse=True)
-    strata = p.folds[first] if len(people) == len(p.truth) else np.zeros(len(people), int)
-    return (_permuted(p.truth[first], strata, generator)[code] for _ in itertools.count())
+    strata = strata_of(p.folds[first]) if len(people) == len(p.truth) else np.zeros(len(people), int)
+    return (permuted(p.truth[first], strata, generator)[code] for _ in itertools.count())
 
 
 def as_good(null: Array, observed: Array | float, metric: str) -> NDArray[np.bool_]:
@@ -279,7 +280,13 @@ def as_good(null: Array, observed: Array | float, metric: str) -> NDArray[np.boo
     return np.asarray(better | np.isnan(null) | np.isnan(observed))
 
 
-def _permuted(values: Array, strata: NDArray[np.intp], generator: np.random.Generator) -> Array:
+def strata_of(folds: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Labels change places within folds, (row,); everywhere where each fold is one row."""
+    return folds if len(np.unique(folds)) < len(folds) else np.zeros(len(folds), np.intp)
+
+
+def permuted(values: Array, strata: NDArray[np.intp], generator: np.random.Generator) -> Array:
+    """Let values change places within their stratum."""
     moved = values.copy()
     for stratum in np.unique(strata):
         at = np.flatnonzero(strata == stratum)
@@ -320,7 +327,7 @@ def table(
     n_bootstraps: int,
     n_permutations: int,
     seed: int,
-    retrained: Callable[[str, float], float] | None = None,
+    retrained: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
     """Lay out every metric with interval, p-value and chance: a row a metric."""
     values = score(predictions)
@@ -329,7 +336,7 @@ def table(
     return [
         {
             "metric": name, "value": float(values[name][0]), "ci_low": ranges[name][0], "ci_high": ranges[name][1],
-            "p_value": p[name], "p_value_retrained": retrained(name, float(values[name][0])) if retrained else np.nan,
+            "p_value": p[name], "p_value_retrained": retrained(name) if retrained else np.nan,
             "n": len(np.unique(predictions.participants)), "chance": chance(predictions, name),
         }
         for name in predictions.names

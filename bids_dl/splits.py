@@ -216,6 +216,18 @@ def of_known_sites(split: Split, sites: Sequence[str]) -> Split:
     return replace(split, train=train, validation=validation, test=test)
 
 
+def first_round(made: Sequence[Split]) -> list[Split]:
+    """Take the first splits that test nobody twice: of several repeats the first one, of left out sites all."""
+    tested: set[int] = set()
+    found = []
+    for split in made:
+        mine = set(split.test.tolist())
+        if not mine & tested:
+            tested |= mine
+            found.append(split)
+    return found
+
+
 def to_table(splits: Sequence[Split], ids: Sequence[str]) -> Any:
     """Lay splits out as a table: a row a participant, a column a split."""
     import pandas as pd

@@ -43,6 +43,17 @@ def test_confounds_whose_interval_overlaps_are_named(tmp_path, main, best, confo
     assert any("The confounds alone reach" in sentence for sentence in found) == overlaps
 
 
+@pytest.mark.parametrize(
+    ("p", "retrained", "doubted"),
+    [(0.03, np.nan, True), (0.03, 0.02, False), (0.001, np.nan, False), (0.2, np.nan, False)],
+)
+def test_p_just_below_a_twentieth_of_fixed_models_is_doubted(tmp_path, p, retrained, doubted):
+    row = {"model": "connectivity_mlp", "value": 0.7, "ci_low": 0.65, "ci_high": 0.75, "n": 1000, "chance": 0.5}
+    table = pd.DataFrame([row | {"p_value": p, "p_value_retrained": retrained}])
+    found = doubts.of_target(tmp_path, CHOICES, target(), table, "auc", "connectivity_mlp")
+    assert any("Train again under permuted labels" in sentence for sentence in found) == doubted
+
+
 @pytest.mark.parametrize(("other_part", "named"), [("test", True), ("train", False), ("n/a", False)])
 def test_scan_on_two_sides_of_a_split_is_named(tmp_path, other_part, named):
     (tmp_path / "group" / "splits").mkdir(parents=True)

@@ -1,10 +1,12 @@
 from types import SimpleNamespace
 
 import numpy as np
-from trained import cohort, split_of, train
+from trained import SMALL, cohort, split_of, train
 
 from bids_dl import config as configuration
-from bids_dl import fits
+from bids_dl import fits, metrics, nulls, splits, training
+from bids_dl.metrics import Predictions
+from bids_dl.settings import Settings
 
 
 def test_training_participants_are_counted_where_they_have_the_input(tmp_path):
@@ -18,3 +20,37 @@ def test_training_participants_are_counted_where_they_have_the_input(tmp_path):
     fits._predict(step, train("linear", "columns", data, split), split, tmp_path / "predictions.npz")
     with np.load(tmp_path / "predictions.npz") as found:
         assert found["n_train"] == len(split.pool) - len(split.train[::2])
+
+
+def test_permuted_labels_stay_in_their_fold():
+    data, folds = cohort(()), np.arange(40) % 4
+    moved = fits.permuted(data.target, folds, 1).values
+    assert not np.array_equal(moved, data.target.values)
+    for fold in range(4):
+        assert sorted(moved[folds == fold]) == sorted(data.target.values[folds == fold])
+    alone = fits.permuted(data.target, np.arange(40), 1).values
+    assert sorted(alone) == sorted(data.target.values)
+    assert not np.array_equal(alone, data.target.values)
+
+
+def test_a_quantity_that_nothing_tells_is_as_good_as_its_retrained_null():
+    """Labels that moved between stratified folds gave p of 0.1 and less in three of ten such cohorts."""
+    extreme = []
+    for seed in range(30):
+        data = cohort((), seed=seed)
+        parts = splits.make(
+            data.target, data.participants["participant_id"].tolist(), configuration.Splits(n_folds=4), seed=seed
+        )
+        folds = np.zeros(40, int)
+        for number, part in enumerate(parts):
+            folds[part.test] = number
+        targets = [data.target, *(fits.permuted(data.target, folds, 100 * seed + k) for k in range(9))]
+        definition = training.define("linear", [data.features["edges"].shape], 1, SMALL["linear"])
+        held = [nulls.null_scores(definition, data, p, ["edges"], Settings(device="cpu"), targets) for p in parts]
+        rows = np.concatenate([p.test for p in parts])
+        r2 = [
+            metrics.score(Predictions(t.values[rows], np.concatenate([h[k] for h in held]), rows, folds[rows]))["r2"][0]
+            for k, t in enumerate(targets)
+        ]
+        extreme.append(sum(value >= r2[0] for value in r2[1:]) == 0)
+    assert np.mean(extreme) < 0.2

@@ -157,7 +157,8 @@ def test_networks_are_compared_with_their_baselines_on_the_same_folds(out):
     pairs = set(zip(found["model"], found["other"], strict=True))
     assert ("connectivity_mlp", "connectivity_linear") in pairs
     assert ("connectivity_linear", "confounds_only") in pairs
-    assert (found["p_holm"] >= found["p_value"]).all()
+    known = found[found["p_value"].notna()]  # of two folds that differ by the same there is none
+    assert (known["p_holm"] >= known["p_value"]).all()
     assert (found["dof"] == found["n_folds"] - 1).all()
 
 

@@ -232,7 +232,7 @@ def test_undefined_values_count_against_the_model():
 @pytest.mark.parametrize("make", [two_classes, three_classes, quantity, ranks])
 def test_table_has_a_row_a_metric_with_chance_and_count(make):
     p = make()
-    rows = metrics.table(p, n_bootstraps=20, n_permutations=20, seed=0, retrained=lambda name, value: 0.25)
+    rows = metrics.table(p, n_bootstraps=20, n_permutations=20, seed=0, retrained=lambda name: 0.25)
     assert [row["metric"] for row in rows] == list(p.names)
     assert {row["n"] for row in rows} == {60}
     assert {row["p_value_retrained"] for row in rows} == {0.25}

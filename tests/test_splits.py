@@ -284,3 +284,8 @@ def test_rows_without_a_site_and_test_rows_of_sites_not_trained_on_are_left_out(
     split = Split(np.array([0, 1]), np.array([2]), np.array([3, 4, 5, 6]), "one")
     left = splits.of_known_sites(split, ["a", "", "b", "a", "b", "c", ""])
     assert [part.tolist() for part in (left.train, left.validation, left.test)] == [[0], [2], [3, 4]]
+
+
+def test_first_round_tests_nobody_twice():
+    repeats = splits.make(CLASSES, IDS, Splits(n_folds=3, n_repeats=2), seed=0)
+    assert [s.name for s in splits.first_round(repeats)] == [f"repeat-1_fold-{k}" for k in (1, 2, 3)]
