@@ -93,6 +93,11 @@ class Step:
         """Number the runs that rows are moments of; nothing where they are participants."""
         return shifting.codes_of(self.cohort.participants[decoding.RUN])[rows] if self.config.decodes else None
 
+    def families(self, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
+        """Number the families that rows belong to; nothing where no column tells."""
+        told = self.groups in self.cohort.participants
+        return shifting.codes_of(self._ties(self.groups))[rows] if told else None
+
     def split(self, name: str) -> Split:
         """Read one split back from its table."""
         path = (
@@ -332,18 +337,20 @@ def retrain(model: Settings, split: str, n: int, names: Sequence[str], **common:
 def _permuted(step: Step, folds: NDArray[np.intp], seed: int) -> Target:
     if step.config.decodes:
         return shifting.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
-    return permuted(step.cohort.target, folds, seed)
+    return permuted(step.cohort.target, folds, seed, step.families(np.arange(len(step.ids))))
 
 
-def permuted(target: Target, folds: NDArray[np.intp], seed: int) -> Target:
+def permuted(target: Target, folds: NDArray[np.intp], seed: int, families: NDArray[np.intp] | None = None) -> Target:
     """Give the labels to other participants of the same fold, (participant,): folds stay as alike as stratifying made them.
 
-    Labels that moved between folds would make these differ, and every retrained model worse than chance.
+    Labels that moved between folds would make these differ, and every retrained model worse than chance. Relatives change
+    places with each other, and families with those of their size.
     """
     values = target.values.copy()
     known = np.flatnonzero(np.isfinite(values))
     generator = np.random.default_rng(seed)
-    values[known] = metrics.permuted(values[known], metrics.strata_of(folds[known]), generator)
+    mine = None if families is None else families[known]
+    values[known] = metrics.permuted(values[known], metrics.strata_of(folds[known]), generator, mine)
     return replace(target, values=values)
 
 
@@ -461,7 +468,14 @@ def _joined(step: Step, model: str, names: Sequence[str]) -> Held | None:
     truth, scores, rows, before, reach, folds = (np.concatenate(column) for column in zip(*parts, strict=True))
     target = step.cohort.target
     predictions = metrics.Predictions(
-        truth, scores, step.people(rows), folds, len(target.levels), step.runs(rows), len(target.ranks)
+        truth,
+        scores,
+        step.people(rows),
+        folds,
+        len(target.levels),
+        step.runs(rows),
+        len(target.ranks),
+        step.families(rows),
     )
     return Held(predictions, rows, before, reach, tuple(n_train)) if len(truth) else None
 
@@ -528,8 +542,9 @@ def _null(step: Step, model: str, names: Sequence[str], joined: metrics.Predicti
         truth, scores, rows, folds = (np.concatenate(c) for c in zip(*parts, strict=True))
         known = np.isfinite(scores).all(axis=1)
         one = replace(
-            joined, truth=truth[known], scores=scores[known], participants=rows[known], folds=folds[known], runs=None
-        )
+            joined, truth=truth[known], scores=scores[known], participants=rows[known], folds=folds[known], runs=None,
+            families=None,
+        )  # fmt: skip
         scored = metrics.score(one)
         for metric in values:
             values[metric].append(float(scored[metric][0]))

@@ -30,7 +30,8 @@ class Predictions:
     """Held-out predictions: one row a participant and split.
 
     ``scores`` is (row, level) for classes, (row, 1) for a quantity or a rank, of which there are ``n_ranks``;
-    ``participants`` and ``folds`` are numbers, and so are ``runs`` where rows are moments of runs, in order of time.
+    ``participants`` and ``folds`` are numbers, and so are ``runs`` where rows are moments of runs, in order of time, and
+    ``families`` where some participants are relatives: these are drawn together.
     """
 
     truth: Array
@@ -40,6 +41,12 @@ class Predictions:
     n_levels: int = 0
     runs: NDArray[np.intp] | None = None
     n_ranks: int = 0
+    families: NDArray[np.intp] | None = None
+
+    @property
+    def drawn_together(self) -> NDArray[np.intp]:
+        """Number what a bootstrap draws as one: participants, or families where there are some."""
+        return self.participants if self.families is None else self.families
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -212,11 +219,13 @@ def _ratio(a: Array, b: Array) -> Array:
 def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple[float, float]]:
     """Draw participants with replacement, with all their predictions, and take percentiles of every metric [1]_.
 
+    Relatives are alike: families are drawn in their place, where there are some.
+
     References
     ----------
     .. [1] Efron (1979), Annals of Statistics 7(1). doi:10.1214/aos/1176344552
     """
-    people, code = np.unique(predictions.participants, return_inverse=True)
+    people, code = np.unique(predictions.drawn_together, return_inverse=True)
     generator = np.random.default_rng(seed)
     drawn = [
         score(
@@ -232,12 +241,12 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
 
 def drawn(several: Sequence[Predictions], metric: str, *, n: int, seed: int) -> Array:
     """Score several models on the same draws of participants, (draw, model); draws in which a score is undefined are dropped."""
-    people = np.unique(np.concatenate([p.participants for p in several]))
+    people = np.unique(np.concatenate([p.drawn_together for p in several]))
     generator = np.random.default_rng(seed)
     found = []
     for size in _draws(n, max(len(p.truth) for p in several)):
         counts = generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size).astype(float)
-        values = [score(p, counts[:, np.searchsorted(people, p.participants)])[metric] for p in several]
+        values = [score(p, counts[:, np.searchsorted(people, p.drawn_together)])[metric] for p in several]
         found.append(np.stack(values, axis=1))
     joined = np.concatenate(found)
     return np.asarray(joined[np.isfinite(joined).all(axis=1)])
@@ -246,13 +255,15 @@ def drawn(several: Sequence[Predictions], metric: str, *, n: int, seed: int) -> 
 def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:
     """Permute the labels against the held-out predictions, within folds: how often is chance as good.
 
-    A participant keeps one label over repeats, so permutations move people, not rows. Where rows are moments of runs, the
-    labels of each run are moved in a circle instead (`bids_dl.shifting.shifts`). The models are held fixed: folds share
-    training rows, so that in cross-validation p is too small (`bids_dl.doubts`); [1]_ train again, as `bids_dl.nulls` does.
+    A participant keeps one label over repeats, so permutations move people, not rows; relatives change places with each
+    other, and families with those of their size [2]_. Where rows are moments of runs, the labels of each run are moved in a
+    circle instead (`bids_dl.shifting.shifts`). The models are held fixed: folds share training rows, so that in
+    cross-validation p is too small (`bids_dl.doubts`); [1]_ train again, as `bids_dl.nulls` does.
 
     References
     ----------
     .. [1] Ojala and Garriga (2010), Journal of Machine Learning Research 11, 1833-1863.
+    .. [2] Winkler et al. (2015), NeuroImage 123. doi:10.1016/j.neuroimage.2015.05.092
     """
     observed = score(predictions)
     null_labels = _relabelled(predictions, np.random.default_rng(seed))
@@ -270,7 +281,8 @@ def _relabelled(p: Predictions, generator: np.random.Generator) -> Iterator[Arra
         return shifting.shifts(p.truth, p.runs, generator, p.folds)
     people, first, code = np.unique(p.participants, return_index=True, return_inverse=True)
     strata = strata_of(p.folds[first]) if len(people) == len(p.truth) else np.zeros(len(people), int)
-    return (permuted(p.truth[first], strata, generator)[code] for _ in itertools.count())
+    families = None if p.families is None else p.families[first]
+    return (permuted(p.truth[first], strata, generator, families)[code] for _ in itertools.count())
 
 
 def as_good(null: Array, observed: Array | float, metric: str) -> NDArray[np.bool_]:
@@ -285,13 +297,24 @@ def strata_of(folds: NDArray[np.intp]) -> NDArray[np.intp]:
     return folds if len(np.unique(folds)) < len(folds) else np.zeros(len(folds), np.intp)
 
 
-def permuted(values: Array, strata: NDArray[np.intp], generator: np.random.Generator) -> Array:
-    """Let values change places within their stratum."""
+def permuted(
+    values: Array, strata: NDArray[np.intp], generator: np.random.Generator, families: NDArray[np.intp] | None = None
+) -> Array:
+    """Let values change places within their stratum: relatives with each other, families with those of their size."""
     moved = values.copy()
     for stratum in np.unique(strata):
         at = np.flatnonzero(strata == stratum)
-        moved[at] = values[generator.permutation(at)]
+        for members in [at[:, None]] if families is None else _by_size(at, families[at]):
+            moved[members] = values[generator.permuted(generator.permutation(members), axis=1)]
     return moved
+
+
+def _by_size(rows: NDArray[np.intp], families: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Lay out the rows of all families of one size, (family, member), for each size."""
+    _, code, counts = np.unique(families, return_inverse=True, return_counts=True)
+    order = np.argsort(code, kind="stable")
+    for size in np.unique(counts):
+        yield rows[order[counts[code[order]] == size]].reshape(-1, size)
 
 
 def _draws(n: int, n_rows: int) -> list[int]:
@@ -353,10 +376,11 @@ def bounds(metric: str) -> tuple[float, float]:
 def some(predictions: Predictions, at: NDArray[np.bool_]) -> Predictions:
     """Keep some of the rows."""
     p = predictions
-    runs = None if p.runs is None else p.runs[at]
+    runs, families = (None if one is None else one[at] for one in (p.runs, p.families))
     return replace(
-        p, truth=p.truth[at], scores=p.scores[at], participants=p.participants[at], folds=p.folds[at], runs=runs
-    )
+        p, truth=p.truth[at], scores=p.scores[at], participants=p.participants[at], folds=p.folds[at], runs=runs,
+        families=families,
+    )  # fmt: skip
 
 
 def by_level(predictions: Predictions, levels: Sequence[str]) -> list[dict[str, Any]]:

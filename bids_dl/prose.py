@@ -596,17 +596,22 @@ def _said_scores(out: Path, settings: Json) -> str:
     has = {c: any(c in t and t[c].notna().any() for t in tables) for c in columns}
     given = settings.get("metrics", {})
     said = f"Held-out predictions were scored by {', '.join(names)}"
+    decodes = settings.get("targets", {}).get("names") == ["events"]
+    drawn = "participants" if decodes else _drawn_together(out)
     n_drawn, n_permuted = (given.get(key, "many") for key in ("n_bootstraps", "n_permutations"))
-    said += (
-        f", with 95 % intervals from {n_drawn} bootstrap samples of participants [@bootstrap]" if has["ci_low"] else ""
-    )
+    said += f", with 95 % intervals from {n_drawn} bootstrap samples of {drawn} [@bootstrap]" if has["ci_low"] else ""
     over_folds = " and intervals of the folds' mean, corrected for overlapping training sets [@corrected]"
     said += over_folds if has["folds_low"] else ""
-    decodes = settings.get("targets", {}).get("names") == ["events"]
     null = "circular shifts of each run's conditions" if decodes else "permutations of the labels [@permutation]"
     said += f", and compared with {n_permuted} {null}" if has["p_value"] else ""
     said += "; for some models the permutation test repeated the training as well" if has["p_value_retrained"] else ""
     return f"{said}.{_said_calibration(out, given)}{_said_comparisons(out)}{_said_test(out)}"
+
+
+def _drawn_together(out: Path) -> str:
+    """Say what a bootstrap draws: relatives together, where a column tells of them."""
+    tied = written.read_choices(out).get("splits", {}).get("groups")
+    return f"participants, those of one '{tied}' together," if tied else "participants"
 
 
 def _said_calibration(out: Path, given: Json) -> str:

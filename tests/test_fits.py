@@ -33,6 +33,15 @@ def test_permuted_labels_stay_in_their_fold():
     assert not np.array_equal(alone, data.target.values)
 
 
+def test_permuted_labels_stay_with_families_of_their_size():
+    data, folds, families = cohort(()), np.zeros(40, int), np.repeat(np.arange(20), 2)
+    moved = fits.permuted(data.target, folds, 1, families).values
+    assert not np.array_equal(moved, data.target.values)
+    assert sorted(map(tuple, np.sort(moved.reshape(20, 2)))) == sorted(
+        map(tuple, np.sort(data.target.values.reshape(20, 2)))
+    )
+
+
 def test_a_quantity_that_nothing_tells_is_as_good_as_its_retrained_null():
     """Labels that moved between stratified folds gave p of 0.1 and less in three of ten such cohorts."""
     extreme = []

@@ -172,6 +172,42 @@ def test_repeats_of_a_participant_do_not_narrow_the_interval():
     )
 
 
+def twins(seed: int, *, tied: bool, n_pairs: int = 40) -> Predictions:
+    """Pairs who are alike in the target and in what is said of them, though neither tells of the other."""
+    generator = np.random.default_rng(seed)
+    pair = np.repeat(np.arange(n_pairs), 2)
+    truth, said = (
+        generator.standard_normal(n_pairs)[pair] + 0.2 * generator.standard_normal(2 * n_pairs) for _ in range(2)
+    )
+    return Predictions(truth, said[:, None], np.arange(2 * n_pairs), pair % 4, families=pair if tied else None)
+
+
+def test_relatives_are_drawn_together():
+    narrow, wide = (np.diff(metrics.intervals(twins(0, tied=tied), n=400, seed=0)["r"])[0] for tied in (False, True))
+    assert 1.2 < wide / narrow < 1.7  # half as many people: 1.4
+
+
+def test_p_values_hold_where_relatives_are_alike():
+    small = {
+        tied: np.mean([metrics.p_values(twins(s, tied=tied), n=99, seed=0)["r"] <= 0.1 for s in range(100)])
+        for tied in (False, True)
+    }
+    assert small[True] <= 0.16
+    assert small[False] > 0.16
+
+
+def test_families_change_places_with_those_of_their_size():
+    families, values = np.array([0, 1, 0, 2, 2, 3, 4]), np.array([1.0, 2, 3, 4, 5, 6, 7])
+    seen = set()
+    for seed in range(60):
+        moved = metrics.permuted(values, np.zeros(7, int), np.random.default_rng(seed), families)
+        pairs = {frozenset(moved[families == f]) for f in (0, 2)}
+        assert pairs == {frozenset({1.0, 3.0}), frozenset({4.0, 5.0})}
+        assert set(moved[[1, 5, 6]]) == {2.0, 6.0, 7.0}
+        seen.add(tuple(moved))
+    assert len(seen) > 30
+
+
 def test_same_seed_gives_the_same_interval_and_p_value():
     p = two_classes()
     assert metrics.intervals(p, n=50, seed=1) == metrics.intervals(p, n=50, seed=1)

@@ -430,6 +430,18 @@ def test_methods_text_names_only_what_was_done(tmp_path):
     assert "[1]_" not in done
 
 
+def test_methods_text_says_that_relatives_are_drawn_together(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    path = tmp_path / "group" / "choices.json"
+    choices = json.loads(path.read_text())
+    choices["splits"]["groups"] = "family_id"
+    path.write_text(json.dumps(choices))
+    report.write_methods(tmp_path, "group")
+    assert (
+        "samples of participants, those of one 'family_id' together" in (tmp_path / "logs" / "CITATION.md").read_text()
+    )
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 def test_methods_text_says_what_networks_were_computed_in(tmp_path, bits):
     make_group(tmp_path, n=24, n_splits=3)
