@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -380,12 +381,14 @@ def fit(
     -------
     Path
         Maps (x, y, z, network): mean 0 and standard deviation 1 in the brain, the longer tail positive, not thresholded.
-        Starts of the ICA that did not converge are counted in the JSON: all of them say that the data are too few.
+        Starts of the ICA that did not converge are counted in the JSON: all of them say that the data are too few. A run
+        whose file is damaged is left out, and named there.
 
     Raises
     ------
     DataError
-        If there is no BOLD, they lie in several spaces, or one has fewer volumes than networks are asked for.
+        If there is no BOLD that can be read, they lie in several spaces, or one has fewer volumes than networks are asked
+        for.
 
     References
     ----------
@@ -395,12 +398,42 @@ def fit(
     space = _common_space(scans)
     shape, affine = _grid(scans, n_components)
     mask = brain(shape, affine)
-    components, n_unsettled = _canonical_ica(scans, mask, affine, n_components, smoothing_mm, random_seed)
+
+    def found_in(some: Sequence[Scan]) -> tuple[Array, int]:
+        return _canonical_ica(some, mask, affine, n_components, smoothing_mm, random_seed)
+
+    (components, n_unsettled), damaged = _without_damaged(found_in, scans)
     maps = np.zeros((*shape, n_components), np.float32)
     maps[mask] = oriented(components).T
     said = {"NumberOfComponents": n_components, "SmoothingFWHM": smoothing_mm, "RandomSeed": random_seed}
     said |= {"NumberOfStarts": N_STARTS, "NumberOfStartsNotConverged": n_unsettled}
-    return _write(out, maps, affine, space, said | _sources(bolds))
+    return _write(out, maps, affine, space, said | _sources(bolds, damaged))
+
+
+def _without_damaged(
+    found_in: Callable[[Sequence[Scan]], tuple[Array, int]], scans: Sequence[Scan]
+) -> tuple[tuple[Array, int], list[Scan]]:
+    """Fit, and where a file turns out to be damaged fit again without all that are: to read each first would take longer."""
+    try:
+        return found_in(scans), []
+    except (EOFError, OSError, ValueError, zlib.error):
+        damaged = [scan for scan in scans if not _is_whole(scan)]
+        if not damaged:
+            raise
+    whole = [scan for scan in scans if scan not in damaged]
+    if not whole:
+        raise DataError(
+            f"networks: every BOLD is damaged, such as {damaged[0].name}; copy them again from their source."
+        )
+    return found_in(whole), damaged
+
+
+def _is_whole(scan: Scan) -> bool:
+    try:
+        signals.read(signals.open_bold(scan))
+    except DataError:
+        return False
+    return True
 
 
 def _canonical_ica(
@@ -462,9 +495,11 @@ def _grid(scans: Sequence[Scan], n_components: int) -> tuple[tuple[int, ...], Ar
     return tuple(images[0].shape[:3]), np.asarray(images[0].affine)
 
 
-def _sources(bolds: Mapping[str, Sequence[Scan]]) -> dict[str, Any]:
-    used = {participant_id: [scan.path.name for scan in mine] for participant_id, mine in bolds.items() if mine}
-    return {"FittedOn": sorted(used), "FittedOnFiles": [name for i in sorted(used) for name in used[i]]}
+def _sources(bolds: Mapping[str, Sequence[Scan]], damaged: Sequence[Scan]) -> dict[str, Any]:
+    whole = {i: [scan.path.name for scan in mine if scan not in damaged] for i, mine in bolds.items()}
+    used = {i: names for i, names in whole.items() if names}
+    said = {"FittedOn": sorted(used), "FittedOnFiles": [name for i in sorted(used) for name in used[i]]}
+    return said | ({"LeftOutAsDamaged": [scan.path.name for scan in damaged]} if damaged else {})
 
 
 def _write(out: Path, maps: NDArray[np.float32], affine: Array, space: str, said: Mapping[str, Any]) -> Path:

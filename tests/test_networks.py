@@ -92,6 +92,26 @@ def test_a_run_with_fewer_volumes_than_networks_is_named(bolds, tmp_path: Path) 
         networks.fit(bolds(parts(2), 2, n_volumes=12), tmp_path / "out", n_components=20)
 
 
+def test_a_damaged_run_is_left_out_and_named(bolds, tmp_path: Path) -> None:
+    mine = bolds(parts(3), 4)
+    alone = networks.fit({i: s for i, s in mine.items() if i != "sub-2"}, tmp_path / "alone", n_components=3)
+    damaged = mine["sub-2"][0].path
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    found = networks.fit(mine, tmp_path / "out", n_components=3)
+    assert np.array_equal(nib.load(found).get_fdata(), nib.load(alone).get_fdata())
+    said = json.loads(found.with_name("atlas-ICA3_space-MNI152Lin_probseg.json").read_text())
+    assert said["FittedOn"] == ["sub-1", "sub-3", "sub-4"]
+    assert said["LeftOutAsDamaged"] == [damaged.name]
+
+
+def test_nobody_with_a_whole_bold_is_said(bolds, tmp_path: Path) -> None:
+    mine = bolds(parts(2), 2)
+    for (scan,) in mine.values():
+        scan.path.write_bytes(scan.path.read_bytes()[: scan.path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"every BOLD is damaged, such as sub-1_task-rest"):
+        networks.fit(mine, tmp_path / "out", n_components=2)
+
+
 def test_nobody_with_a_bold_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the participants"):
         networks.fit({"sub-1": []}, tmp_path / "out", n_components=2)
