@@ -261,7 +261,7 @@ def write_parts(reference: FittedModel, block: Block, stem: Path, part: str) -> 
 
 def write_figures(
     told: Sequence[Told], participants: Sequence[str], levels: Sequence[str], stem: Path, part: str, *,
-    n_permutations: int = 2000, seed: int = 0,
+    confounds: Array | None = None, n_permutations: int = 2000, seed: int = 0,
 ) -> list[Path]:  # fmt: skip
     """Write the numbers that each participant has for each part, their mean in each level of the target, and what differs.
 
@@ -275,6 +275,8 @@ def write_figures(
         How the tables' names begin; they end in ``_participants.tsv``, say ``_states.tsv``, and ``_differences.tsv``.
     part
         What the parts are called.
+    confounds
+        Each row's confounds, (row, confound).
     n_permutations, seed
         Of the tests for a difference between levels.
     """
@@ -290,7 +292,8 @@ def write_figures(
     keys = ["measure", part, "to", "level"]
     groups = table.groupby(keys, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     groups = groups.rename(columns={"std": "sd", "count": "n"})
-    tested = differences.table(table, part, n_permutations=n_permutations, seed=seed)
+    given = None if confounds is None else pd.DataFrame(confounds, index=list(participants))
+    tested = differences.table(table, part, given, n_permutations=n_permutations, seed=seed)
     named = {"participants": table, f"{part}s": groups, "differences": tested}
     return [
         derivatives.write_table(
@@ -305,10 +308,10 @@ def write_figures(
 COLUMNS = {
     **differences.COLUMNS,
     "participant_id": "Participant", "split": "Split whose model had not seen the participant", "level": "Level of the target",
-    "measure": "occupancy: part of the windows; dwell: mean length of a visit, windows; transition: part of the windows in "
-    "a state that the next one follows in another",
-    "to": "Of a transition, where to", "value": "Value", "mean": "Mean over participants",
-    "sd": "Standard deviation over participants", "n": "Participants",
+    "measure": "occupancy: part of the windows; dwell: mean length of a visit, windows; transition: of the windows in a state "
+    "that another window follows, the part after which the state is the one named by 'to'",
+    "to": "Of a transition, where to", "value": "Value; n/a for a dwell time or transition from a state that was not visited",
+    "mean": "Mean over participants", "sd": "Standard deviation over participants", "n": "Participants who have a value",
 }  # fmt: skip
 
 

@@ -787,7 +787,7 @@ def describe(model: Settings, splits: Sequence[str], **common: Any) -> list[str]
         )
     kept.sort(key=lambda told: step.cohort.target.values[told.row])  # levels in the target's order
     written += descriptions.write_figures(
-        kept, step.ids, _target_levels(step), stem, part,
+        kept, step.ids, _target_levels(step), stem, part, confounds=step.cohort.features[cohorts.CONFOUNDS].values,
         n_permutations=step.config.metrics.n_permutations, seed=step.config.random_seed,
     )  # fmt: skip
     return [str(path) for path in written]

@@ -93,6 +93,88 @@ def test_a_difference_between_splits_is_none_between_levels():
     assert differences.between(values, levels, SPLITS, n_permutations=199, seed=0)[1][0] == 1
 
 
+def test_what_a_confound_explains_is_no_difference_and_may_hide_one():
+    generator = np.random.default_rng(0)
+    patient = np.array(LEVELS) == "mdd"
+    motion = patient + 0.5 * generator.normal(size=N)
+    noise = 0.5 * generator.normal(size=(2, N))
+    values = np.column_stack([3 * motion, patient - 3 * motion]) + noise.T
+    bare = differences.between(values, LEVELS, SPLITS, n_permutations=999, seed=0)[1]
+    freed = differences.between(values, LEVELS, SPLITS, motion[:, None], n_permutations=999, seed=0)[1]
+    assert bare[0] < 0.01 < 0.05 < freed[0]
+    assert freed[1] < 0.01
+    unknown = np.column_stack([motion, np.full(N, np.nan)])
+    np.testing.assert_array_equal(
+        differences.between(values, LEVELS, SPLITS, unknown, n_permutations=999, seed=0)[1], freed
+    )
+
+
+def test_confounds_leave_p_values_of_shuffled_levels_even():
+    generator = np.random.default_rng(0)
+    p_values = []
+    for seed in range(300):
+        confounds = generator.normal(size=(N, 3)) + (SPLITS == "two")[:, None]
+        levels = np.where(confounds[:, 0] + generator.normal(size=N) > 0, "hc", "mdd")
+        values = generator.gamma(2, size=(N, 1)) + confounds[:, :1] - 2 * confounds[:, 1:2]
+        p_values.append(differences.between(values, levels, SPLITS, confounds, n_permutations=199, seed=seed)[1][0])
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.085
+
+
+def test_share_beside_confounds_is_that_of_a_partial_correlation():
+    generator = np.random.default_rng(0)
+    confounds, values = generator.normal(size=(N, 2)), generator.normal(size=(N, 1))
+    design = np.column_stack([np.ones(N), confounds])
+    left = [y - design @ np.linalg.lstsq(design, y, rcond=None)[0] for y in (values[:, 0], np.array(LEVELS) == "mdd")]
+    share, _ = differences.between(values, LEVELS, ["one"] * N, confounds, n_permutations=9, seed=0)
+    assert share[0] == pytest.approx(np.corrcoef(left)[0, 1] ** 2)
+
+
+def test_who_lacks_a_figure_is_left_out_of_that_one_alone():
+    values = np.random.default_rng(0).normal(size=(N, 3))
+    values[:20, 1], values[:, 2] = np.nan, np.nan
+    found = np.array(differences.between(values, LEVELS, SPLITS, n_permutations=99, seed=0))
+    for figure, people in ((0, slice(None)), (1, slice(20, None))):
+        alone = differences.between(values[people, [figure]], LEVELS[people], SPLITS[people], n_permutations=99, seed=0)
+        np.testing.assert_allclose(found[:, [figure]], alone)
+    assert np.isnan(found[:, 2]).all()
+
+
+def test_more_confounds_than_people_leave_nothing_to_test():
+    generator = np.random.default_rng(0)
+    values, confounds = generator.normal(size=(6, 1)), generator.normal(size=(6, 6))
+    found = differences.between(values, LEVELS[:6], ["one"] * 6, confounds, n_permutations=9, seed=0)
+    assert np.isnan(found).all()
+
+
+def test_a_state_that_somebody_never_visits_has_no_dwell_time_and_tests_the_others(tmp_path):
+    given = told([(0.7, 0.7, 0.85 if level == "mdd" else 0.7) for level in LEVELS])
+    dwell = given[3].values["dwell"].copy()
+    dwell[2] = np.nan
+    given[3] = Told(3, given[3].split, {**given[3].values, "dwell": dwell}, given[3].dims)
+    found = written(given, LEVELS, tmp_path)
+    assert found.loc[("dwell", 3), "n"] == N - 1
+    assert (found["n"].drop(("dwell", 3)) == N).all()
+    everybody = pd.read_csv(tmp_path / "m_participants.tsv", sep="\t", na_values="n/a")
+    lacking = everybody[everybody["value"].isna()]
+    assert list(lacking[["participant_id", "measure", "state"]].itertuples(index=False, name=None)) == [
+        ("sub-03", "dwell", 3)
+    ]
+    groups = pd.read_csv(tmp_path / "m_states.tsv", sep="\t", na_values="n/a")
+    assert groups[(groups["measure"] == "dwell") & (groups["state"] == 3)]["n"].sum() == N - 1
+
+
+def test_confounds_of_the_rows_that_were_told_are_taken_off(tmp_path):
+    patient = np.array(LEVELS) == "mdd"
+    given = told([(0.7, 0.7, 0.85 if one else 0.7) for one in patient])
+    order = np.random.default_rng(0).permutation(N)
+    ids = [f"sub-{k:02d}" for k in range(N)]
+    paths = descriptions.write_figures(
+        [given[k] for k in order], ids, LEVELS, tmp_path / "m", "state", confounds=patient[:, None], n_permutations=99
+    )
+    assert (pd.read_csv(paths[-1], sep="\t", na_values="n/a")["p_value"] == 1).all()
+
+
 def test_what_does_not_vary_and_a_single_level_are_not_tested():
     values = np.column_stack([np.full(N, 0.1), np.arange(N)])
     share, p = differences.between(values, LEVELS, SPLITS, n_permutations=99, seed=0)

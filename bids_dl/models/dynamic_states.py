@@ -85,7 +85,8 @@ class DynamicStates(Network):
         """Return each participant's occupancy, mean dwell time in windows, and transitions.
 
         A visit begins where the window before was of another state, or is missing. Of the windows that are followed by
-        one, the transitions give the parts followed by each state; 0 for a state that none follows.
+        one, the transitions give the parts followed by each state. What there is no visit, or no following window, to tell
+        from is NaN.
         """
         is_in = self._is_in(x)
         n_windows = is_in.sum(dim=1)  # (participant, state)
@@ -94,8 +95,8 @@ class DynamicStates(Network):
         follows = before.transpose(1, 2) @ is_in  # (participant, from, to)
         return {
             "occupancy": (n_windows / n_windows.sum(dim=1, keepdim=True).clamp(min=1), ("state",)),
-            "dwell": (n_windows / n_visits.clamp(min=1), ("state",)),
-            "transition": (follows / follows.sum(dim=2, keepdim=True).clamp(min=1), ("state", "state")),
+            "dwell": (n_windows / n_visits, ("state",)),
+            "transition": (follows / follows.sum(dim=2, keepdim=True), ("state", "state")),
         }
 
     def _is_in(self, x: Tensor) -> Tensor:
@@ -108,8 +109,8 @@ class DynamicStates(Network):
         return self.centroids
 
     def summary(self, x: Tensor) -> Tensor:
-        """Put occupancy, dwell times and transitions side by side, (participant, value): what is solved for."""
-        return torch.cat([value.flatten(1) for value, _ in self.describe(x).values()], dim=1)
+        """Put occupancy, dwell times and transitions side by side, (participant, value): what is solved for; 0 where none."""
+        return torch.nan_to_num(torch.cat([value.flatten(1) for value, _ in self.describe(x).values()], dim=1))
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the summary, each value in units of its spread over the training rows."""
