@@ -902,6 +902,25 @@ DUPLICATE_COLUMNS = {
 }
 
 
+MOST_FAILED = 20
+"""Steps that are named on the terminal."""
+
+
+def _why(config: Config, task: engine.Task, done: Mapping[str, Any]) -> str:
+    """Say what became of a step that did not finish."""
+    if lost := [before for before in task.after if before not in done]:
+        return f"was left out, as {lost[0]} did not finish"
+    return f"did not finish{_reason(config, task.name)}; see {config.out / 'logs'}"
+
+
+def _first_of_each(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Keep of each kind of step, target and model the first, so that no model's reason is lost; what failed itself leads."""
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name, reason in sorted(reasons.items(), key=lambda item: item[1].startswith("was left out")):
+        found.setdefault(tuple(name.split("__")[:3]), (name, reason))
+    return dict(found.values())
+
+
 def _reason(config: Config, name: str) -> str:
     """Say why a step failed which others ran despite: the last line of what it left behind."""
     path = engine.crash_path(config, name)
@@ -916,19 +935,19 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     from bids_dl import report
 
     unfinished = [t for t in tasks if t.name not in done]
-    failed = [t.name for t in unfinished]
-    derivatives.write_json(config.out / "group" / "failed.json", {"failed": failed})
+    reasons = {t.name: _why(config, t, done) for t in unfinished}
+    first = _first_of_each(reasons)
+    derivatives.write_json(config.out / "group" / "failed.json", {"failed": list(reasons), "reasons": first})
     if "cohort" in done:
         (cohort_folder(config) / "fresh").unlink(missing_ok=True)
     if "test_cohort" in done:
         (transfer.folder(config) / "fresh").unlink(missing_ok=True)
     outputs.write_methods(config, "group")
     report.write_all(config.out, "group")
-    for task in unfinished[:10]:
-        if lost := [before for before in task.after if before not in done]:
-            LOG.error("step %s was left out, as %s did not finish.", task.name, lost[0])
-        else:
-            LOG.error("step %s did not finish%s; see %s.", task.name, _reason(config, task.name), config.out / "logs")
+    for name, reason in list(first.items())[:MOST_FAILED]:
+        LOG.error("step %s %s.", name, reason)
+    if len(reasons) > (n_said := min(len(first), MOST_FAILED)):
+        LOG.error("… and %d more steps; all are in group/failed.json.", len(reasons) - n_said)
     for name, lines in done.items():
         if name.startswith(("score__", "test__", "grow__", "resemble__")):
             for line in lines:
@@ -936,4 +955,4 @@ def _conclude(config: Config, tasks: Sequence[engine.Task], done: Mapping[str, A
     for sentence in report.doubted(config.out):
         LOG.warning(sentence)
     LOG.info("report: %s (cohort %s).", config.out / "group.html", digest)
-    return 1 if failed else 0
+    return 1 if unfinished else 0

@@ -386,8 +386,11 @@ def _summary(out: Path, choices: Json) -> Json:
     errors = ", ".join(f"{code} ({n})" for code, n in validation.get("error", {}).items())
     found = f"errors in the dataset: {errors}" if errors else "no error in the dataset"
     said = f"The BIDS validator found {found}." if validation else ""
-    failed = written.read_json(out / "group" / "failed.json").get("failed", [])
-    return {"tiles": tiles, "notes": choices.get("notes", []), "validation": said, "failed": failed}
+    failed = written.read_json(out / "group" / "failed.json")
+    return {
+        "tiles": tiles, "notes": choices.get("notes", []), "validation": said, "failed": failed.get("failed", []),
+        "reasons": failed.get("reasons", {}),
+    }  # fmt: skip
 
 
 def _who(out: Path, choices: Json) -> Json:

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from test_group import CONFIG, run, table, write_dataset
 
+from bids_dl import group
+
 ONE_TARGET = CONFIG.replace('["group", "age", "subtype"]', '["group"]').replace("n_retrained = 2", "n_retrained = -1")
 DIVERGING = ONE_TARGET.replace("n_epochs = 2", "n_epochs = 2\nlearning_rate = 1e38")
 
@@ -38,7 +40,17 @@ def test_what_failed_is_listed_with_its_reason(first):
     assert not any("linear" in name or "score" in name for name in failed)
     reason = (out / "logs" / f"crash-{fits[0]}.txt").read_text()
     assert "mlp on connectivity, split repeat-1_fold-1: the loss became" in reason
-    assert "Steps that did not finish" in (out / "group.html").read_text()
+    page = (out / "group.html").read_text()
+    assert "Steps that did not finish" in page
+    assert f"{fits[0]} did not finish: DataError: mlp on connectivity, split repeat-1_fold-1: the loss became" in page
+
+
+def test_no_model_is_hidden_behind_the_many_steps_of_another():
+    fits = {f"fit__y__{model}__fold_{k}": f"did not finish: {model}" for model in ("mlp", "gru") for k in range(30)}
+    left = {f"bundle__y__{model}": "was left out, as it did" for model in ("mlp", "gru")}
+    assert list(group._first_of_each(left | fits)) == [
+        "fit__y__mlp__fold_0", "fit__y__gru__fold_0", "bundle__y__mlp", "bundle__y__gru",
+    ]  # fmt: skip
 
 
 def test_a_failing_fit_does_not_leave_an_earlier_one_in_its_place(first, capsys):

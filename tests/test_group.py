@@ -234,7 +234,7 @@ def test_bundles_were_trained_on_everybody_and_know_what_they_reach(out, target)
 def test_report_is_written(out):
     html = (out / "group.html").read_text()
     assert all(target in html for target in TARGETS)
-    assert json.loads((out / "group" / "failed.json").read_text()) == {"failed": []}
+    assert json.loads((out / "group" / "failed.json").read_text()) == {"failed": [], "reasons": {}}
 
 
 def test_second_run_trains_nothing_and_writes_the_same_bytes(out, bids, config_file):
