@@ -85,7 +85,9 @@ def _jsonable(value: Any) -> Any:
 
 
 def write_table(path: Path, table: Any, columns: Mapping[str, str] | None = None) -> Path:
-    """Write a pandas table as BIDS TSV, and a JSON beside it that describes its columns."""
+    """Write a pandas table as BIDS TSV, and a JSON beside it that describes its columns; one without any gets these."""
+    if columns and not len(table.columns):
+        table = table.reindex(columns=list(columns))
     with atomic(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
     if columns:

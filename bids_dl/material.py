@@ -170,9 +170,10 @@ def present(cohort: Cohort, split: Split, inputs: Sequence[str]) -> Split:
 
 def _check_present(target: Target, split: Split, what: str) -> None:
     """Refuse a split in which too few people, or no one of a class, have the input."""
-    if len(split.train) < 4:
+    if len(split.train) < splits.FEWEST:
         raise DataError(
-            f"split {split.name}: {len(split.train)} training participants have {what}; at least 4 are needed."
+            f"split {split.name}: {len(split.train)} training participants have {what}; at least {splits.FEWEST} are "
+            "needed."
         )
     if not len(split.validation):
         raise DataError(

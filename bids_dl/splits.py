@@ -17,6 +17,8 @@ from bids_dl.records import Array, Split, Target
 Rows = NDArray[np.intp]
 N_BINS = 4
 PARTS = ("train", "validation", "test")
+FEWEST = 4
+"""Training participants, validation aside, below which nothing is trained."""
 
 
 def make(
@@ -63,6 +65,7 @@ def make(
     for name, train, test in _outer(rows, strata, settings, left_out or groups, seed):
         _check_fold(target, train, name)
         fit, validation = _validation(train, strata, groups, settings.validation_fraction, seed)
+        _refuse_few(target, name, fit, validation, test)
         splits.append(Split(fit, validation, test, name, tuple(ids), tuple(groups), left_out))
     return splits
 
@@ -78,6 +81,11 @@ def _strata(target: Target) -> NDArray[np.intp]:
 
 
 def _check(target: Target, rows: Rows, settings: Splits, tied: Sequence[str]) -> None:
+    if len(rows) < FEWEST + 2:
+        raise DataError(
+            f"target '{target.name}': {len(rows)} participants have it and a feature; at least {FEWEST + 2} are needed, "
+            f"{FEWEST} to train on, one to stop the training and one to test."
+        )
     n_needed = len(set(np.asarray(tied)[rows])) if tied else len(rows)
     n_folds = 2 if settings.kind == "leave-site-out" else settings.n_folds
     what = "site" if settings.kind == "leave-site-out" else "group" if tied else "participant"
@@ -100,6 +108,15 @@ def _check_fold(target: Target, train: Rows, name: str) -> None:
         absent = next(level for code, level in enumerate(target.levels) if code not in target.values[train])
         raise DataError(
             f"split {name}: nobody of class '{absent}' is left to train on; use other groups or fewer folds."
+        )
+
+
+def _refuse_few(target: Target, name: str, train: Rows, validation: Rows, test: Rows) -> None:
+    """Refuse a split that no model could be trained on, before anything is trained."""
+    if len(train) < FEWEST:
+        raise DataError(
+            f"target '{target.name}', split {name}: {len(test)} participants are tested, {len(validation)} stop the training, "
+            f"and {len(train)} are left to train on; at least {FEWEST} are needed: have more participants, or more folds."
         )
 
 

@@ -238,6 +238,18 @@ def test_class_smaller_than_the_folds_is_named():
         made(Target("diagnosis", values, ("common", "rare")))
 
 
+def test_too_few_participants_to_train_validate_and_test_are_counted_at_once():
+    three = Target("age", np.r_[30.0, 40, 50, np.full(N - 3, np.nan)])
+    with pytest.raises(DataError, match="target 'age': 3 participants have it and a feature; at least 6 are needed"):
+        made(three, n_folds=2)
+    six = Target("age", np.r_[np.arange(6.0), np.full(N - 6, np.nan)])
+    with pytest.raises(
+        DataError, match="split repeat-1_fold-1: 2 .* tested, 1 stop the training, and 3 are left to train on"
+    ):
+        made(six, n_folds=3)
+    assert len(made(six, n_folds=6)[0].train) == splits.FEWEST
+
+
 def test_too_few_families_are_counted():
     with pytest.raises(DataError, match="2 groups for 5 folds"):
         made(groups=["a", "b"] * (N // 2))
