@@ -64,20 +64,34 @@ def summarise(
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
         for name, given in found.values.items():
-            values = given.sum(axis=1) if cohort.features[name].is_sequence else given
+            values = over_steps(given, additive=additive) if cohort.features[name].is_sequence else given
             summaries.setdefault(name, Summary.empty(values.shape[1:])).add(values, found.outputs)
     return summaries, additive
+
+
+def over_steps(values: Array, *, additive: bool) -> Array:
+    """Join the steps of sequences, (participant, step, …): what is not additive has the whole course's change at each."""
+    return np.asarray(values.sum(axis=1) if additive else values.mean(axis=1))
+
+
+def without_steps(block: Block) -> Block:
+    """Describe what the steps of a sequence are by themselves: moving maps are maps, windows a connectome with named regions."""
+    if block.dims == cohorts.MOVING:
+        return Block(block.values[:, 0], cohorts.MAPS, block.labels, block.entities, block.affine)
+    if block.dims != ("window", "edge"):
+        return block
+    first, second = zip(*(label.partition("~")[::2] for label in block.labels), strict=True)
+    return Block(block.values[:, 0], ("edge",), tuple(dict.fromkeys([*first, *second])), block.entities)
 
 
 def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
-    Those of a sequence are summed over its steps: regions for series, edges for windows, maps for moving maps. Those of
-    several networks' maps are written for each of them, and joined as one map: summed, or averaged where they are not
+    Those of a sequence are joined over its steps: regions for series, a connectome for windows, maps for moving maps. Those
+    of several networks' maps are written for each of them, and joined as one map: summed, or averaged where they are not
     additive. Only additive ones tell the networks apart in a table.
     """
-    if block.dims == cohorts.MOVING:
-        block = Block(block.values[:, 0], cohorts.MAPS, block.labels, block.entities, block.affine)
+    block = without_steps(block)
     if len(block.shape) == 4 and block.affine is not None:
         return _write_maps(summary, block, stem, atlas, additive=additive)
     if len(block.shape) == 3 and block.affine is not None:
@@ -86,9 +100,6 @@ def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, a
     if block.dims == ("edge",):
         return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem, additive=additive)]
     values = [summary.share, summary.mean_abs, summary.signed]
-    if block.dims == ("window", "edge"):
-        first, second = zip(*(label.partition("~")[::2] for label in block.labels), strict=True)
-        return [_write(stem, "edges", {"region_a": list(first), "region_b": list(second)}, values)]
     kind = "region" if block.is_sequence else "column"
     return [_write(stem, f"{kind}s", {kind: list(block.labels)}, values)]
 
@@ -163,12 +174,14 @@ def write_participant(
     for method in config.explainers.names or ("integrated_gradients",):
         found: Attribution = zoo.load("explainers", method)(fitted, one, split, **config.explainers.of(method))
         for name, values in found.values.items():
+            block = one.features[name]
             if name != cohorts.CONFOUNDS and np.any(values):
+                joined = over_steps(values, additive=found.additive) if block.is_sequence else values
                 written.append(
                     _write_one(
                         said["features"][name],
-                        one.features[name],
-                        values[0],
+                        without_steps(block),
+                        joined[0],
                         config.out,
                         participant_id,
                         f"{derivatives.word(bundle)}{derivatives.word(found.method)}",
@@ -188,7 +201,6 @@ def _write_one(
         "SkullStripped": True,
         "Resolution": "that of the feature",
     }
-    values = values.sum(axis=0) if block.is_sequence else values
     if described.get("affine") is not None:
         space_first = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
         path = derivatives.write_image(

@@ -91,6 +91,27 @@ def test_region_has_half_of_each_of_its_edges(tmp_path):
         assert written.loc[label, "signed"] == pytest.approx(found.signed[touching].sum() / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_what_a_course_counts_does_not_depend_on_its_length_unless_it_adds_up(n_steps):
+    change = np.random.default_rng(0).normal(size=(3, 1, 5))
+    each = np.repeat(change, n_steps, axis=1)
+    np.testing.assert_allclose(attributions.over_steps(each, additive=False), change[:, 0])
+    np.testing.assert_allclose(attributions.over_steps(each, additive=True), n_steps * change[:, 0])
+
+
+def test_windows_are_written_as_a_connectome(tmp_path):
+    edges = tuple(f"{a}~{b}" for k, a in enumerate(LABELS) for b in LABELS[k + 1 :])
+    windows = Block(np.zeros((2, 3, 6)), ("window", "edge"), edges)
+    for one, other in zip(
+        attributions.write_group(summary((6,)), windows, tmp_path / "windows", additive=False),
+        attributions.write_group(
+            summary((6,)), Block(np.zeros((2, 6)), ("edge",), LABELS), tmp_path / "one", additive=False
+        ),
+        strict=True,
+    ):
+        pd.testing.assert_frame_equal(table(one), table(other))
+
+
 def test_columns_are_named(tmp_path):
     block = Block(np.zeros((5, 3)), ("column",), ("iq", "age", "fat"))
     (path,) = attributions.write_group(summary((3,)), block, tmp_path / "x", additive=True)

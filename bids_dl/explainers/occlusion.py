@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bids_dl import cohort as cohorts
 from bids_dl import regions, training
+from bids_dl.layers import n_regions
 from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split
 
 ROWS_BYTES = 2**26
@@ -20,7 +21,8 @@ def explain(
     """Replace one region after another by its training mean and note the change of the output [1]_.
 
     A region of a volume is an atlas region, of several maps that region in all of them; a region of a connectome is all
-    edges that touch it; of a table, each column stands for itself; of a sequence, each region's whole course does.
+    edges that touch it, in all windows where there are several; of a table, each column stands for itself; of a sequence,
+    each region's whole course does.
 
     Parameters
     ----------
@@ -38,7 +40,8 @@ def explain(
     Returns
     -------
     Attribution
-        Each voxel has its region's change, each edge the mean of its two regions'. Not additive.
+        Each voxel has its region's change, each edge the mean of its two regions', each step that of the whole course. Not
+        additive.
 
     References
     ----------
@@ -85,15 +88,15 @@ def _outputs_without(
     fitted: FittedModel, inputs: tuple[Tensor, ...], position: int, members: list[NDArray[np.intp]], chosen: Tensor
 ) -> Tensor:
     """Run the model with each of several regions blanked, (region, participant); an absent input stays absent."""
-    n, n_regions = len(chosen), len(members)
-    many = [x.repeat(n_regions, *(1 for _ in x.shape[1:])) for x in inputs]
+    n, n_members = len(chosen), len(members)
+    many = [x.repeat(n_members, *(1 for _ in x.shape[1:])) for x in inputs]
     blanked = many[position].flatten(1)
     for number, region in enumerate(members):
         rows = slice(number * n, (number + 1) * n)
         blanked[rows, region] = blanked[rows, region] * 0
-    many[position] = blanked.reshape(n_regions * n, *inputs[position].shape[1:])
-    out: Tensor = fitted.module(*many).gather(1, chosen.repeat(n_regions, 1))[:, 0]
-    return out.reshape(n_regions, n)
+    many[position] = blanked.reshape(n_members * n, *inputs[position].shape[1:])
+    out: Tensor = fitted.module(*many).gather(1, chosen.repeat(n_members, 1))[:, 0]
+    return out.reshape(n_members, n)
 
 
 def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
@@ -106,6 +109,11 @@ def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
     if block.dims == ("edge",):
         first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
         return [np.flatnonzero((first == r) | (second == r)) for r in range(len(block.labels))]
+    if block.dims == ("window", "edge"):
+        n_windows, n_edges = block.shape
+        first, second = cohorts.edge_index(n_regions(n_edges)[0])
+        touching = [np.flatnonzero((first == r) | (second == r)) for r in range(second[-1] + 1)]
+        return [(np.arange(n_windows)[:, None] * n_edges + edges).ravel() for edges in touching]
     if block.is_sequence:
         n_steps, n_values = block.shape
         return [np.arange(n_steps) * n_values + value for value in range(n_values)]

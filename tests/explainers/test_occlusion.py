@@ -52,6 +52,12 @@ def test_directed_edges_belong_to_both_their_regions():
     assert [m.tolist() for m in region_members(block, "aal")] == expected
 
 
+def test_region_of_windows_is_all_edges_that_touch_it_in_every_window():
+    block = Block(noise(2, 6), ("window", "edge"), tuple("abcdef"))
+    expected = [[k + 6 * window for window in range(2) for k, edge in enumerate(EDGES) if r in edge] for r in range(4)]
+    assert [m.tolist() for m in region_members(block, "aal")] == expected
+
+
 @pytest.fixture
 def atlas(tmp_path):
     """Two regions and a background, on the volumes' own grid."""
