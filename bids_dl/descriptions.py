@@ -202,10 +202,14 @@ def write_participant(
 
 
 def _time_of(dim: str, files: Sequence[str]) -> dict[str, Any]:
-    """Say when the steps of a course, or the windows of maps, were, by the features' sidecars; onsets are within a run."""
+    """Say when the steps of a course, or the windows of maps, were, by the features' sidecars; onsets are within a run.
+
+    Censored volumes are missing in a course; of several runs they are told by the sidecars of the ``Sources`` alone.
+    """
     if dim == "time":
-        period = query.read_json(derivatives.sidecar_path(Path(files[0]))).get("RepetitionTime")
-        return {"RepetitionTime": period} if period else {}
+        beside = query.read_json(derivatives.sidecar_path(Path(files[0])))
+        kept = ("RepetitionTime", "CensoredVolumes") if len(files) == 1 else ("RepetitionTime",)
+        return {key: beside[key] for key in kept if beside.get(key)}
     if dim != "window":
         return {}
     beside = [query.read_json(derivatives.sidecar_path(Path(file))) for file in files]

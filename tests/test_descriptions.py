@@ -203,6 +203,20 @@ def test_sidecars_say_which_model_and_that_it_had_not_seen_the_participant(writt
     assert [one.get("RepetitionTime") for one in said] == [2.5, None]
 
 
+def test_volumes_that_were_censored_are_told_of_one_run(written, tmp_path):
+    source, options = written[0], {"model": "m", "target": "t", "part": "source"}
+    source.with_suffix(".json").write_text('{"RepetitionTime": 2.5, "CensoredVolumes": [1, 4]}')
+    for files, expected in (
+        ([source], [1, 4]),
+        ([source, source.with_name(source.name.replace("run-1", "run-2"))], None),
+    ):
+        found = descriptions.write_participant(
+            told()[1], COHORT.features["input"], list(map(str, files)), tmp_path, **options
+        )
+        said = json.loads(found[0].with_suffix(".json").read_text())
+        assert (said["RepetitionTime"], said.get("CensoredVolumes")) == (2.5, expected)
+
+
 def test_several_runs_are_no_run(written, tmp_path):
     files = [str(written[0]), str(written[0]).replace("run-1", "run-2")]
     options = {"model": "m", "target": "t", "part": "source"}
