@@ -207,9 +207,9 @@ def _time_of(dim: str, files: Sequence[str]) -> dict[str, Any]:
     Censored volumes are missing in a course; of several runs they are told by the sidecars of the ``Sources`` alone.
     """
     if dim == "time":
-        beside = query.read_json(derivatives.sidecar_path(Path(files[0])))
+        said = query.read_json(derivatives.sidecar_path(Path(files[0])))
         kept = ("RepetitionTime", "CensoredVolumes") if len(files) == 1 else ("RepetitionTime",)
-        return {key: beside[key] for key in kept if beside.get(key)}
+        return {key: said[key] for key in kept if said.get(key)}
     if dim != "window":
         return {}
     beside = [query.read_json(derivatives.sidecar_path(Path(file))) for file in files]
