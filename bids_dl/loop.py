@@ -115,9 +115,11 @@ class Loop:
         """Train epoch after epoch, from the first that is not in the history."""
         if not self.history:
             self.best = self.evaluate(validation, y_validation)
+            self._refuse_no_number(self.best, "validation loss", 0)
         for epoch in range(len(self.history), self.settings.n_epochs):
             fitted = self._epoch(training, y)
             held = self.evaluate(validation, y_validation)
+            self._refuse_no_number(held, "validation loss", epoch)
             bits = 16 if self.precision == "bf16-mixed" else 32
             self.history.append({"epoch": epoch, "train_loss": fitted, "validation_loss": held, "bits": bits})
             self._remember(held)
@@ -154,12 +156,16 @@ class Loop:
                     self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip_norm)
                 self.optimizer.step()
                 total += float(loss.detach()) * len(at)
-        if not np.isfinite(total):
+        self._refuse_no_number(total, "loss", len(self.history))
+        return total / len(y)
+
+    def _refuse_no_number(self, loss: float, what: str, epoch: int) -> None:
+        """Stop where a loss is no number any more: what is kept would be a network that has not learned."""
+        if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {total} in epoch {len(self.history)}; look for extreme values in the feature, or lower "
+                f"the {what} became {loss} in epoch {epoch}; look for extreme values in the feature, or lower "
                 f"training.learning_rate (now {self.settings.learning_rate:g})."
             )
-        return total / len(y)
 
     def _batches(self, rows: Read, parts: Iterable[NDArray[np.intp]]) -> Generator[Batch, None, None]:
         """Read one batch after the other, each while the one before is used where that is worth a thread."""

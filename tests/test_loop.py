@@ -47,6 +47,21 @@ def test_a_loss_that_leaps_at_first_and_then_falls_is_waited_for():
     assert run.best == 0.6
 
 
+@pytest.mark.parametrize(
+    ("told", "epoch"), [([float("nan")], 0), ([0.7, 0.6, float("nan")], 1), ([0.7, float("inf")], 0)]
+)
+def test_a_validation_loss_that_stops_being_a_number_ends_the_training(told, epoch):
+    """The loss on the training rows is taken before each step: after the last one, weights may be no numbers already."""
+    module, y = torch.nn.Linear(1, 1), torch.zeros(4)
+    settings = Settings(n_epochs=2, patience=2, batch_size=4, device="cpu")
+    run = loops.Loop(module, settings, lambda out, y: out.square().mean(), None, seed=0)
+    run.evaluate = lambda rows, y: told.pop(0)
+    with pytest.raises(
+        FloatingPointError, match=f"the validation loss became (nan|inf) in epoch {epoch}; look for extreme"
+    ):
+        run.run(lambda at: (torch.ones(len(at), 1),), y, lambda at: (), y)
+
+
 class InterruptionError(Exception):
     pass
 
