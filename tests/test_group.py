@@ -373,15 +373,20 @@ def described(bids, tmp_path_factory):
 def test_states_are_described_by_level_and_shown(described):
     stem = described / "group" / "descriptions" / "target-group_model-dynamic_connectivity_dynamic_states"
     states = table(stem.with_name(f"{stem.name}_states.tsv"))
-    assert set(zip(states["level"], states["n"], strict=True)) == {("hc", N // 2), ("mdd", N // 2)}
-    shares = states[states["measure"] == "occupancy"].groupby("level", sort=False)["mean"]
+    occupied = states[states["measure"] == "occupancy"]
+    assert set(zip(occupied["level"], occupied["n"], strict=True)) == {("hc", N // 2), ("mdd", N // 2)}
+    shares = occupied.groupby("level", sort=False)["mean"]
     assert list(shares.groups) == ["hc", "mdd"]
     np.testing.assert_allclose(shares.sum(), 1, atol=1e-5)
     centroids = table(stem.with_name(f"{stem.name}_centroids.tsv")).set_index(["region_a", "region_b"])
     assert np.ptp(centroids.loc[("region0", "region1")]) > 0.5  # the planted edge sets the states apart
     tested = table(stem.with_name(f"{stem.name}_differences.tsv"))
     assert set(tested["measure"]) == {"occupancy", "dwell"}
-    assert (tested["n"] == N).all()
+    assert (tested.loc[tested["measure"] == "occupancy", "n"] == N).all()
+    visited = (
+        table(stem.with_name(f"{stem.name}_participants.tsv")).query("measure == 'dwell'").groupby("state")["value"]
+    )
+    assert list(tested.loc[tested["measure"] == "dwell", "n"]) == list(visited.count())
     page = (described / "group.html").read_text()
     assert "part of the variance" in page
     assert "dynamic_connectivity_dynamic_states: occupancy" in page
