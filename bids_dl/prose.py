@@ -623,8 +623,8 @@ def _said_calibration(out: Path, given: Json) -> str:
     said += ["quantities by a slope and an offset"] if "mae" in measured else []
     promised = f"{100 * given.get('coverage', found[0]['promised'].iloc[0]):g} %"
     return (
-        f" On training rows that a model was not fitted on, {' and '.join(said)} were calibrated, and sets or intervals that hold the "
-        f"truth in {promised} of the cases were learned by split conformal prediction [@conformal]."
+        f" The calibration ({' and '.join(said)}) and sets or intervals that hold the truth in {promised} of the cases (split conformal "
+        "prediction [@conformal]) were learned from training rows that a model was not fitted on."
     )
 
 

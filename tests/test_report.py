@@ -422,7 +422,7 @@ def test_methods_text_names_only_what_was_done(tmp_path):
         "scikit-learn",
         "intervals of the folds' mean, corrected for overlapping training sets [@Nadeau2003]",
         "corrected resampled t-test [@Nadeau2003], its p-values adjusted for all comparisons of a target by Holm's method [@Holm1979]",
-        "probabilities by a temperature [@Guo2017] were calibrated, and sets or intervals that hold the truth in 90 % of the cases",
+        "The calibration (probabilities by a temperature [@Guo2017]) and sets or intervals that hold the truth in 90 % of the cases",
     ):
         assert said in done
     assert "regressed out" not in done
