@@ -271,14 +271,24 @@ def _prepared(config: Config, scan: Scan, anatomy: Scan | None) -> tuple[list[Sc
     made_of = [scan.path, *scan.related.values(), *query.sidecars(scan.path, scan.dataset)]
     made_of += [*([anatomy.path] if anatomy else []), *configuration.option_files(config)]
     stamp = json.dumps([metadata.version("bids_dl"), options, query.versions(made_of)])
-    if place.is_file() and (noted := query.read_json(place))["stamp"] == stamp and "scans" in noted:
+    noted = query.read_json(place) if place.is_file() else {}
+    if noted.get("stamp") == stamp:
         kept = [unpacked(one) for one in noted["scans"]]
         if all(p.is_file() for one in kept for p in (one.path, *one.related.values())):
             return kept, False
+    derivatives.remove([place, *(config.out / file for file in noted.get("files", ()))])
+    folder = config.out / f"sub-{scan.entities['sub']}"
+    before = _files(folder)
     made = zoo.load("preparations", scan.kind)(scan, anatomy, config.out, **options)
     done = made if isinstance(made, list) else [made]
-    derivatives.write_json(place, {"stamp": stamp, "scans": [packed(one) for one in done]})
+    files = [str(p.relative_to(config.out)) for p, written in _files(folder).items() if before.get(p) != written]
+    derivatives.write_json(place, {"stamp": stamp, "scans": [packed(one) for one in done], "files": files})
     return done, True
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    """List the files below a folder with the time of their last change, ns."""
+    return {p: p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _not_there(scan: Scan) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dl import config as configuration
-from bids_dl import derivatives, quality
+from bids_dl import derivatives, quality, query
 from bids_dl.config import Config
 from bids_dl.errors import OutputError
 
@@ -101,7 +101,23 @@ def _discard(config: Config, level: str) -> None:
         told = [step for step in steps.glob("*__*") if not step.name.startswith(FITS)]
         derivatives.remove([out / "group", out / "group.html", *told, *config.fits.glob("*/*/*/checkpoints")])
     else:
-        derivatives.remove([*out.glob("sub-*"), out / "logs" / "participants"])
+        discard_features(out)
+
+
+def discard_features(out: Path) -> None:
+    """Remove what was extracted of participants, and their reports; what was prepared from raw scans took longer, and stays.
+
+    A preparation knows by itself whether it still stands: its note holds the options and the files that it was made of.
+    """
+    notes = (out / "logs" / "preparations").glob("*.json")
+    kept = {out / file for note in notes for file in query.read_json(note).get("files", ())}
+    for one in out.glob("sub-*"):
+        files = [one] if one.is_file() else sorted(one.rglob("*"), reverse=True)
+        derivatives.remove(p for p in files if p.is_file() and p not in kept)
+        for folder in [p for p in files if p.is_dir()] + [one]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    derivatives.remove([out / "logs" / "participants"])
 
 
 def write_configuration(config: Config, level: str) -> None:

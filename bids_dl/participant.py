@@ -125,7 +125,8 @@ def _refuse_other_networks(config: Config, scans: Mapping[str, Any]) -> None:
             "this run; name those in networks.participants, choose another output folder, or pass --overwrite."
         )
     if before != asked:
-        derivatives.remove([*config.out.glob("sub-*"), config.out / "logs" / "participants", note])
+        outputs.discard_features(config.out)
+        derivatives.remove([note])
 
 
 def _say_plan(config: Config, scans: Mapping[str, Sequence[Scan]]) -> int:

@@ -223,3 +223,25 @@ def test_an_eeg_dataset_gives_series_and_connectomes_of_every_band(tmp_path: Pat
     report = tmp_path / "r.json"
     tool = [Path(sys.executable).parent / "bids-validator-deno", out, "--ignoreWarnings", "--format", "json"]
     assert subprocess.run([*map(str, tool), "-o", str(report)], check=False).returncode == 0, report.read_text()[:2000]
+
+
+def test_another_configuration_keeps_what_was_prepared_and_nothing_else(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    write_eeg(root, planted(20), "01")
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    command = [str(root), str(out), "participant", "--nprocs", "1", "--skip-bids-validation"]
+    assert cli.main(command) == 0
+    noted = query.read_json(next((out / "logs" / "preparations").glob("*.json")))
+    prepared = {out / file: (out / file).stat().st_mtime_ns for file in noted["files"]}
+    extracted = {p for p in (out / "sub-01").rglob("*_relmat.tsv") if p not in prepared}
+    assert prepared
+    assert extracted
+    kind = ["--features", "timeseries", "connectivity", "--config-file", str(tmp_path / "c.toml")]
+    (tmp_path / "c.toml").write_text('[features.connectivity]\nkind = "covariance"\n')
+    assert cli.main([*command, *kind, "--overwrite"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in prepared} == prepared
+    assert not any(p.exists() for p in extracted)
+    assert list((out / "sub-01").rglob("*_stat-covariance*_relmat.tsv"))
+    (tmp_path / "c.toml").write_text("[preparations.eeg]\nenvelope_hz = 4.0\n")
+    assert cli.main([*command, "--config-file", str(tmp_path / "c.toml"), "--overwrite"]) == 0
+    assert any(not p.exists() or p.stat().st_mtime_ns != then for p, then in prepared.items())
