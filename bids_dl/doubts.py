@@ -73,14 +73,15 @@ def of_target(out: Path, choices: Json, target: Json, scores: Any, main: str, be
 
 
 def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str) -> Iterator[str]:
-    """Tell where a result above chance is no farther than the confounds' interval reaches."""
+    """Tell where a result above chance is no farther than the interval of confounds that are above it too."""
     sign = -1 if main in prose.LOWER_IS_BETTER else 1
     rival = prose.rival_model(scores, models, main, row["model"], "confounds_only")
     low = min(sign * row["ci_low"], sign * row["ci_high"])
     if not rival or not low > sign * row["chance"]:
         return
     other = scores[scores["model"] == rival].iloc[0]
-    if max(sign * other["ci_low"], sign * other["ci_high"]) >= low:
+    tells = sign * other["value"] > sign * row["chance"]
+    if tells and max(sign * other["ci_low"], sign * other["ci_high"]) >= low:
         yield (
             f"The confounds alone reach {prose.with_interval(other['value'], other['ci_low'], other['ci_high'])}, an interval that "
             f"overlaps that of {row['model']}: the prediction may be theirs. Match the participants, or repeat the run with "
