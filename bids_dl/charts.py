@@ -455,9 +455,9 @@ def _with_bars(rows: Any, colour: str, *, dash: str = "solid", **more: Any) -> J
     return _line(rows["n_train"], rows["value"], colour, 2, line={"dash": dash}, **more) | points
 
 
-def subgroup_dots(view: View) -> list[Json]:
+def subgroup_dots(view: View, kind: str = "subgroups") -> list[Json]:
     """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines."""
-    table = view.read("metrics", "subgroups")
+    table = view.read("metrics", kind)
     if table.empty:
         return []
     table = table[table["metric"] == view.main].dropna(subset=["value"])

@@ -248,7 +248,7 @@ def test(models: Sequence[Settings], refused: Sequence[str] = (), **common: Any)
     import pandas as pd
 
     step = OnTest(**common)
-    nobody, rows, said = np.array([], np.intp), [], []
+    nobody, rows, said, levels, sureness = np.array([], np.intp), [], [], [], []
     found: dict[str, metrics.Predictions] = {}
     given = step.config.metrics
     for model in models:
@@ -268,10 +268,14 @@ def test(models: Sequence[Settings], refused: Sequence[str] = (), **common: Any)
             held.predictions, n_bootstraps=given.n_bootstraps, n_permutations=given.n_permutations, seed=step.config.random_seed
         )  # fmt: skip
         rows += [{"model": model["id"], **row} for row in table]
+        levels += [{"model": model["id"], **row} for row in _by_level(step, held)]
+        sureness += [{"model": model["id"], **row} for row in _sureness(step, held)]
         said.append(f"test dataset: {_sentence(step.target, model['id'], table[0])}")
     shown = pd.DataFrame(rows).drop(columns="p_value_retrained", errors="ignore")
     _write_test(step, TEST, shown, {c: METRIC_COLUMNS[c] for c in shown} | TEST_COLUMNS)
     _write_test(step, f"{TEST}comparisons", pd.DataFrame(_compared_once(step, models, found)), TEST_COMPARISON_COLUMNS)
+    for name, table in (("subgroups", levels), ("calibration", sureness)):
+        _write_test(step, f"{TEST}{name}", pd.DataFrame(table), {**METRIC_COLUMNS, **TABLE_COLUMNS[name]})
     return said
 
 
@@ -612,7 +616,7 @@ def _limits(held: Held, named: Any) -> dict[str, list[Any]]:
 def _by_level(step: Step, held: Held) -> list[dict[str, Any]]:
     """Score sites, sexes and thirds of age by themselves."""
     people = step.cohort.participants
-    named = {c for c in people if str(c).lower() in SUBGROUPS} | ({step.site} if step.site else set())
+    named = {c for c in people if str(c).lower() in SUBGROUPS} | ({step.site} & set(people))
     rows = []
     for column in sorted(named - {step.target}):
         labels = np.asarray(_levels_of(people[column]), dtype=object)[held.rows]

@@ -649,7 +649,10 @@ def _tested(view: charts.View, choices: Json) -> Json | None:
     scores = table[table["metric"] == view.main]
     said, tone = prose.verdict_of_test(scores, view.models, view.main, view.best, choices, view.target)
     compared = _comparisons(view, "testcomparisons")
-    return {"said": said, "tone": tone, "table": shown, "comparisons": compared, "excluded": _table(excluded)}
+    return {
+        "said": said, "tone": tone, "table": shown, "comparisons": compared, "sureness": _sureness(view, "testcalibration"),
+        "subgroups": charts.subgroup_dots(view, "testsubgroups"), "excluded": _table(excluded),
+    }  # fmt: skip
 
 
 def _test_excluded(view: charts.View) -> Any:
@@ -697,9 +700,9 @@ def _comparisons(view: charts.View, kind: str = "comparisons") -> Json | None:
     return _table(shown)
 
 
-def _sureness(view: charts.View) -> Json | None:
+def _sureness(view: charts.View, kind: str = "calibration") -> Json | None:
     """Lay out how well calibrated each model is, and whether its sets or intervals cover what they promise."""
-    table = view.read("metrics", "calibration")
+    table = view.read("metrics", kind)
     if table.empty:
         return None
     wide = table.pivot(index="model", columns="metric", values="value").reset_index()

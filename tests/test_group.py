@@ -630,6 +630,21 @@ def test_models_are_compared_on_the_other_dataset_too(judged):
     assert "both are scored on the same draws of these participants" in page
 
 
+def test_calibration_and_subgroups_are_told_of_the_other_dataset_too(judged):
+    folder = judged[0] / "group" / "metrics"
+    sure = table(folder / "target-group_testcalibration.tsv").set_index(["model", "metric"])
+    assert (sure["n"] == N - 2).all()
+    assert sure.loc[("connectivity_linear", "coverage"), "promised"] == 0.9
+    levels = table(folder / "target-group_testsubgroups.tsv")
+    sexes = levels[
+        (levels["column"] == "sex") & (levels["metric"] == "auc") & (levels["model"] == "connectivity_linear")
+    ]
+    assert sexes["n"].sum() == N - 2
+    page = (judged[0] / "group.html").read_text()
+    assert "as learned from the training dataset" in page
+    assert "in its subgroups" in page
+
+
 def test_participants_of_both_datasets_are_left_out_and_listed(judged):
     excluded = table(judged[0] / "group" / "test_excluded.tsv")
     assert sorted(excluded[["participant_id", "reason"]].itertuples(index=False, name=None)) == [
