@@ -17,6 +17,7 @@ from bids_dl.derivatives import remove, write_text
 from bids_dl.errors import MissingInputError, UsageError
 
 LOG = logging.getLogger("bids_dl")
+VERSION = metadata.version("bids_dl")
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _is_of(task: Task, inputs: Mapping[str, Any]) -> bool:
 
 def _stamp(task: Task) -> str:
     """Add the version of this program to a task's stamp: what another version made is not taken for its result."""
-    return f"{metadata.version('bids_dl')} {task.stamp}"
+    return f"{VERSION} {task.stamp}"
 
 
 def _arguments(task: Task) -> str:

@@ -327,7 +327,8 @@ def retrain(model: Settings, split: str, n: int, names: Sequence[str], **common:
     folder = step.emptied(model["id"], split, "null.npz")
     definition = step.definition(model)
     settings = settings_for(definition, step.config)
-    targets = [_permuted(step, folds, step.config.random_seed + 1 + number) for number in range(n)]
+    families = step.families(np.arange(len(step.ids)))
+    targets = [_permuted(step, folds, families, step.config.random_seed + 1 + number) for number in range(n)]
     scores = nulls.null_scores(definition, step.cohort, chosen, model["inputs"], settings, targets)
     np.savez(
         folder / "null.npz",
@@ -338,10 +339,10 @@ def retrain(model: Settings, split: str, n: int, names: Sequence[str], **common:
     return n
 
 
-def _permuted(step: Step, folds: NDArray[np.intp], seed: int) -> Target:
+def _permuted(step: Step, folds: NDArray[np.intp], families: NDArray[np.intp] | None, seed: int) -> Target:
     if step.config.decodes:
         return shifting.shifted_target(step.cohort.target, list(step.cohort.participants[decoding.RUN]), seed)
-    return permuted(step.cohort.target, folds, seed, step.families(np.arange(len(step.ids))))
+    return permuted(step.cohort.target, folds, seed, families)
 
 
 def permuted(target: Target, folds: NDArray[np.intp], seed: int, families: NDArray[np.intp] | None = None) -> Target:

@@ -225,15 +225,7 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
     ----------
     .. [1] Efron (1979), Annals of Statistics 7(1). doi:10.1214/aos/1176344552
     """
-    people, code = np.unique(predictions.drawn_together, return_inverse=True)
-    generator = np.random.default_rng(seed)
-    drawn = [
-        score(
-            predictions,
-            generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size)[:, code].astype(float),
-        )
-        for size in _draws(n, len(predictions.truth))
-    ]
+    drawn = [score(predictions, weights) for (weights,) in _samples([predictions], n, seed)]
     edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
     joined = {name: np.concatenate([d[name] for d in drawn]) for name in predictions.names}
     return {name: tuple(np.nanpercentile(values, edges)) for name, values in joined.items()}  # type: ignore[misc]
@@ -241,15 +233,21 @@ def intervals(predictions: Predictions, *, n: int, seed: int) -> dict[str, tuple
 
 def drawn(several: Sequence[Predictions], metric: str, *, n: int, seed: int) -> Array:
     """Score several models on the same draws of participants, (draw, model); draws in which a score is undefined are dropped."""
+    found = np.concatenate([
+        np.stack([score(p, weights)[metric] for p, weights in zip(several, batch, strict=True)], axis=1)
+        for batch in _samples(several, n, seed)
+    ])  # fmt: skip
+    return np.asarray(found[np.isfinite(found).all(axis=1)])
+
+
+def _samples(several: Sequence[Predictions], n: int, seed: int) -> Iterator[list[Array]]:
+    """Draw participants with replacement, in batches: how often each row of each model's predictions counts, (draw, row)."""
     people = np.unique(np.concatenate([p.drawn_together for p in several]))
-    generator = np.random.default_rng(seed)
-    found = []
+    codes = [np.searchsorted(people, p.drawn_together) for p in several]
+    generator, even = np.random.default_rng(seed), np.full(len(people), 1 / len(people))
     for size in _draws(n, max(len(p.truth) for p in several)):
-        counts = generator.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size).astype(float)
-        values = [score(p, counts[:, np.searchsorted(people, p.drawn_together)])[metric] for p in several]
-        found.append(np.stack(values, axis=1))
-    joined = np.concatenate(found)
-    return np.asarray(joined[np.isfinite(joined).all(axis=1)])
+        counts = generator.multinomial(len(people), even, size=size).astype(float)
+        yield [counts[:, code] for code in codes]
 
 
 def p_values(predictions: Predictions, *, n: int, seed: int) -> dict[str, float]:

@@ -563,9 +563,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         said.append(
             f"Neural networks [@review] were trained with PyTorch [@pytorch] and MONAI [@monai]: {'; '.join(named[False])}."
         )
-        tables = [
-            t for p in sorted((out / "group" / "histories").glob("*.tsv")) if not (t := written.read_table(p)).empty
-        ]
+        tables = _tables(out, "histories/*.tsv")
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
         said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
         halved = any((t["bits"] == 16).any() for t in tables if "bits" in t)
@@ -588,7 +586,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
 
 def _said_scores(out: Path, settings: Json) -> str:
     """Tell which scores, intervals and tests were computed, from the tables of metrics."""
-    if not (tables := _tables(out, "metrics")):
+    if not (tables := _tables(out, "metrics/*_metrics.tsv")):
         return ""
     names = [METRICS.get(m, m) for m in dict.fromkeys(m for t in tables for m in t["metric"])]
     names = [n if n in {"AUC", "F1", "R²", "Brier score", "Spearman's rho"} else n[0].lower() + n[1:] for n in names]
@@ -616,7 +614,7 @@ def _drawn_together(out: Path) -> str:
 
 def _said_calibration(out: Path, given: Json) -> str:
     """Tell how outputs were calibrated, and what sets and intervals promise."""
-    if not (found := _tables(out, "calibration")):
+    if not (found := _tables(out, "metrics/*_calibration.tsv")):
         return ""
     measured = {m for table in found for m in table["metric"]}
     said = ["probabilities by a temperature [@temperature]"] if "ece" in measured else []
@@ -629,7 +627,7 @@ def _said_calibration(out: Path, given: Json) -> str:
 
 
 def _said_comparisons(out: Path) -> str:
-    if not any(t["p_value"].notna().any() for t in _tables(out, "comparisons")):
+    if not any(t["p_value"].notna().any() for t in _tables(out, "metrics/*_comparisons.tsv")):
         return ""
     return (
         " Models were compared on the same folds by the corrected resampled t-test [@corrected], "
@@ -637,9 +635,9 @@ def _said_comparisons(out: Path) -> str:
     )
 
 
-def _tables(out: Path, name: str) -> list[Any]:
-    """Read every target's table of a kind; empty ones are left out."""
-    found = [written.read_table(p) for p in sorted((out / "group" / "metrics").glob(f"*_{name}.tsv"))]
+def _tables(out: Path, pattern: str) -> list[Any]:
+    """Read the tables of the group level that a pattern names; empty ones are left out."""
+    found = [written.read_table(p) for p in sorted((out / "group").glob(pattern))]
     return [table for table in found if not table.empty]
 
 

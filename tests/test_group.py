@@ -476,6 +476,11 @@ def test_harmonised_bundle_takes_participants_of_a_new_site_as_they_are(harmoniz
     assert len(said) == N
 
 
+def judging(harmonized, config, other):
+    """Ask for models of the harmonised run's features that are judged on another dataset too."""
+    return ["-d", f"done={harmonized}", "--config-file", config, "--test-dataset", other]
+
+
 REFUSING = HARMONIZED.replace("[harmonizers.combat]", "[harmonizers.combat]\nunseen = 'refuse'")
 
 
@@ -488,14 +493,7 @@ def test_sites_without_training_participants_are_refused_by_name_and_the_rest_go
         people.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     assert run(other, tmp_path / "done", "participant") == 0
     (tmp_path / "refusing.toml").write_text(REFUSING.replace("n_folds = 3", "n_folds = 2"))
-    given = [
-        "-d",
-        f"done={harmonized}",
-        "--config-file",
-        tmp_path / "refusing.toml",
-        "--test-dataset",
-        tmp_path / "done",
-    ]
+    given = judging(harmonized, tmp_path / "refusing.toml", tmp_path / "done")
     out = tmp_path / "out"
     assert run(bids, out, "group", *given) == 0
     said = capsys.readouterr().err
@@ -519,14 +517,7 @@ def test_test_dataset_of_refused_sites_alone_leaves_cross_validation_and_the_rea
     people.to_csv(other / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     assert run(other, tmp_path / "done", "participant") == 0
     (tmp_path / "refusing.toml").write_text(REFUSING)
-    given = [
-        "-d",
-        f"done={harmonized}",
-        "--config-file",
-        tmp_path / "refusing.toml",
-        "--test-dataset",
-        tmp_path / "done",
-    ]
+    given = judging(harmonized, tmp_path / "refusing.toml", tmp_path / "done")
     out = tmp_path / "out"
     assert run(bids, out, "group", *given) == 0
     assert len(table(out / "group" / "test_excluded.tsv")) == N
@@ -548,14 +539,7 @@ def test_sites_of_a_test_dataset_are_adapted_to_or_left_as_they_are_and_the_log_
         ("adapt", "learned from their own features, unlabelled"),
     ):
         (tmp_path / "asked.toml").write_text(REFUSING.replace("refuse", unseen))
-        given = [
-            "-d",
-            f"done={harmonized}",
-            "--config-file",
-            tmp_path / "asked.toml",
-            "--test-dataset",
-            tmp_path / "done",
-        ]
+        given = judging(harmonized, tmp_path / "asked.toml", tmp_path / "done")
         out = tmp_path / unseen
         capsys.readouterr()
         assert run(bids, out, "group", *given) == 0
