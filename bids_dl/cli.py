@@ -298,8 +298,9 @@ def quiet_environment(config: configuration.Config) -> None:
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1", TEMPLATEFLOW_AUTOUPDATE="0")
     cores = len(os.sched_getaffinity(0))
     threads = config.run.omp_nthreads or max(1, cores // (config.run.nprocs or cores))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = str(threads)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own; what is large asks for more (threads.py)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dl import threads
 from bids_dl.records import Array
 
 GRADIENT, LINE_SEARCH, MOST_STEPS = 1e-4, 50, 500
 """Where L-BFGS stops: the largest part of the gradient of the mean loss; trials and steps, as scikit-learn has them."""
-LARGE = 2**20
-"""Values from which several threads of BLAS are worth it: each step of L-BFGS solves a system of 20, for which they wait longer than
-they work."""
 
 
 def path(x: Array, y: NDArray[np.int_], penalties: Sequence[float] | Array, *, n_outputs: int) -> tuple[Array, Array]:
@@ -51,27 +46,13 @@ def path(x: Array, y: NDArray[np.int_], penalties: Sequence[float] | Array, *, n
     told = np.eye(n_outputs)[y] if n_outputs > 1 else y[:, None].astype(np.float64)
     options = {"maxiter": MOST_STEPS, "maxls": LINE_SEARCH, "gtol": GRADIENT, "ftol": 64 * np.finfo(float).eps}
     at, found = np.zeros(n_outputs * (x.shape[1] + 1)), []
-    with _threads_for(x):
+    with threads.for_values(x.size):  # each step of L-BFGS also solves a system of 20
         for penalty in penalties:
             given = (x, told, say / say.sum(), 1 / (penalty * say.sum()))
             at = minimize(_loss, at, given, method="L-BFGS-B", jac=True, options=options).x
             found.append(at.reshape(n_outputs, -1))
     both = np.stack(found)
     return both[..., :-1], both[..., -1]
-
-
-def _threads_for(x: Array) -> AbstractContextManager[Any]:
-    """Keep small problems on one thread of BLAS."""
-    limited: AbstractContextManager[Any] = nullcontext() if x.size >= LARGE else _blas().limit(limits=1)
-    return limited
-
-
-@cache
-def _blas() -> Any:
-    """Find the BLAS libraries, which are loaded by now; looking for them takes as long as a small fit."""
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
-    return ThreadpoolController().select(user_api="blas")
 
 
 def _loss(at: Array, x: Array, told: Array, say: Array, strength: float) -> tuple[float, Array]:

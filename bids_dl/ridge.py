@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bids_dl import threads
 from bids_dl.records import Array
 
 TOGETHER = 1024
@@ -59,7 +60,8 @@ def of_values(x: Array, y: Array, penalties: Sequence[float] | Array) -> tuple[A
     inner, right = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
     for start in range(0, len(x), TOGETHER):
         part = x[start : start + TOGETHER] - mean
-        inner += part.T @ part
+        with threads.for_values(inner.size):
+            inner += part.T @ part
         right += part.T @ (y[start : start + TOGETHER] - y.mean())
     weights = np.stack([_solve(inner, penalty, right) for penalty in penalties])
     return weights, y.mean() - weights @ mean
@@ -71,8 +73,9 @@ def _solve(inner: Array, penalty: float, right: Array) -> Array:
 
     matrix = inner.copy()
     matrix[np.diag_indices(len(inner))] += penalty + np.finfo(np.float64).eps * np.trace(inner)
-    factor = cho_factor(
-        matrix.T, lower=True, overwrite_a=True, check_finite=False
-    )  # its transpose: overwritten in place
-    found: Array = cho_solve(factor, right, check_finite=False)
+    with threads.for_values(matrix.size):
+        factor = cho_factor(
+            matrix.T, lower=True, overwrite_a=True, check_finite=False
+        )  # its transpose: overwritten in place
+        found: Array = cho_solve(factor, right, check_finite=False)
     return found

@@ -13,6 +13,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dl import threads
 from bids_dl.normalization import Normalization, chunks
 from bids_dl.records import Array, Block
 
@@ -44,7 +45,8 @@ def kernel(
     rows = np.sort(rows)
     total = np.zeros((len(rows), len(rows)))
     for _, part in _ranges(block, normalization, rows, confounds):
-        total += part @ part.T
+        with threads.for_values(total.size):
+            total += part @ part.T
     return Kernel(total, rows)
 
 
@@ -94,7 +96,8 @@ def fold(
     """Turn a mix of rows (output, row) into weights on values (output, value), reading each range of values once."""
     folded = np.empty((len(mixing), int(np.prod(block.shape))), np.float32)
     for columns, part in _ranges(block, normalization, rows, confounds):
-        folded[:, columns] = mixing @ part
+        with threads.for_values(part.size):
+            folded[:, columns] = mixing @ part
     return folded
 
 
@@ -148,7 +151,8 @@ def _corner(inner: Kernel, rows: NDArray[np.intp]) -> Corner:
     products = inner.values[np.ix_(at, at)]
     mean = max(float(np.trace(products)) / len(rows), 1e-12)
     products[np.diag_indices(len(rows))] += JITTER * mean  # centred rows span one dimension less than they are
-    triangle = cholesky(products.T, lower=True, overwrite_a=True, check_finite=False).astype(np.float32, order="C")
+    with threads.for_values(products.size):
+        triangle = cholesky(products.T, lower=True, overwrite_a=True, check_finite=False).astype(np.float32, order="C")
     scale = float(np.sqrt(mean / len(rows)))
     triangle /= np.float32(scale)
     return Corner(triangle, rows, scale)
@@ -156,7 +160,8 @@ def _corner(inner: Kernel, rows: NDArray[np.intp]) -> Corner:
 
 def _axes(inner: Kernel, rows: NDArray[np.intp]) -> Span:
     at = inner.at(rows)
-    variances, axes = np.linalg.eigh(inner.values[np.ix_(at, at)])
+    with threads.for_values(len(at) ** 2):
+        variances, axes = np.linalg.eigh(inner.values[np.ix_(at, at)])
     kept = variances > max(variances.max(), 1e-12) * 1e-6
     if not kept.any():
         return Span(np.zeros((len(rows), 1)), rows, 1.0)  # nothing varies: one coordinate, always 0

@@ -226,6 +226,7 @@ def test_threads_without_work_sleep_soon_unless_the_user_says_otherwise(
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)} | ({"GOMP_SPINCOUNT": given} if given else {}))
     cli.quiet_environment(cli.parse(["d", str(tmp_path / "o"), "participant", "--omp-nthreads", "3"])[0])
     assert (os.environ["GOMP_SPINCOUNT"], os.environ["OMP_NUM_THREADS"]) == (expected, "3")
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
 def test_one_atlas_is_a_name_and_more_are_a_list() -> None:

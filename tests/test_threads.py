@@ -1,0 +1,32 @@
+"""One thread of BLAS for what is small, those of the run for what is large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from bids_dl import ridge, threads
+
+
+def n_threads() -> set[int]:
+    return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize(("n_values", "expected"), [(threads.LARGE - 1, 1), (threads.LARGE, 3)])
+def test_what_is_large_takes_the_threads_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, n_values: int, expected: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with threadpool_limits(2, user_api="blas"):
+        with threads.for_values(n_values):
+            inside = n_threads()
+        assert (inside, n_threads()) == ({expected}, {2})
+
+
+def test_any_number_of_threads_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(300, 200))
+    few = ridge.of_values(x, x[:, 0], [1.0])[0]
+    monkeypatch.setattr(threads, "LARGE", 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    np.testing.assert_allclose(ridge.of_values(x, x[:, 0], [1.0])[0], few, atol=1e-9)
