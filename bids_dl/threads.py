@@ -15,7 +15,8 @@ cores too, the eigenvalues of 400 regions took two threads 90 times the CPU time
 def for_values(n: int) -> AbstractContextManager[Any]:
     """Take one thread of BLAS for fewer than `LARGE` values, and as many as OpenMP has (``--omp-nthreads``) for more."""
     many = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
-    return _blas().limit(limits=many if n >= LARGE else 1)
+    limited: AbstractContextManager[Any] = _blas().limit(limits=many if n >= LARGE else 1)
+    return limited
 
 
 @cache
