@@ -66,10 +66,14 @@ def load(zoo: str, name: str) -> Callable[..., Any]:
 
 
 @cache
+def _statements(zoo: str, name: str) -> list[ast.stmt]:
+    return ast.parse((Path(__file__).parent / zoo / f"{name}.py").read_text(encoding="utf-8")).body
+
+
+@cache
 def _definition(zoo: str, name: str) -> ast.FunctionDef:
     check(zoo, name)
-    tree = ast.parse((Path(__file__).parent / zoo / f"{name}.py").read_text(encoding="utf-8"))
-    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == ENTRY[zoo])
+    return next(n for n in _statements(zoo, name) if isinstance(n, ast.FunctionDef) and n.name == ENTRY[zoo])
 
 
 def options(zoo: str, name: str) -> dict[str, Any]:
@@ -84,8 +88,8 @@ def options(zoo: str, name: str) -> dict[str, Any]:
 
 def constant(zoo: str, name: str, key: str) -> Any:
     """Read a constant of a method's file, such as the kinds of input it suits; None if there is none."""
-    tree = ast.parse((Path(__file__).parent / zoo / f"{name}.py").read_text(encoding="utf-8"))
-    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == key]
+    found = [n for n in _statements(zoo, name) if isinstance(n, ast.Assign)]
+    values = [n.value for n in found if getattr(n.targets[0], "id", "") == key]
     return ast.literal_eval(values[0]) if values else None
 
 
