@@ -2,7 +2,7 @@
 
 BIDS_DIR holds regional series (``*_timeseries.tsv``) and a participants.tsv with the target. Ours are timed from the series
 (correlations included) to the held-out predictions; so are theirs. The time of a graph model grows with the square of the
-regions or more: ``--every 4`` takes every fourth region, ``--participants`` the first ones. Seconds
+regions or more: ``--every 4`` takes every fourth region, ``--participants`` the first ones, ``--first 1`` the first fold. Seconds
 are CPU time, which other work on the machine disturbs least: run it with OMP_NUM_THREADS=1. Needs `pip install ml4fmri`.
 """
 
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 from mlp_against_ml4fmri import edges, read
+from sequences_against_ml4fmri import FirstFolds
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -35,7 +37,8 @@ def main() -> None:
     print(
         f"{len(y)} participants, {series[0].shape[1]} regions; correlations took {seconds:.1f} s, counted to each model"
     )
-    folds = list(StratifiedKFold(options.folds, shuffle=True, random_state=0).split(y, y))
+    folds = list(StratifiedKFold(options.folds, shuffle=True, random_state=0).split(y, y))[: options.first]
+    FirstFolds.n_run = options.first
     stacked = np.stack([one[: options.n_volumes] for one in series]).astype(np.float32)
     run_ours("mlp", table, folds[:1], 1, 0.0)  # what is imported at the first training is no model's time
     for name in options.models:
@@ -56,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--participants", type=int)
     parser.add_argument("--every", type=int, default=1, help="take every n-th region")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=5, help="run so many of the folds")
     parser.add_argument("--models", nargs="+", default=[*PAIRS, *ALONE], choices=[*PAIRS, *ALONE])
     parser.add_argument("--epochs", type=int, help="at most so many, for a short try of both")
     return parser.parse_args()
@@ -95,7 +99,8 @@ def run_theirs(
     from ml4fmri import cvbench
 
     started, wishes = time.process_time(), {"epochs": n_epochs} if n_epochs else {}
-    report = cvbench(series, y, models=name, n_folds=n_folds, cv_seed=0, device="cpu", save_dir=False, **wishes)
+    with mock.patch("ml4fmri.cvreport.StratifiedKFold", FirstFolds):
+        report = cvbench(series, y, models=name, n_folds=n_folds, cv_seed=0, device="cpu", save_dir=False, **wishes)
     seconds = time.process_time() - started
     predictions = report.get_predictions_dataframe()
     return [roc_auc_score(f["y_true"], f["p_1"]) for _, f in predictions.groupby("fold")], seconds

@@ -30,6 +30,16 @@ FEWEST_RANKS = 3
 CONFOUNDS, SITES = "confounds", "sites"
 MAPS = ("network", "x", "y", "z")
 MOVING = ("window", *MAPS)
+KINDS = {
+    "edge": "connectomes (connectivity, structural_connectivity)",
+    "column": "columns (morphometry, regional, phenotype, snp)",
+    "volume": "volumes (t1w, grey_matter, fa, alff, …)",
+    "maps": "maps of networks (network_maps)",
+    "moving_maps": "maps of networks in windows (dynamic_network_maps)",
+    "sequence": "regional series (timeseries, dual_regression)",
+    "windows": "windows of connectomes (dynamic_connectivity)",
+}
+"""What models take, and the features that are it."""
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge"), "moving_maps": MOVING}
 DECODERS = ("linear", "mean_mlp", "lstm")
 FEWEST_TO_COMPARE = 10

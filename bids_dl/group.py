@@ -322,7 +322,8 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
         mine = [f for f in features if _kind(plan, f) in suits]
         if not mine and name in config.models.names:
             raise UsageError(
-                f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes a {' or '.join(suits)}."
+                f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes "
+                f"{' or '.join(cohorts.KINDS[kind] for kind in suits)}."
             )
         models += [Model(f"{f}_{name}", name, (f,), "baseline" if name in BASELINES else "network") for f in mine]
     return models + _fusions(config, models)

@@ -59,7 +59,7 @@ def run(config: Config, modes: frozenset[str]) -> int:
     for participant_id in outputs.write_quality(config.out, everybody, sites):
         extraction.report_on(config, participant_id)
     outputs.write_methods(config, "participant")
-    _list(records)
+    _list(config, records)
     outputs.write_problems(config.out, dict(sorted({**everybody, **records}.items())))
     full = [said for said in done.values() if said]
     if full:
@@ -211,8 +211,8 @@ def _conclude(records: Sequence[dict[str, Any] | None]) -> int:
     return 1 if any(record is None or record["problems"] for record in records) else 0
 
 
-def _list(records: Mapping[str, dict[str, Any] | None]) -> None:
-    """Say how it went: the counts, then every participant with a problem."""
+def _list(config: Config, records: Mapping[str, dict[str, Any] | None]) -> None:
+    """Say how it went: the counts, features that nobody has, then every participant with a problem."""
     failed = {i: r for i, r in records.items() if r is None or r["problems"]}
     counts: dict[str, int] = {}
     for record in records.values():
@@ -223,6 +223,11 @@ def _list(records: Mapping[str, dict[str, Any] | None]) -> None:
         len(records),
         ", ".join(f"{k} from {v}" for k, v in sorted(counts.items())) or "no feature",
     )
+    tried = {p.get("feature") for record in records.values() if record for p in record["problems"]}
+    for name in [n for n in config.features.names if n not in {*counts, *tried}]:
+        LOG.warning(
+            "%s was asked for and comes from nobody: no scan that it is made of was found%s.", name, _made_of(name)
+        )
     for participant_id, record in list(failed.items())[:20]:
         reasons = (
             [p["reason"] for p in record["problems"]]
@@ -232,3 +237,9 @@ def _list(records: Mapping[str, dict[str, Any] | None]) -> None:
         LOG.warning("%s: %s", participant_id, " ".join(reasons))
     if len(failed) > 20:
         LOG.warning("… and %d more; all are in logs/problems.tsv.", len(failed) - 20)
+
+
+def _made_of(feature: str) -> str:
+    """Name what a feature is made of, in brackets; empty where its file does not say."""
+    kinds = extraction.says(feature, "TAKES") or extraction.says(feature, "FOLLOWS")
+    return f" ({' or '.join(kinds)})" if kinds else ""

@@ -863,7 +863,9 @@ def test_each_model_is_put_on_the_features_it_suits():
 
 
 def test_model_that_suits_no_feature_is_refused():
-    with pytest.raises(UsageError, match=r"'cnn3d' suits none of the features \(connectivity\); it takes a volume"):
+    with pytest.raises(
+        UsageError, match=r"'cnn3d' suits none of the features \(connectivity\); it takes volumes \(t1w, "
+    ):
         group.choose_models(settings(models={"names": ["cnn3d"]}), plan(), has_confounds=True)
 
 

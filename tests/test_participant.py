@@ -208,6 +208,16 @@ def test_connectomes_alone_still_get_their_series(xcpd, tmp_path: Path) -> None:
     assert list((tmp_path / "out").rglob("*_relmat.tsv"))
 
 
+def test_a_feature_that_was_asked_for_and_nobody_has_is_named(xcpd, tmp_path: Path, capsys) -> None:
+    assert run(xcpd(1), tmp_path / "out", "--features", "connectivity", "morphometry") == 0
+    said = capsys.readouterr().err
+    assert (
+        "morphometry was asked for and comes from nobody: no scan that it is made of was found (freesurfer or t1w)"
+        in said
+    )
+    assert "connectivity was" not in said
+
+
 def test_a_given_matrix_is_not_computed_again(xcpd, tmp_path: Path) -> None:
     data, out = xcpd(1), tmp_path / "out"
     series = next(data.rglob("*_timeseries.tsv"))
