@@ -12,12 +12,12 @@ from bids_dl.layers import Connectome, Network
 
 SUITS = ("edge",)
 SCHEDULE = {
-    "n_epochs": 40,
-    "patience": 8,
+    "n_epochs": 100,
+    "patience": 10,
     "batch_size": 16,
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-4,
     "weight_decay": 1e-2,
-    "n_members": 1,
+    "n_members": 3,
 }
 
 
@@ -63,17 +63,34 @@ class ClusterReadout(nn.Module):
         return self.shares(h).transpose(1, 2) @ h
 
 
+class Coded(nn.Module):
+    """Code all regions together by a few numbers, and describe each region by these."""
+
+    def __init__(self, n_values: int, n_codes: int) -> None:
+        super().__init__()
+        self.narrow = nn.Sequential(
+            nn.Linear(n_values, n_codes), nn.LeakyReLU(), nn.Linear(n_codes, n_codes), nn.LeakyReLU()
+        )
+        self.widen = nn.Linear(n_codes, n_values)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return (participant, region, unit), as the numbers tell it."""
+        found: Tensor = self.widen(self.narrow(h.flatten(1))).unflatten(1, h.shape[1:])
+        return found
+
+
 class BrainNetworkTransformer(Network):
     """Profiles, projected; layers of attention; the clusters' sums, put side by side, through one hidden layer."""
 
     def __init__(
         self, n_edges: int, n_outputs: int, n_units: int, n_layers: int, n_heads: int, n_clusters: int,
-        input_dropout: float, dropout: float,
+        n_codes: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.connectome = Connectome(n_edges)
         self.project = nn.Linear(self.connectome.n_profile, n_units)
         self.layers = nn.Sequential(*(Layer(n_units, n_heads, dropout) for _ in range(n_layers)))
+        self.code = Coded(self.connectome.n * n_units, n_codes) if n_codes else nn.Identity()
         self.readout = ClusterReadout(n_clusters, n_units)
         self.norm = nn.LayerNorm(n_units)
         self.graph = nn.Linear(n_clusters * n_units, n_units)
@@ -83,19 +100,22 @@ class BrainNetworkTransformer(Network):
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the hidden layer over its clusters."""
         h = self.layers(self.project(self.connectome.profiles(self.input_dropout(x))))  # (participant, region, unit)
-        h = self.norm(self.readout(h)).flatten(1)  # the sums grow with the regions: they are brought to one scale
+        h = self.norm(self.readout(self.code(h))).flatten(
+            1
+        )  # the sums grow with the regions: they are brought to one scale
         out: Tensor = self.dropout(nn.functional.leaky_relu(self.graph(self.dropout(h))))  # (participant, unit)
         return out
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, n_units: int = 32, n_layers: int = 1, n_heads: int = 4,
-    n_clusters: int = 10, input_dropout: float = 0.0, dropout: float = 0.3,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, n_units: int = 64, n_layers: int = 1, n_heads: int = 4,
+    n_clusters: int = 10, n_codes: int = 32, input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> BrainNetworkTransformer:  # fmt: skip
     """Build a Brain Network Transformer [1]_.
 
-    It differs from the paper in that the profiles are projected to fewer units first, and that the clusters' sums are
-    normalised. No position is given to a region: its profile tells which one it is.
+    Before the readout, a few numbers code all regions together, as in the authors' program [2]_: without, the network told
+    the diagnosis in ABIDE less well. It differs from the paper in that the profiles are projected to fewer units first, and
+    that the clusters' sums are normalised. No position is given to a region: its profile tells which one it is.
 
     Parameters
     ----------
@@ -111,6 +131,8 @@ def build(
         Ways to attend; must divide the units.
     n_clusters
         Clusters of the readout; orthonormal centres cannot be more than the units.
+    n_codes
+        Numbers that code all regions together; 0 leaves each region to itself.
     input_dropout
         Part of the edges that is left out at each step of the training.
     dropout
@@ -124,6 +146,7 @@ def build(
     References
     ----------
     .. [1] Kan et al. (2022), NeurIPS. arXiv:2210.06681
+    .. [2] https://github.com/Wayfear/BrainNetworkTransformer
     """
     if n_units % n_heads:
         raise UsageError(
@@ -135,5 +158,5 @@ def build(
             "lower n_clusters or raise n_units."
         )
     return BrainNetworkTransformer(
-        shapes[0][0], n_outputs, n_units, n_layers, n_heads, n_clusters, input_dropout, dropout
+        shapes[0][0], n_outputs, n_units, n_layers, n_heads, n_clusters, n_codes, input_dropout, dropout
     )

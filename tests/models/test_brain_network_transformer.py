@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bids_dl.errors import UsageError
-from bids_dl.models.brain_network_transformer import ClusterReadout, Layer, build
+from bids_dl.models.brain_network_transformer import ClusterReadout, Coded, Layer, build
 
 
 def slow_attention(layer, h):
@@ -39,6 +39,14 @@ def test_readout_follows_the_paper_word_for_word():
     np.testing.assert_allclose(readout(h).detach(), expected, atol=1e-5)
 
 
+def test_regions_are_told_by_a_few_numbers():
+    torch.manual_seed(0)
+    module, h = Coded(5 * 8, 3), torch.randn(20, 5, 8)
+    told = module(h).flatten(1).detach()
+    assert module(h).shape == h.shape
+    assert torch.linalg.matrix_rank(told - told.mean(dim=0), rtol=1e-4) == 3
+
+
 def test_centres_start_orthonormal():
     centres = build([(28,)], 1).readout.centres
     torch.testing.assert_close(centres @ centres.T, torch.eye(len(centres)), atol=1e-5, rtol=0)
@@ -46,7 +54,7 @@ def test_centres_start_orthonormal():
 
 def test_order_of_the_regions_does_not_matter_if_the_projection_is_moved_with_them():
     torch.manual_seed(0)
-    module = build([(28,)], 1).eval()
+    module = build([(28,)], 1, n_codes=0).eval()
     x, order = torch.randn(3, 28), torch.randperm(8)
     expected = module(x)
     assert not torch.allclose(
@@ -58,13 +66,13 @@ def test_order_of_the_regions_does_not_matter_if_the_projection_is_moved_with_th
 
 
 def test_heads_that_do_not_divide_the_units_are_refused():
-    with pytest.raises(UsageError, match="3 heads do not divide 32 units"):
+    with pytest.raises(UsageError, match="3 heads do not divide 64 units"):
         build([(28,)], 1, n_heads=3)
 
 
 def test_more_clusters_than_units_are_refused():
-    with pytest.raises(UsageError, match="40 clusters are more than 32 units"):
-        build([(28,)], 1, n_clusters=40)
+    with pytest.raises(UsageError, match="80 clusters are more than 64 units"):
+        build([(28,)], 1, n_clusters=80)
 
 
 @pytest.mark.slow
