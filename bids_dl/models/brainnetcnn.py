@@ -16,7 +16,7 @@ SCHEDULE = {
     "batch_size": 16,
     "learning_rate": 3e-4,
     "weight_decay": 1e-2,
-    "n_members": 1,
+    "n_members": 3,
 }
 SLOPE = 0.33
 """Of the leaky ReLUs, as in the paper."""
