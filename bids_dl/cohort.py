@@ -375,7 +375,7 @@ def _without_steps(shape: Sequence[int], kind: str) -> tuple[int, ...]:
 def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
     """Read a feature's file as it was written: values, names, of several maps too, and the affine of an image."""
     if path.suffix == ".tsv":
-        labels, values = _read_row(path) or query.read_matrix(path)
+        labels, values = _read_row(path) or query.read_matrix(path, own=True)
         return values, labels, None
     if path.suffix == ".npy":
         said = query.read_json(derivatives.sidecar_path(path))

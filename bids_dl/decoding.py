@@ -159,7 +159,7 @@ def _run(series: Path, delay_s: float) -> Run:
     """
     file = _events_file(series)
     said = query.read_json(derivatives.sidecar_path(file))
-    conditions, values = query.read_matrix(file)
+    conditions, values = query.read_matrix(file, own=True)
     period = float(said["RepetitionTime"])
     later = round((delay_s - float(said["HaemodynamicDelay"])) / period)
     on = np.zeros(values.shape, bool)

@@ -148,7 +148,7 @@ def _card(out: Path, entry: Json) -> Json:
 
 
 def _draw_matrix(path: Path, said: Json) -> Json:
-    labels, values = query.read_matrix(path)
+    labels, values = query.read_matrix(path, own=True)
     edges = values[np.triu_indices(len(values), 1)]
     edges = edges[np.isfinite(edges)]
     missing = int(((~np.isfinite(values)).sum(axis=0) >= len(values) - 1).sum())
@@ -175,7 +175,7 @@ def _atlas(path: Path) -> list[tuple[str, str]]:
 
 
 def _draw_series(path: Path, said: Json) -> Json:
-    labels, values = query.read_matrix(path)
+    labels, values = query.read_matrix(path, own=True)
     z = pictures.standardized(values)
     step, n = said.get("RepetitionTime"), len(values)
     facts = [("Volumes", n), ("Regions", len(labels)), *_atlas(path)]
@@ -208,7 +208,7 @@ def _shares(path: Path) -> tuple[tuple[str, ...], Array]:
     covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
     if covered == path or not covered.is_file():
         return (), np.empty(0)
-    labels, share = query.read_matrix(covered)
+    labels, share = query.read_matrix(covered, own=True)
     return labels, share.ravel()
 
 
@@ -265,7 +265,7 @@ def _draw_table(path: Path, said: Json) -> Json:
 
 def _read_table(path: Path, said: Json) -> tuple[Sequence[str], Array]:
     if path.suffix == ".tsv":
-        return query.read_matrix(path)
+        return query.read_matrix(path, own=True)
     values = np.load(path, mmap_mode="r")
     if values.ndim > 2:
         raise ValueError(f"it has {values.ndim} dimensions")

@@ -657,3 +657,15 @@ def test_wide_row_is_read_as_the_general_reader_reads_it(tmp_path):
     found, names, affine = cohorts.read(path)
     np.testing.assert_array_equal(found, expected[0])
     assert (names, affine) == (labels, None)
+
+
+def test_regions_called_by_numbers_are_no_values(tmp_path):
+    folders, numbers = Folders(tmp_path), ("1", "2", "3", "4")
+    values = np.arange(16.0).reshape(4, 4) / 100
+    for number in range(3):
+        folders.person(f"sub-{number}")
+        folders.matrix(f"sub-{number}", values + values.T + number, labels=numbers)
+    found = cohorts.plan(folders.config())
+    described = cohorts.describe(found.variants[0])
+    assert (described["labels"], described["shape"]) == (list(numbers), [6])
+    assert cohorts.joined(found.variants[0].files["sub-2"], described)[0] == pytest.approx(2.05)
