@@ -53,9 +53,9 @@ def _course(file: Path, asked: Mapping[str, Any]) -> Course:
     period = float(beside.get("RepetitionTime", np.nan))
     _refuse_other_period(file, period, asked["repetition_time"])
     series = windows.volumes_of(file, asked["regions"], causal=asked["causal"])
-    nothing_known = np.zeros((len(series), 0), bool)
+    no_condition, censored = np.zeros((len(series), 0), bool), frozenset(beside.get("CensoredVolumes", ()))
     return Course(
-        file, series, decoding.Run(file.stem, nothing_known, (), frozenset(beside.get("CensoredVolumes", ())), period)
+        file, series, decoding.Run(file.stem, no_condition, np.ones(len(series), bool), (), censored, period)
     )
 
 

@@ -118,6 +118,39 @@ def test_series_without_events_are_named(tmp_path):
         planned(config_of(bids, out))
 
 
+def events_of(out, person, run=""):
+    return out / person / "func" / f"{person}_task-see{run}_desc-alignedevents_timeseries.tsv"
+
+
+def test_what_is_not_known_is_left_out_and_no_rest(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4)
+    table = pd.read_csv(events_of(out, "sub-02"), sep="\t").astype(float)
+    table.loc[40:44] = None
+    table.to_csv(events_of(out, "sub-02"), sep="\t", index=False, na_rep="n/a")
+    made = planned(config_of(bids, out, decoding={"rest": "rest"}))
+    assert not {f"sub-02@t{k:04d}" for k in range(40, 45)} & set(made.participant_ids)
+    assert {"sub-02@t0039", "sub-02@t0045", "sub-01@t0042"} <= set(made.participant_ids)
+    assert "5 volumes because what was on is not known" in " ".join(made.notes)
+
+
+def test_events_that_come_sooner_tell_nothing_of_the_last_volumes(dataset):
+    made = planned(config_of(*dataset, decoding={"rest": "rest", "delay_s": 1.0}))
+    volumes = [int(i[-4:]) for i in made.participant_ids]
+    assert max(volumes) == N_VOLUMES - 3
+    late = planned(config_of(*dataset, decoding={"rest": "rest", "delay_s": 9.0}))
+    assert max(int(i[-4:]) for i in late.participant_ids) == N_VOLUMES - 1
+
+
+def test_runs_of_one_participant_that_differ_in_repetition_time_are_named(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4, runs=("_run-1", "_run-2"))
+    for person in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        events_of(out, person, "_run-2").with_suffix(".json").write_text(
+            '{"HaemodynamicDelay": 5.0, "RepetitionTime": 1.0}'
+        )
+    with pytest.raises(DataError, match=r"differ: 1 s in sub-01 task-see_run-2, 2 s in sub-04 task-see_run-1"):
+        planned(config_of(bids, out))
+
+
 CONFIG = """
 [targets]
 names = ["events"]

@@ -51,6 +51,13 @@ def test_a_table_without_trial_types_has_one_column_and_rows_without_are_left_ou
     assert extract(scan(tmp_path, "0\t8\tn/a\n3\t4\tb")).labels == ("b",)
 
 
+def test_a_trial_without_a_type_is_unknown_where_no_other_is_under_way(tmp_path: Path) -> None:
+    found = extract(scan(tmp_path, "0\t8\tface\n4\t0\tn/a\n10\t6\tn/a\n20\t8\thouse"), delay_s=0.0).values
+    assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [5, 6, 7]
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [5, 6, 7]
+    assert np.flatnonzero(found[:, 0] == 1).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
