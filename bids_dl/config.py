@@ -358,6 +358,10 @@ def _check_ranges(config: Config) -> None:
             f"'metrics.learning_curve' is {list(curve)}; list parts of the training participants between 0 and 1, each once "
             "(all of them are always measured)."
         )
+    if config.training.frozen and not config.training.start_from:
+        raise UsageError(
+            "'training.frozen' keeps the weights of a bundle, and none is named; set training.start_from, or leave it out."
+        )
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
