@@ -96,6 +96,15 @@ def origin(folder: Path) -> str:
     return str((found["members"][0] if "members" in found else found)["_target_"])
 
 
+def began(definition: Any, folder: Path) -> bool:
+    """Tell whether a definition, or one of its members, names the model that a bundle holds, and so began with its weights."""
+    if isinstance(definition, list):
+        return any(began(one, folder) for one in definition)
+    if not isinstance(definition, Mapping):
+        return False
+    return definition.get("_target_") == origin(folder) or any(began(one, folder) for one in definition.values())
+
+
 def start(module: nn.Module, folder: Path, frozen: Sequence[str], number: int) -> None:
     """Begin with the weights of a bundle's member, but for a head of another size, and freeze what is to keep them.
 

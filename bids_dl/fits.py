@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bids_dl import (
     attributions,
+    building,
     bundle,
     comparison,
     decoding,
@@ -20,6 +21,7 @@ from bids_dl import (
     descriptions,
     growth,
     material,
+    member,
     metrics,
     nulls,
     query,
@@ -35,6 +37,7 @@ from bids_dl import calibration as calibrations
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
+from bids_dl.errors import DataError
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 from bids_dl.settings import Settings as TrainingSettings
 from bids_dl.settings import settings_for
@@ -303,7 +306,39 @@ def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
     definition = step.definition(model)
     checkpoint = step.fit_folder(model["id"], chosen.name) / "checkpoints"
     settings = settings_for(definition, step.config, checkpoint=checkpoint)
+    if settings.start_from:
+        _check_start(step, Path(settings.start_from), model["inputs"], chosen)
     return training.train(definition, step.cohort, chosen, model["inputs"], settings)
+
+
+def _check_start(step: Step, started: Path, inputs: Sequence[str], split: Split) -> None:
+    """Refuse weights that were learned from other regions, or from somebody who is tested here under another name.
+
+    Raises
+    ------
+    DataError
+        Naming the bundle.
+    """
+    said = bundle.about(started)
+    features: Settings = said.get("features", {})
+    learned = next((one["labels"] for one in features.values() if "labels" in one), [])
+    mine = list(step.cohort.features[inputs[0]].labels)
+    if learned and mine and learned != mine:
+        raise DataError(
+            f"training.start_from: {started.name} was trained on other regions or columns than {inputs[0]} has "
+            f"({', '.join(learned[:3])}, … and {', '.join(mine[:3])}, …); its weights would be taken for those of others."
+        )
+    people = sorted({step.owners[row] for row in split.test})
+    prints = (
+        set(windows.prints_of(step.folder, people))
+        if step.config.decodes
+        else bundle.prints(step.cohort, split.test.tolist(), inputs)
+    )
+    if prints & set(said["participants"]):
+        raise DataError(
+            f"training.start_from: {started.name} was trained on scans of participants that are tested in {split.name}, under other "
+            "names; start from a model of other people, or its results will flatter."
+        )
 
 
 def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
@@ -821,8 +856,8 @@ def keep(model: Settings, **common: Any) -> str:
     """Write the final model, trained on everybody, as a bundle with all that a prediction needs."""
     step = Step(**common)
     fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
-    split = step.split("final")
-    rows = np.concatenate([split.train, split.validation])
+    split = material.present(step.cohort, step.split("final"), fitted.inputs)
+    rows = split.pool
     dataset = str(query.description(step.config.bids)["Name"])
     described = query.read_json(step.folder / "features.json")
     plan = cohorts.read_plan(step.folder)
@@ -838,7 +873,7 @@ def keep(model: Settings, **common: Any) -> str:
         "harmonizer": step.config.harmonizer, "site_column": step.site,
         "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
         "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
-        "participants": _trained_on(step, rows, fitted.inputs, dataset),
+        "participants": _trained_on(step, _taught_by(step, model, split), fitted, dataset),
         "n_participants": len(set(step.people(rows))), "model": model["method"], "scores": _scores(step, model["id"]),
         **moments,
     }  # fmt: skip
@@ -853,12 +888,31 @@ def _decoding(step: Step) -> dict[str, Any]:
     return asdict(step.config.decoding) | {key: runs[key] for key in ("regions", "repetition_time")}
 
 
-def _trained_on(step: Step, rows: NDArray[np.intp], inputs: Sequence[str], dataset: str) -> list[str]:
-    """List the hashes of those who were trained on, and of their features or of the runs that moments were cut from."""
+def _taught_by(step: Step, model: Settings, split: Split) -> NDArray[np.intp]:
+    """Number the rows that a model has seen: the training rows, and those without a target where these teach it."""
+    methods = [one.removeprefix(f"{name}_") for name, one in zip(model["inputs"], model["members"], strict=False)]
+    asked = step.config.training.pretrain != "none" and model["role"] != "baseline"
+    if not asked and not any(zoo.constant("models", m, "USES_UNLABELLED") for m in methods or [model["method"]]):
+        return split.pool
+    return np.union1d(split.pool, member.unlabelled(step.cohort.target, split, split.pool))
+
+
+def _trained_on(step: Step, rows: NDArray[np.intp], fitted: FittedModel, dataset: str) -> list[str]:
+    """List the hashes of those who were trained on, and of their features or of the runs that moments were cut from.
+
+    Those whom the bundle that it started from had seen are among them.
+    """
+    started = step.config.training.start_from
+    before = (
+        bundle.about(Path(started))["participants"]
+        if started and building.began(fitted.definition, Path(started))
+        else ()
+    )
     if not step.config.decodes:
-        return bundle.trained_on(step.cohort, rows.tolist(), inputs, dataset)
+        return sorted({*before, *bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset)})
     people = sorted({step.owners[row] for row in rows})
-    return sorted({bundle.identity(dataset, i) for i in people} | set(windows.prints_of(step.folder, people)))
+    own = {bundle.identity(dataset, i) for i in people} | set(windows.prints_of(step.folder, people))
+    return sorted({*before, *own})
 
 
 def _table_described(step: Step, plan: cohorts.Plan, name: str) -> dict[str, Any]:

@@ -744,6 +744,7 @@ class _TargetSteps:
         once = chosen.splits[target.name] if config.decodes else splits.first_round(chosen.splits[target.name])
         self.retrained = [s.name for s in once]
         self.rows = {name: _digest_of(s.train, s.validation, s.test) for name, s in named.items()}
+        self.start = _stamp_of_start(config)
 
     def fits(self, model: Model) -> list[engine.Task]:
         """Fit a model on every split, and on everybody; a fusion waits for its members."""
@@ -805,7 +806,8 @@ class _TargetSteps:
         given = {**_common(own, self.chosen, self.target), "model": asdict(model), "split": split, **more}
         return engine.Task(
             task_name(kind, self.target.name, model.id, f"{split}{end}"),
-            FUNCTIONS[kind], given, waits, redo=not (folder / file).is_file(), stamp=f"{self.digest}-{self.rows[split]}",
+            FUNCTIONS[kind], given, waits, redo=not (folder / file).is_file(),
+            stamp=f"{self.digest}-{self.rows[split]}{self.start}",
             memory_gb=0.6,
         )  # fmt: skip
 
@@ -816,6 +818,12 @@ class _TargetSteps:
         name = task_name(kind, self.target.name, model.id, *parts)
         given = {**self.common, "model": asdict(model), **more}
         return engine.Task(name, FUNCTIONS[kind], given, waits, stamp=self.digest, memory_gb=memory_gb)
+
+
+def _stamp_of_start(config: Config) -> str:
+    """Describe the bundle that networks start from: another one at the same place trains anew; empty without one."""
+    folder = config.training.start_from
+    return f"-{query.versions([Path(folder) / 'models' / 'model.safetensors'])}" if folder else ""
 
 
 FUNCTIONS = {

@@ -32,7 +32,7 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
         if "decoding" in said:
             return {"bundle": name, **_predict_moments(folder, config, participant_id, record)}
         one = _cohort_of_one(fitted, said, config, participant_id, record)
-        _refuse_known(_prints(one, fitted), said, config, participant_id)
+        _refuse_known(bundle.prints(one, [0], _features_of(fitted)), said, config, participant_id)
         row = _row(fitted, training.predict(fitted, one, np.array([0]))[0])
     except InvalidDatasetError:
         raise
@@ -159,13 +159,9 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
 
 
-def _prints(one: Cohort, fitted: FittedModel) -> set[str]:
-    """Hash the features of a participant that the bundle takes."""
-    return {
-        cohorts.fingerprint(one.features[n].values[0])
-        for n in fitted.inputs
-        if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
-    }
+def _features_of(fitted: FittedModel) -> list[str]:
+    """Name the features that a bundle takes."""
+    return [name for name in fitted.inputs if name != cohorts.CONFOUNDS]
 
 
 def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, participant_id: str) -> None:

@@ -597,6 +597,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         said += ["They were computed in bfloat16, with weights in float32."] if halved else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
     given = settings.get("training", {})
+    said += _said_beginning(given) if named[False] else []
     if given.get("synthetic", "none") != "none":
         cited = f"a generative model ('{given['synthetic']}' [@synthetic-{given['synthetic']}])"
         said.append(
@@ -609,6 +610,22 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
             f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."
         )
     return " ".join(said)
+
+
+def _said_beginning(given: Json) -> list[str]:
+    """Tell what networks had learned before they learned the target."""
+    said = []
+    if start := given.get("start_from"):
+        kept = f"; of these, {', '.join(given['frozen'])} stayed as they were" if given.get("frozen") else ""
+        said.append(
+            f"Networks of the same kind began with the weights of the model '{Path(start).name}', trained on other participants{kept}."
+        )
+    if given.get("pretrain", "none") == "masked":
+        said.append(
+            f"{'Other networks' if said else 'Networks'} of connectomes, columns and sequences first learned to reconstruct hidden values "
+            "[@masked] of their training participants and of participants without the target, none of whom was tested."
+        )
+    return said
 
 
 def _said_scores(out: Path, settings: Json) -> str:
