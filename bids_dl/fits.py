@@ -321,7 +321,7 @@ def _check_start(step: Step, started: Path, inputs: Sequence[str], split: Split)
     """
     said = bundle.about(started)
     features: Settings = said.get("features", {})
-    learned = next((one["labels"] for one in features.values() if "labels" in one), [])
+    learned: list[str] = next((one["labels"] for one in features.values() if "labels" in one), [])
     mine = list(step.cohort.features[inputs[0]].labels)
     if learned and mine and learned != mine:
         raise DataError(

@@ -132,11 +132,7 @@ def _block_of_one(
     if described["feature"] == "phenotype":
         table = config.bids / described["table"]
         if table.is_file():
-            given = cohorts.phenotype_block(table, [participant_id], described["columns"])
-            values[0] = [
-                dict(zip(given.labels, given.values[0], strict=True)).get(label, np.nan)
-                for label in described["labels"]
-            ]
+            return cohorts.columns_as(table, [participant_id], described["labels"])
         return Block(values, ("column",), tuple(described["labels"]))
     if files := cohorts.files_of(config.out, record, described):
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
@@ -155,8 +151,17 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
             cell = str(float(np.mean(motion)))
         if not isinstance(cell, str):
             raise DataError(f"{participant_id} has no '{column}' in participants.tsv, which this bundle needs.")
-        found[label] = float(cell == level) if level else float(cell)
+        found[label] = float(cell == level) if level else _number(cell, participant_id, column)
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
+
+
+def _number(cell: str, participant_id: str, column: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(
+            f"{participant_id} has '{cell}' as '{column}' in participants.tsv, and this bundle needs a number."
+        ) from None
 
 
 def _features_of(fitted: FittedModel) -> list[str]:

@@ -39,7 +39,7 @@ def read(said: Mapping[str, Any], config: Config, participant_id: str, record: M
         If there is none, or one has other regions or another repetition time than those that were trained on.
     """
     described = next(iter(said["features"].values()))
-    files = cohorts.files_of(config.out, record, described)
+    files = cohorts.files_of(config.out, record, described, sessions=True)
     if not files:
         raise DataError(
             f"{participant_id} has none of the features that the bundle takes ({described['feature']}, atlas "

@@ -201,8 +201,8 @@ def load(
         known = trained.features[cohorts.SITES].labels
         new = {c for c in cells if isinstance(c, str)} - set(known) if adapts else ()
         features[cohorts.SITES] = cohorts.sites_block(cells, (*known, *sorted(new)))
-    for name in cohorts.read_plan(root).tables:
-        features[name] = _columns_as(features[name], trained.features[name].labels)
+    for name, table in cohorts.read_plan(root).tables.items():
+        features[name] = cohorts.columns_as(Path(table), list(people["participant_id"]), trained.features[name].labels)
     return Cohort(people, features, target)
 
 
@@ -221,14 +221,6 @@ def _confounds(people: Any, labels: Sequence[str]) -> Block:
     return Block(
         np.stack(parts, axis=1) if parts else np.zeros((len(people), 0), np.float32), ("column",), tuple(labels)
     )
-
-
-def _columns_as(block: Block, labels: Sequence[str]) -> Block:
-    """Put the columns of a table where the training cohort has them; one that is not there is NaN."""
-    at = {label: k for k, label in enumerate(block.labels)}
-    missing = np.full(len(block.values), np.nan, np.float32)
-    values = [block.values[:, at[label]] if label in at else missing for label in labels]
-    return Block(np.stack(values, axis=1), ("column",), tuple(labels))
 
 
 def seen(root: Path, trained: Path) -> dict[str, str]:

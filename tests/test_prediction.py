@@ -157,6 +157,39 @@ def test_confound_that_is_missing_is_named(tmp_path, new, people):
     assert row["excluded"] == "sub-01 has no 'age' in participants.tsv, which this bundle needs."
 
 
+def test_confound_that_is_no_number_is_named(tmp_path, new):
+    folder, _, _ = save(tmp_path, confounds=True)
+    row = predict(folder, *new(EDGES, people="participant_id\tage\tsex\nsub-01\t89+\tM\n"))["row"]
+    assert row["excluded"] == "sub-01 has '89+' as 'age' in participants.tsv, and this bundle needs a number."
+
+
+def note(config, record, edges, *, session="", task="faces", run=""):
+    path = f"sub-01/func/sub-01{session}_task-{task}{run}_atlas-four_stat-pearsoncorrelation_relmat.tsv"
+    pd.DataFrame(matrix(edges), columns=LABELS).to_csv(config.out / path, sep="\t", index=False)
+    record["features"].append({"feature": "connectivity", "path": path, "mean_fd": 0.1})
+
+
+def test_runs_of_the_first_session_are_averaged_as_at_the_group_level(tmp_path, new):
+    folder, _, _ = save(tmp_path)
+    config, record = new(None)
+    for k, (session, run) in enumerate((("_ses-2", ""), ("_ses-1", "_run-1"), ("_ses-1", "_run-2"))):
+        note(config, record, EDGES + k, session=session, run=run)
+    first = predict(folder, config, record)["row"]["y_score"]
+    assert first == pytest.approx(predict(folder, *new(EDGES + 1.5))["row"]["y_score"], abs=1e-5)
+
+
+def test_the_task_that_was_trained_on_goes_before_others_and_several_others_are_refused(tmp_path, new):
+    folder, _, _ = save(tmp_path)
+    alone = predict(folder, *new(EDGES))["row"]["y_score"]
+    config, record = new(EDGES + 1)
+    note(config, record, EDGES - 1, task="nback")
+    excluded = predict(folder, config, record)["row"]["excluded"]
+    assert "sub-01 has the feature 'connectivity' more than once (task-faces; task-nback)" in excluded
+    assert "trained on task-rest; choose by --task-id" in excluded
+    note(config, record, EDGES, task="rest")
+    assert predict(folder, config, record)["row"]["y_score"] == pytest.approx(alone, abs=1e-5)
+
+
 def test_motion_is_taken_from_the_scans_where_the_table_has_none(tmp_path, new):
     folder, _, _ = save(tmp_path, confounds=True, columns=("age", "mean_fd"))
     assert predict(folder, *new(EDGES))["row"]["excluded"] is None
