@@ -609,7 +609,7 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str],
             table[f"score_{level}"] = joined.scores[:, code]
     if target.ranks:
         table["y_pred"] = named[calibrations.nearest_rank(joined.scores[:, 0], len(named)).astype(int)]
-    for column, cells in _limits(held, named).items():
+    for column, cells in calibrations.limits(joined.scores, held.reach, list(named), joined.n_ranks).items():
         table[column] = cells
     described = {"split": "Split whose model made the prediction", "y_true": "True value",
                  "y_score": "Probability of the last class, predicted value, or place among ordered levels, 0 the lowest",
@@ -635,18 +635,6 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     derivatives.write_table(
         Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}
     )
-
-
-def _limits(held: Held, named: Any) -> dict[str, list[Any]]:
-    """Write each prediction's set of classes or levels, or the ends of its interval; a level may be called none."""
-    p = held.predictions
-    if p.n_ranks:
-        holds = calibrations.ranks_within(p.scores, held.reach, p.n_ranks)
-        return {"y_set": ["|".join(map(str, named[row])) or None for row in holds]}
-    if len(named):
-        holds = calibrations.in_set(p.scores, held.reach)
-        return {"y_set": ["|".join(map(str, named[row])) or "none" for row in holds]}
-    return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
 
 
 def _by_level(step: Step, held: Held) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
             return {"bundle": name, **_predict_moments(folder, config, participant_id, record)}
         one = _cohort_of_one(fitted, said, config, participant_id, record)
         _refuse_known(bundle.prints(one, [0], _features_of(fitted)), said, config, participant_id)
-        row = _row(fitted, training.predict(fitted, one, np.array([0]))[0])
+        scores = training.predict(fitted, one, np.array([0]))
+        row = _row(fitted, scores[0]) | _limits(fitted, scores, config.metrics.coverage)
     except InvalidDatasetError:
         raise
     except BidsDLError as problem:
@@ -78,12 +79,20 @@ def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
     )
 
 
+def _limits(fitted: FittedModel, scores: Array, coverage: float) -> dict[str, Any]:
+    """Write the set or the interval that holds the truth with this probability; ends that nothing bounds are None."""
+    reach = np.array([(fitted.calibration or calibration.Calibration()).reach(coverage)])
+    found = calibration.limits(scores, reach, fitted.levels or fitted.ranks, len(fitted.ranks))
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, (v,) in found.items()}
+
+
 def _empty_row(folder: Path) -> dict[str, Any]:
     said = bundle.about(folder)
     levels = said["levels"]
     if "decoding" in said:
         return timeline.row_of(np.array([], object), levels)
-    return {"y_score": None, "prediction": None} | (
+    limits = ("y_set",) if levels or said.get("ranks") else ("y_low", "y_high")
+    return {"y_score": None, "prediction": None, **dict.fromkeys(limits)} | (
         {f"score_{level}": None for level in levels} if len(levels) > 2 else {}
     )
 

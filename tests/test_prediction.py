@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,25 @@ def test_three_classes_have_a_score_each_and_a_quantity_its_unit(tmp_path, new):
     quantity = predict(save(tmp_path / "age", ())[0], *new(EDGES))["row"]
     assert quantity["prediction"] == quantity["y_score"]
     assert 0 < quantity["y_score"] < 100
+
+
+def test_sets_and_intervals_are_those_of_the_models_calibration(tmp_path, new):
+    folder, fitted, cohort = save(tmp_path / "two")
+    config, record = new(EDGES)
+    wide = replace(config, metrics=replace(config.metrics, coverage=0.95))
+    one = Cohort(cohort.participants[:1], {"connectivity": Block(EDGES[None], ("edge",))}, cohort.target)
+    scores = training.predict(fitted, one, np.array([0]))[0]
+    for given in (config, wide):
+        reach = fitted.calibration.reach(given.metrics.coverage)
+        wanted = "|".join(v for v, p in zip(("hc", "mdd"), scores, strict=True) if 1 - p <= reach) or "none"
+        assert predict(folder, given, record)["row"]["y_set"] == wanted
+    folder, fitted, _ = save(tmp_path / "age", ())
+    row = predict(folder, config, record)["row"]
+    assert row["y_high"] - row["y_score"] == pytest.approx(fitted.calibration.reach(0.9))
+    assert row["y_score"] - row["y_low"] == pytest.approx(fitted.calibration.reach(0.9))
+    sure = replace(config, metrics=replace(config.metrics, coverage=0.999))
+    assert predict(folder, sure, record)["row"]["y_low"] is None
+    assert {"y_low", "y_high"} <= set(predict(folder, *new(EDGES, atlas="other"))["row"])
 
 
 def test_ordered_level_is_named_with_its_place_among_all(tmp_path, new):
