@@ -373,6 +373,23 @@ def test_a_model_that_started_from_a_bundle_knows_whom_that_had_seen_and_follows
     torch.testing.assert_close(load_file(made / "models" / "model.safetensors")["first.weight"], weights + 1)
 
 
+def test_a_pretrained_bundle_knows_participants_without_a_target_and_a_linear_one_does_not(tmp_path):
+    data = write_dataset(tmp_path / "bids", name="few labels")
+    people = table(data / "participants.tsv")
+    people.loc[people["participant_id"] == IDS[4], "group"] = None
+    people.to_csv(data / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    text = TUNE.replace('start_from = "{0}"\nfrozen = ["first"]', 'pretrain = "masked"')
+    (tmp_path / "masked.toml").write_text(text)
+    assert run(data, tmp_path / "out", "participant") == 0
+    assert run(data, tmp_path / "out", "group", "--config-file", tmp_path / "masked.toml") == 0
+    folder, unlabelled = tmp_path / "out" / "group" / "bundles", bundles.identity("few labels", IDS[4])
+    mlp, linear = (bundles.about(folder / f"target-group_model-connectivity_{m}") for m in ("mlp", "linear"))
+    assert unlabelled in mlp["participants"]
+    assert unlabelled not in linear["participants"]
+    assert mlp["n_participants"] == linear["n_participants"] == N - 1
+    assert "first learned to reconstruct hidden values" in (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+
+
 def test_weights_of_the_same_scans_or_of_other_regions_are_refused(out, bids, tmp_path):
     start = out / "group" / "bundles" / "target-group_model-connectivity_mlp"
     other = write_dataset(tmp_path / "same", name="the same under another name")
