@@ -67,6 +67,18 @@ def test_frozen_parts_keep_their_running_means_and_variances(tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_frozen_weights_are_not_made_sparse(tmp_path):
+    definition = training.define("mlp", [(60,)], 1, {"hidden": [8, 4], "sparsity": 0.6})
+    settings = Settings(n_epochs=4, n_members=1, device="cpu")
+    data, other = cohort(effect=0.5), cohort(effect=0.5, seed=7)
+    fitted = training.train(definition, data, split_of(data), ["edges"], replace(settings, n_epochs=1))
+    folder = bundle.save(fitted, tmp_path / "start", {"participants": []})
+    wishes = replace(settings, start_from=str(folder), frozen=("first",))
+    tuned = training.train(definition, other, split_of(other), ["edges"], wishes)
+    assert torch.equal(fitted.module.first.weight, tuned.module.first.weight)
+    assert not torch.equal(fitted.module.rest[2].weight, tuned.module.rest[2].weight)
+
+
 def test_what_cannot_be_frozen_is_refused(started):
     folder, _ = started
     data, other = cohort(THREE), cohort()
