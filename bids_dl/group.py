@@ -566,7 +566,7 @@ def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str,
         {"name": v.name, "kind": _kind(plan, v.name), "files": v.n_files,
          "shape": described[v.name]["shape"], "dims": described[v.name]["dims"],
          "n_participants": len(v.files), "space": v.entities.get("space"), "atlas": v.entities.get("atlas"),
-         "n_regions": len(described[v.name]["labels"])}
+         "n_regions": len(described[plan.variants[0].name if isinstance(plan, decoding.Plan) else v.name]["labels"])}
         for v in plan.variants
     ]  # fmt: skip
     features += [{"name": n, "kind": "column", "files": 1, "shape": [], "dims": ["column"], "n_participants": len(plan.participant_ids),
