@@ -151,6 +151,20 @@ def test_runs_of_one_participant_that_differ_in_repetition_time_are_named(tmp_pa
         planned(config_of(bids, out))
 
 
+def test_a_file_of_splits_may_name_participants(dataset, tmp_path):
+    parts = pd.DataFrame(
+        {"participant_id": [f"sub-{k + 1:02d}" for k in range(N)], "one": ["train"] * 6 + ["test"] * 4}
+    )
+    parts.to_csv(tmp_path / "splits.tsv", sep="\t", index=False)
+    config = config_of(*dataset, splits={"kind": "file", "file": str(tmp_path / "splits.tsv")})
+    made = planned(config)
+    (split,) = group._choose(config, made).splits["events"]
+    owners = np.array(made.columns[decoding.PERSON])
+    assert set(owners[split.test]) == {f"sub-{k:02d}" for k in range(7, 11)}
+    assert set(owners[split.pool]) == {f"sub-{k:02d}" for k in range(1, 7)}
+    assert not set(owners[split.train]) & set(owners[split.validation])
+
+
 CONFIG = """
 [targets]
 names = ["events"]
