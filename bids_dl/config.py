@@ -464,6 +464,23 @@ def absolute(config: Config) -> Config:
     )  # fmt: skip
 
 
+SERIES = {"connectivity": "timeseries", "dynamic_connectivity": "timeseries"}
+"""Features that are computed of others."""
+
+
+def unlike(feature: str, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name the options in which a feature, and the series it is computed of, were made otherwise than wanted.
+
+    ``made`` and ``wanted`` are sections ``features`` of the participant level. Paths are not compared: an atlas is told by its regions.
+    """
+    found = []
+    for name in filter(None, (feature, SERIES.get(feature))):
+        defaults = {k: v for k, v in zoo.options("features", name).items() if k not in OPTION_PATHS}
+        one, other = ({**defaults, **section.get(name, {})} for section in (made, wanted))
+        found += [f"features.{name}.{k} is {one[k]!r}, not {other[k]!r}" for k in defaults if one[k] != other[k]]
+    return found
+
+
 def option_files(config: Config) -> list[Path]:
     """List what options of features and preparations name: atlases and tables, each with what lies beside it by its name."""
     given = [o for methods in (config.features, config.preparations) for o in methods.options.values()]

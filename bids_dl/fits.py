@@ -856,7 +856,7 @@ def keep(model: Settings, **common: Any) -> str:
         if name != cohorts.CONFOUNDS
     }
     said = {
-        "features": features, "feature_options": configuration.to_mapping(step.config)["features"],
+        "features": features, "feature_options": _options_of_participants(step.config),
         "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
         "harmonizer": step.config.harmonizer, "site_column": step.site,
         "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
@@ -868,6 +868,12 @@ def keep(model: Settings, **common: Any) -> str:
     return str(
         bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said)
     )
+
+
+def _options_of_participants(config: Config) -> dict[str, Any]:
+    """Read how the participant level made the features; empty where it was not run into this output."""
+    made = config.out / "logs" / "bids_dl_participant.toml"
+    return dict(configuration.read_toml(made).get("features", {})) if made.is_file() else {}
 
 
 def _decoding(step: Step) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bids_dl import attributions, bundle, calibration, query, timeline, training, windows
 from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
 from bids_dl.config import Config
 from bids_dl.errors import BidsDLError, DataError, InvalidDatasetError
 from bids_dl.records import Array, Block, Cohort, FittedModel, Target
@@ -29,6 +30,7 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
     name = folder.name
     try:
         fitted, said = _loaded(folder)
+        _refuse_unlike(said, config, participant_id)
         if "decoding" in said:
             return {"bundle": name, **_predict_moments(folder, config, participant_id, record)}
         one = _cohort_of_one(fitted, said, config, participant_id, record)
@@ -44,6 +46,23 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
         "row": {**row, "excluded": None},
         "attributions": _explain(folder, config, participant_id, one),
     }
+
+
+def _refuse_unlike(said: Mapping[str, Any], config: Config, participant_id: str) -> None:
+    """Refuse features that were made by other options than those that the bundle was trained on.
+
+    Raises
+    ------
+    DataError
+        Naming the options.
+    """
+    made = configuration.to_mapping(config)["features"]
+    wanted = said.get("feature_options") or made
+    names = dict.fromkeys(one["feature"] for one in said["features"].values())
+    if found := [one for name in names for one in configuration.unlike(name, made, wanted)]:
+        raise DataError(
+            f"{participant_id}: {'; '.join(dict.fromkeys(found))} as in the training of this bundle; extract the features as there."
+        )
 
 
 def _predict_moments(folder: Path, config: Config, participant_id: str, record: Mapping[str, Any]) -> dict[str, Any]:

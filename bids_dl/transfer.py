@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
 from bids_dl import query
 from bids_dl.cohort import Plan, Variant
 from bids_dl.config import Config, Select
@@ -59,6 +60,7 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
         If everybody takes part in the training dataset too.
     """
     other = config_of(config)
+    _refuse_unlike(config, {v.feature for v in trained.variants})
     found = cohorts.plan(other)
     variants = [_matched(config, v, found.variants) for v in trained.variants]
     lacking = [c for c in covariates if c not in found.columns] + [t for t in trained.tables if t not in found.tables]
@@ -79,6 +81,20 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
             "dataset of other people."
         )
     return _without(both, replace(found, variants=tuple(variants), excluded=(*found.excluded, *excluded)))
+
+
+def _refuse_unlike(config: Config, features: Collection[str]) -> None:
+    """Refuse features that the participant level made by other options than those of the training dataset."""
+    roots = config.out, Path(config.test_dataset)
+    paths = [root / "logs" / "bids_dl_participant.toml" for root in roots]
+    if not paths[0].is_file():
+        return
+    wanted, made = (configuration.read_toml(path).get("features", {}) for path in paths)
+    if found := [one for name in sorted(features) for one in configuration.unlike(name, made, wanted)]:
+        raise DataError(
+            f"--test-dataset {config.test_dataset}: {'; '.join(dict.fromkeys(found))} as in the training dataset; run its participant "
+            "level with the options of this one."
+        )
 
 
 def _without(ids: set[str], made: Plan) -> Plan:

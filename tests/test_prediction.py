@@ -210,6 +210,19 @@ def test_the_task_that_was_trained_on_goes_before_others_and_several_others_are_
     assert predict(folder, config, record)["row"]["y_score"] == pytest.approx(alone, abs=1e-5)
 
 
+def test_features_made_by_other_options_are_refused(tmp_path, new):
+    fitted, cohort = trained()
+    wanted = {"names": ["connectivity"], "timeseries": {"atlas": "/elsewhere/four.nii.gz", "confounds": "none"}}
+    about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": False, "confounds": [], "participants": [],
+             "feature_options": wanted}  # fmt: skip
+    folder = bundle.save(fitted, tmp_path / "model", about)
+    config, record = new(EDGES)
+    excluded = predict(folder, config, record)["row"]["excluded"]
+    assert "sub-01: features.timeseries.confounds is 'simple', not 'none' as in the training of this bundle" in excluded
+    alike = replace(config, features=replace(config.features, options={"timeseries": {"confounds": "none"}}))
+    assert predict(folder, alike, record)["row"]["excluded"] is None
+
+
 def test_motion_is_taken_from_the_scans_where_the_table_has_none(tmp_path, new):
     folder, _, _ = save(tmp_path, confounds=True, columns=("age", "mean_fd"))
     assert predict(folder, *new(EDGES))["row"]["excluded"] is None
