@@ -211,7 +211,7 @@ def test_the_task_that_was_trained_on_goes_before_others_and_several_others_are_
 
 
 def test_features_made_by_other_options_are_refused(tmp_path, new):
-    fitted, cohort = trained()
+    fitted, _ = trained()
     wanted = {"names": ["connectivity"], "timeseries": {"atlas": "/elsewhere/four.nii.gz", "confounds": "none"}}
     about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": False, "confounds": [], "participants": [],
              "feature_options": wanted}  # fmt: skip
