@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dl import signals
 from bids_dl.errors import DataError
@@ -53,9 +54,7 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     _refuse_late(scan, onset[typed], n_volumes * period)
     labels = tuple(sorted({name for name in kind if name is not None}))
     values, untyped = np.zeros((n_volumes, len(labels))), np.zeros(n_volumes, bool)
-    first = np.rint((onset + delay_s) / period).astype(int)
-    last = np.maximum(np.rint((onset + delay_s + duration) / period).astype(int), first + 1)
-    for start, stop, name in zip(first, last, kind, strict=True):
+    for start, stop, name in zip(*_volumes_of(onset + delay_s, duration, period), kind, strict=True):
         at = slice(max(start, 0), max(stop, 0))
         if name is None:
             untyped[at] = True
@@ -65,6 +64,18 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s}
     named = {"space": "", "res": "", "desc": "alignedevents"}
     return Feature(values, ("time", "trial_type"), "timeseries", "none", labels, named, described)
+
+
+def _volumes_of(start: Array, duration: Array, period: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number the first volume of each trial and the one after its last, (event,), from seconds since the first volume.
+
+    A middle at which a trial begins belongs to it, and one at which it ends does not: one after another, none overlap.
+    """
+    begin, end = (np.round(t / period, 6) for t in (start, start + duration))
+    first, last = np.ceil(begin - 0.5), np.ceil(end - 0.5)
+    brief = last <= first
+    first = np.where(brief, np.floor(begin), first)
+    return first.astype(np.intp), np.where(brief, first + 1, last).astype(np.intp)
 
 
 def read_events(file: Path) -> tuple[Array, Array, list[str | None]]:

@@ -41,6 +41,13 @@ def test_a_volume_belongs_to_the_trial_in_its_middle_as_a_loop_says(tmp_path: Pa
         assert found[k] == inside
 
 
+def test_trials_that_begin_with_volumes_are_as_long_as_they_were_and_do_not_overlap(tmp_path: Path) -> None:
+    rows = [f"{2 * k}\t2\t{'ab'[k % 2]}" for k in range(2, 14)]
+    found = extract(scan(tmp_path, "\n".join(rows)), delay_s=5.0).values
+    assert found.sum(axis=1).tolist() == [0.0] * 4 + [1.0] * 12 + [0.0] * 4
+    assert np.flatnonzero(found[:, 0]).tolist() == [4, 6, 8, 10, 12, 14]
+
+
 def test_brief_events_have_one_volume_and_those_out_of_view_none(tmp_path: Path) -> None:
     found = extract(scan(tmp_path, "-30\t1\ta\n4\tn/a\ta\n9\t0\ta\n39\t0\ta"), delay_s=5.0).values
     assert np.flatnonzero(found[:, 0]).tolist() == [4, 7]
