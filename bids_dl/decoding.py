@@ -52,7 +52,10 @@ class Plan(cohorts.Plan):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what was on, (volume, condition), where that is ``unknown`` (volume,), censored volumes, repetition time in seconds."""
+    """One run: what was on, (volume, condition), where that is ``unknown`` (volume,), censored volumes, repetition time in seconds.
+
+    ``late_s`` is how many seconds late events really count: they are moved by whole volumes.
+    """
 
     name: str
     on: NDArray[np.bool_]
@@ -60,6 +63,7 @@ class Run:
     conditions: tuple[str, ...]
     censored: frozenset[int]
     period: float
+    late_s: float = 0.0
 
     def codes(self, chosen: Sequence[str]) -> NDArray[np.intp]:
         """Return the number of the condition that is on at each volume, below 0 where it is not exactly one of these."""
@@ -172,7 +176,8 @@ def _run(series: Path, delay_s: float) -> Run:
     on, unknown = np.zeros(values.shape, bool), source >= len(values)
     on[told], unknown[told] = values[source[told]] > 0, np.isnan(values[source[told]]).any(axis=1)
     censored = frozenset(said_beside(series).get("CensoredVolumes", ()))
-    return Run(_run_name(series), on, unknown, conditions, censored, period)
+    late_s = float(said["HaemodynamicDelay"]) + later * period
+    return Run(_run_name(series), on, unknown, conditions, censored, period, late_s)
 
 
 def said_beside(series: Path) -> dict[str, Any]:
@@ -321,7 +326,7 @@ def _notes(
     named = ", ".join(dict.fromkeys([*chosen, *([s.rest] if s.rest else [])]))
     notes = [
         f"Decoded: which of {named} was on at each of {n_rows:,} volumes of {n_people} participants, from the context of "
-        f"{s.context} volumes ({s.context * period:g} s) {where}. Events count {s.delay_s:g} s late, as the blood does.",
+        f"{s.context} volumes ({s.context * period:g} s) {where}. Events count {_said_late(s.delay_s, runs)} late, as the blood does.",
         f"Left out: {said_left(left)}." if left else "No volume was left out.",
         "p-values compare with circular shifts of each run's conditions, which keep how long they last; a drift that goes "
         "with the order of conditions is not ruled out. confounds_only predicts from the time in the run: look what it reaches.",
@@ -334,6 +339,17 @@ def _notes(
     return notes + ([ONE_ORDER] if _same_order(runs) else [])
 
 
+def _said_late(asked_s: float, runs: Mapping[str, Sequence[Run]]) -> str:
+    """Say how many seconds late events count, and where that is not what was asked for."""
+    found = sorted({round(run.late_s, 3) for mine in runs.values() for run in mine})
+    if all(abs(late - asked_s) < HARDLY_S for late in found):
+        return f"{asked_s:g} s"
+    said = " or ".join(f"{late:g} s" for late in found)
+    return f"{said} (asked for: {asked_s:g} s, which whole volumes do not allow; set features.events.delay_s at the participant level)"
+
+
+HARDLY_S = 0.1
+"""Seconds between delays that make no difference."""
 ONE_ORDER = "All runs have the same conditions at the same times: what goes with time in the run cannot be told from the conditions."
 
 

@@ -101,7 +101,12 @@ def _check_start(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     from bids_dl import building, bundle
 
     folder = Path(config.training.start_from)
-    method = building.origin(folder).split(".")[-2]
+    zoo_name, method = building.origin(folder).split(".")[-3:-1]
+    if zoo_name != "models" or not zoo.has_epochs(method):
+        raise UsageError(
+            f"training.start_from: {folder.name} was not trained epoch by epoch: baselines, fusions and models that solve for their "
+            "weights do not go on from others; name a network's bundle."
+        )
     if method not in {m.method for m in chosen.models}:
         raise UsageError(
             f"training.start_from: {folder.name} holds a {method}, and this run trains none; add --models {method}."

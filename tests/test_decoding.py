@@ -141,6 +141,12 @@ def test_events_that_come_sooner_tell_nothing_of_the_last_volumes(dataset):
     assert max(int(i[-4:]) for i in late.participant_ids) == N_VOLUMES - 1
 
 
+def test_a_delay_that_whole_volumes_do_not_allow_is_said(dataset):
+    assert "Events count 9 s late, as" in " ".join(planned(config_of(*dataset, decoding={"delay_s": 9.0})).notes)
+    said = " ".join(planned(config_of(*dataset, decoding={"delay_s": 6.4})).notes)
+    assert "Events count 7 s (asked for: 6.4 s, which whole volumes do not allow; set features.events.delay_s" in said
+
+
 def test_runs_of_one_participant_that_differ_in_repetition_time_are_named(tmp_path):
     bids, out = write_outputs(tmp_path, n=4, runs=("_run-1", "_run-2"))
     for person in ("sub-01", "sub-02", "sub-03", "sub-04"):

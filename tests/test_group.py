@@ -317,6 +317,10 @@ def test_start_from_a_bundle_of_another_model_is_refused(out, bids, tmp_path, ca
     assert run(bids, tmp_path / "out", "participant") == 0
     assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 64
     assert "holds a mlp, and this run trains none" in capsys.readouterr().err
+    linear = str(given).replace("_mlp", "_linear")
+    (tmp_path / "tune.toml").write_text(f'[training]\nstart_from = "{linear}"\n[models]\nnames = ["linear"]\n')
+    assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 64
+    assert "connectivity_linear was not trained epoch by epoch" in capsys.readouterr().err
 
 
 TUNE = """
