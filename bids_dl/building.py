@@ -59,9 +59,14 @@ def without_weights(definition: Mapping[str, Any], *, is_class: bool) -> Any:
 def adopted(definition: Mapping[str, Any], normalizations: Sequence[norm.Normalization], *, is_class: bool) -> Any:
     """Build a model that knows the normalisation of its inputs, where it asks for it."""
     module = instantiate(definition, classify=is_class)
+    adopt(module, normalizations)
+    return module
+
+
+def adopt(module: Any, normalizations: Sequence[norm.Normalization]) -> None:
+    """Tell a model the normalisation of its inputs, where it asks for it."""
     if hasattr(module, "adopt"):
         module.adopt(*normalizations)
-    return module
 
 
 def without_gradients(definition: Any) -> tuple[str, ...]:
@@ -91,13 +96,23 @@ def origin(folder: Path) -> str:
     return str((found["members"][0] if "members" in found else found)["_target_"])
 
 
+def began(definition: Any, folder: Path) -> bool:
+    """Tell whether a definition, or one of its members, names the model that a bundle holds, and so began with its weights."""
+    if isinstance(definition, list):
+        return any(began(one, folder) for one in definition)
+    if not isinstance(definition, Mapping):
+        return False
+    return definition.get("_target_") == origin(folder) or any(began(one, folder) for one in definition.values())
+
+
 def start(module: nn.Module, folder: Path, frozen: Sequence[str], number: int) -> None:
     """Begin with the weights of a bundle's member, but for a head of another size, and freeze what is to keep them.
 
     Raises
     ------
     UsageError
-        If anything but the head does not fit, or a part to freeze does not exist.
+        If anything but the head does not fit, or a part to freeze does not exist, is a head that begins anew, or leaves
+        nothing to learn.
     """
     from safetensors.torch import load_file
 
@@ -117,4 +132,11 @@ def start(module: nn.Module, folder: Path, frozen: Sequence[str], number: int) -
     for name in frozen:
         if name not in parts:
             raise UsageError(f"training.frozen: the model has no part '{name}'; {zoo.nearest(name, parts)}")
+        if name == "head" and not {k for k in own if k.startswith("head.")} <= fitting.keys():
+            raise UsageError(
+                f"training.frozen: the head of {folder.name} has another size, so that this one begins anew and must learn; "
+                "do not freeze it."
+            )
         module.get_submodule(name).requires_grad_(False)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UsageError(f"training.frozen: nothing is left to learn; leave out one of {', '.join(frozen)}.")

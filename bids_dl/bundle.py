@@ -15,7 +15,7 @@ import torch
 
 from bids_dl import building, derivatives
 from bids_dl.calibration import Calibration
-from bids_dl.cohort import fingerprint
+from bids_dl.cohort import FEWEST_TO_COMPARE, fingerprint
 from bids_dl.errors import DataError, MissingInputError
 from bids_dl.harmonization import Harmonization, Moved
 from bids_dl.normalization import Normalization
@@ -183,8 +183,14 @@ def identity(*parts: str) -> str:
 def trained_on(cohort: Cohort, rows: Sequence[int], inputs: Sequence[str], dataset: str) -> list[str]:
     """List the hashes of participants and of their features."""
     ids = cohort.participants["participant_id"].tolist()
-    hashes = {identity(dataset, ids[row]) for row in rows}
+    return sorted({identity(dataset, ids[row]) for row in rows} | prints(cohort, rows, inputs))
+
+
+def prints(cohort: Cohort, rows: Sequence[int], inputs: Sequence[str]) -> set[str]:
+    """Hash the features of participants; a few columns, which many people share, tell of nobody."""
+    found: set[str] = set()
     for name in inputs:
-        values = cohort.features[name].values
-        hashes |= {fingerprint(values[row]) for row in rows if np.isfinite(values[row]).any()}
-    return sorted(hashes)
+        block = cohort.features[name]
+        if block.dims != ("column",) or block.values[:1].size >= FEWEST_TO_COMPARE:
+            found |= {fingerprint(block.values[row]) for row in rows if np.isfinite(block.values[row]).any()}
+    return found

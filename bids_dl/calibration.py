@@ -5,7 +5,9 @@ Everything here is learned from training rows that a model was not fitted on: it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -222,6 +224,19 @@ def in_set(predicted: Array, reach: Array) -> Array:
 def ranks_within(predicted: Array, reach: Array, n_ranks: int) -> Array:
     """Tell which ranks each row's interval holds, (row, rank); none where it lies between two or beyond all."""
     return np.asarray(np.abs(np.arange(n_ranks) - predicted[:, :1]) <= reach[:, None])
+
+
+def limits(predicted: Array, reach: Array, names: Sequence[str], n_ranks: int = 0) -> dict[str, list[Any]]:
+    """Write each row's set of classes or ranks by their names, ``y_set``, or the ends of its interval, ``y_low`` and ``y_high``."""
+    if n_ranks:
+        return {"y_set": ["|".join(_named(names, row)) or None for row in ranks_within(predicted, reach, n_ranks)]}
+    if len(names):  # a level may be called none
+        return {"y_set": ["|".join(_named(names, row)) or "none" for row in in_set(predicted, reach)]}
+    return {"y_low": list(predicted[:, 0] - reach), "y_high": list(predicted[:, 0] + reach)}
+
+
+def _named(names: Sequence[str], holds: Array) -> list[str]:
+    return [str(name) for name, held in zip(names, holds, strict=True) if held]
 
 
 def nearest_rank(predicted: Array, n_ranks: int) -> Array:

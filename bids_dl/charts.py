@@ -74,7 +74,7 @@ def _heading(text: str) -> Json:
 
 def distribution(people: Any, target: Json) -> Json:
     """Show how many have each level, or how the quantity is spread."""
-    name = target["name"]
+    name, what = target["name"], "volumes" if target.get("rows") else "participants"
     if target["kind"] != "regression":
         levels = [str(v) for v in target["levels"]]
         counts = written.as_levels(people[name], levels).value_counts()
@@ -90,7 +90,7 @@ def distribution(people: Any, target: Json) -> Json:
         }
         return _figure(
             [bar],
-            _layout(110 + 34 * len(levels), "participants", title=_heading(name), yaxis={"autorange": "reversed"}),
+            _layout(110 + 34 * len(levels), what, title=_heading(name), yaxis={"autorange": "reversed"}),
         )
     values = people[name].dropna().astype(float)
     bars = {"type": "histogram", "x": values, "marker": {"color": "#7ba7c7"}, "nbinsx": 30}

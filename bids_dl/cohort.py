@@ -42,6 +42,8 @@ KINDS = {
 """What models take, and the features that are it."""
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge"), "moving_maps": MOVING}
 DECODERS = ("linear", "mean_mlp", "lstm")
+OF_A_RUN = {"sub", "ses", "run"}
+"""What tells files of one content apart; what else differs makes another feature."""
 FEWEST_TO_COMPARE = 10
 """Values from which on two participants with equal ones are the same scan."""
 
@@ -163,7 +165,7 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             names, kind = query.entities(Path(entry["path"])), _kind(entry)
             if entry["feature"] not in wanted or kind not in taken or not _selected(config, names):
                 continue
-            key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in {"sub", "ses", "run"}))
+            key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in OF_A_RUN))
             files.setdefault(key, {}).setdefault(participant_id, []).append(entry["path"])
             kinds[key] = kind
             lengths[entry["path"]] = entry["shape"][_step_axis(kind)] if kind in SEQUENCES else 0
@@ -250,10 +252,38 @@ def same_content(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(names.get(k, "") == wanted.get(k, "") for k in keys)
 
 
-def files_of(out: Path, record: Mapping[str, Any], described: Mapping[str, Any]) -> list[Path]:
-    """List a participant's files of a feature, as it is described, with the same content under any task."""
+def files_of(
+    out: Path, record: Mapping[str, Any], described: Mapping[str, Any], *, sessions: bool = False
+) -> list[Path]:
+    """List a participant's files of a feature, as it is described: the runs of the first session, or of all ``sessions``.
+
+    A task may be called differently where that leaves one choice.
+
+    Raises
+    ------
+    DataError
+        If it leaves several.
+    """
     files = [out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
-    return [f for f in files if same_content(query.entities(f), described["entities"])]
+    kinds: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    for file in files:
+        names = query.entities(file)
+        if same_content(names, described["entities"]):
+            kinds.setdefault(tuple(sorted((k, v) for k, v in names.items() if k not in OF_A_RUN)), []).append(file)
+    wanted = described["entities"]
+    exact = [kind for kind in kinds if dict(kind) == dict(wanted)]
+    task = [kind for kind in kinds if dict(kind).get("task") == wanted.get("task")]
+    chosen = exact or (task if len(task) == 1 else list(kinds))
+    if len(chosen) > 1:
+        there = "; ".join(
+            " ".join(f"{k}-{v}" for k, v in kind if v != wanted.get(k)) or "as trained on" for kind in chosen
+        )
+        raise DataError(
+            f"{record['participant_id']} has the feature '{described['feature']}' more than once ({there}), and the bundle was trained "
+            f"on task-{wanted.get('task', 'unknown')}; choose by --task-id or --bids-filter-file."
+        )
+    found = [str(file) for kind in chosen for file in kinds[kind]]
+    return [Path(f) for f in (found if sessions or not found else _first_session(found))]
 
 
 def _of_one_row(config: Config, paths: Sequence[str]) -> list[str]:
@@ -375,7 +405,7 @@ def _without_steps(shape: Sequence[int], kind: str) -> tuple[int, ...]:
 def read(path: Path) -> tuple[Array, tuple[str, ...], Array | None]:
     """Read a feature's file as it was written: values, names, of several maps too, and the affine of an image."""
     if path.suffix == ".tsv":
-        labels, values = _read_row(path) or query.read_matrix(path)
+        labels, values = _read_row(path) or query.read_matrix(path, own=True)
         return values, labels, None
     if path.suffix == ".npy":
         said = query.read_json(derivatives.sidecar_path(path))
@@ -585,6 +615,23 @@ def phenotype_block(path: Path, ids: Sequence[str], columns: Sequence[str]) -> B
         if participant_id in rows:
             chosen[row] = values[rows[participant_id]]
     return Block(chosen, ("column",), labels)
+
+
+def columns_as(path: Path, ids: Sequence[str], labels: Sequence[str]) -> Block:
+    """Encode a table's columns as another table's were: a level's column is 0 for all other words, whoever is in this table.
+
+    A column that is not there, and a cell that is n/a or no number where numbers were, is NaN.
+    """
+    import pandas as pd
+
+    people = query.read_people(path).reindex(list(ids))
+    parts = []
+    for label in labels:
+        column, _, level = label.partition("=")
+        cells = people[column] if column in people else pd.Series(np.nan, index=people.index, dtype=object)
+        known = (cells == level).astype(float).where(cells.notna()) if level else pd.to_numeric(cells, errors="coerce")
+        parts.append(known.to_numpy(np.float32))
+    return Block(np.stack(parts, axis=1), ("column",), tuple(labels))
 
 
 def sites_block(cells: Any, levels: Sequence[str] = ()) -> Block:

@@ -358,6 +358,10 @@ def _check_ranges(config: Config) -> None:
             f"'metrics.learning_curve' is {list(curve)}; list parts of the training participants between 0 and 1, each once "
             "(all of them are always measured)."
         )
+    if config.training.frozen and not config.training.start_from:
+        raise UsageError(
+            "'training.frozen' keeps the weights of a bundle, and none is named; set training.start_from, or leave it out."
+        )
     if not 0 < config.splits.validation_fraction < 1:
         raise UsageError(
             f"'splits.validation_fraction' is {config.splits.validation_fraction}; choose between 0 and 1."
@@ -458,6 +462,23 @@ def absolute(config: Config) -> Config:
         splits=dataclasses.replace(splits, file=_absolute(splits.file)),
         training=dataclasses.replace(config.training, start_from=_absolute(config.training.start_from)),
     )  # fmt: skip
+
+
+SERIES = {"connectivity": "timeseries", "dynamic_connectivity": "timeseries"}
+"""Features that are computed of others."""
+
+
+def unlike(feature: str, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name the options in which a feature, and the series it is computed of, were made otherwise than wanted.
+
+    ``made`` and ``wanted`` are sections ``features`` of the participant level. Paths are not compared: an atlas is told by its regions.
+    """
+    found = []
+    for name in filter(None, (feature, SERIES.get(feature))):
+        defaults = {k: v for k, v in zoo.options("features", name).items() if k not in OPTION_PATHS}
+        one, other = ({**defaults, **section.get(name, {})} for section in (made, wanted))
+        found += [f"features.{name}.{k} is {one[k]!r}, not {other[k]!r}" for k in defaults if one[k] != other[k]]
+    return found
 
 
 def option_files(config: Config) -> list[Path]:

@@ -26,8 +26,9 @@ CONTEXT = "context"
 
 KEPT = ("sex", "gender", "age", *quality.SITE_COLUMNS)
 OF_A_RUN = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo")
-NONE, SEVERAL, OTHER = -1, -2, -3
+NONE, SEVERAL, OTHER, UNKNOWN = -1, -2, -3, -4
 LEFT = {
+    UNKNOWN: "what was on is not known",
     NONE: "no condition was on",
     SEVERAL: "several conditions were on",
     OTHER: "a condition was on that is not decoded",
@@ -51,19 +52,25 @@ class Plan(cohorts.Plan):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what was on, (volume, condition), which volumes were censored, and its repetition time in seconds."""
+    """One run: what was on, (volume, condition), where that is ``unknown`` (volume,), censored volumes, repetition time in seconds.
+
+    ``late_s`` is how many seconds late events really count: they are moved by whole volumes.
+    """
 
     name: str
     on: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
     conditions: tuple[str, ...]
     censored: frozenset[int]
     period: float
+    late_s: float = 0.0
 
     def codes(self, chosen: Sequence[str]) -> NDArray[np.intp]:
         """Return the number of the condition that is on at each volume, below 0 where it is not exactly one of these."""
         number = np.array([chosen.index(c) if c in chosen else OTHER for c in self.conditions], np.intp)
         count = self.on.sum(axis=1)
-        return np.where(count == 1, number[self.on.argmax(axis=1)], np.where(count > 1, SEVERAL, NONE))
+        found = np.where(count == 1, number[self.on.argmax(axis=1)], np.where(count > 1, SEVERAL, NONE))
+        return np.where(self.unknown, UNKNOWN, found)
 
 
 def plan(config: Config, given: cohorts.Plan) -> Plan:
@@ -152,6 +159,8 @@ def _runs(
 def _run(series: Path, delay_s: float) -> Run:
     """Read the events that belong to a run, moved so that they come ``delay_s`` late in all.
 
+    Moved forward, they tell nothing of the last volumes; nor do trials without a type.
+
     Raises
     ------
     DataError
@@ -159,13 +168,16 @@ def _run(series: Path, delay_s: float) -> Run:
     """
     file = _events_file(series)
     said = query.read_json(derivatives.sidecar_path(file))
-    conditions, values = query.read_matrix(file)
+    conditions, values = query.read_matrix(file, own=True)
     period = float(said["RepetitionTime"])
     later = round((delay_s - float(said["HaemodynamicDelay"])) / period)
-    on = np.zeros(values.shape, bool)
-    first, last = max(later, 0), len(on) + min(later, 0)
-    on[first:last] = values[first - later : last - later] > 0
-    return Run(_run_name(series), on, conditions, frozenset(said_beside(series).get("CensoredVolumes", ())), period)
+    source = np.arange(len(values)) - later
+    told = (source >= 0) & (source < len(values))
+    on, unknown = np.zeros(values.shape, bool), source >= len(values)
+    on[told], unknown[told] = values[source[told]] > 0, np.isnan(values[source[told]]).any(axis=1)
+    censored = frozenset(said_beside(series).get("CensoredVolumes", ()))
+    late_s = float(said["HaemodynamicDelay"]) + later * period
+    return Run(_run_name(series), on, unknown, conditions, censored, period, late_s)
 
 
 def said_beside(series: Path) -> dict[str, Any]:
@@ -180,8 +192,8 @@ def _events_file(series: Path) -> Path:
         if of_a_run(file) == wanted:
             return file
     raise DataError(
-        f"{series.name} has no events beside it; run the participant level with --features timeseries events, and look for "
-        "the run's events.tsv."
+        f"{series.name} has no events beside it; run the participant level with --features timeseries events, look for the "
+        "run's events.tsv, and in logs/problems.tsv for why it was refused if it is there."
     )
 
 
@@ -197,12 +209,12 @@ def _run_name(series: Path) -> str:
 
 def _refuse_unlike(runs: Mapping[str, Sequence[Run]]) -> None:
     """Refuse runs whose volumes do not take the same time: a context would span more in one than in the other."""
-    periods = {person: run.period for person, mine in runs.items() for run in mine}
-    slowest, fastest = max(periods, key=periods.__getitem__), min(periods, key=periods.__getitem__)
-    if periods[slowest] > 1.01 * periods[fastest]:
+    periods = [(run.period, f"{person} {run.name}") for person, mine in runs.items() for run in mine]
+    (fast, fastest), (slow, slowest) = min(periods), max(periods)
+    if slow > 1.01 * fast:
         raise DataError(
-            f"repetition times differ: {periods[fastest]:g} s in {fastest}, {periods[slowest]:g} s in {slowest}; choose by "
-            "select.participant_label or select.task_id."
+            f"repetition times differ: {fast:g} s in {fastest}, {slow:g} s in {slowest}; choose by select.participant_label, "
+            "select.session_label or select.task_id."
         )
 
 
@@ -314,7 +326,7 @@ def _notes(
     named = ", ".join(dict.fromkeys([*chosen, *([s.rest] if s.rest else [])]))
     notes = [
         f"Decoded: which of {named} was on at each of {n_rows:,} volumes of {n_people} participants, from the context of "
-        f"{s.context} volumes ({s.context * period:g} s) {where}. Events count {s.delay_s:g} s late, as the blood does.",
+        f"{s.context} volumes ({s.context * period:g} s) {where}. Events count {_said_late(s.delay_s, runs)} late, as the blood does.",
         f"Left out: {said_left(left)}." if left else "No volume was left out.",
         "p-values compare with circular shifts of each run's conditions, which keep how long they last; a drift that goes "
         "with the order of conditions is not ruled out. confounds_only predicts from the time in the run: look what it reaches.",
@@ -327,6 +339,17 @@ def _notes(
     return notes + ([ONE_ORDER] if _same_order(runs) else [])
 
 
+def _said_late(asked_s: float, runs: Mapping[str, Sequence[Run]]) -> str:
+    """Say how many seconds late events count, and where that is not what was asked for."""
+    found = sorted({round(run.late_s, 3) for mine in runs.values() for run in mine})
+    if all(abs(late - asked_s) < HARDLY_S for late in found):
+        return f"{asked_s:g} s"
+    said = " or ".join(f"{late:g} s" for late in found)
+    return f"{said} (asked for: {asked_s:g} s, which whole volumes do not allow; set features.events.delay_s at the participant level)"
+
+
+HARDLY_S = 0.1
+"""Seconds between delays that make no difference."""
 ONE_ORDER = "All runs have the same conditions at the same times: what goes with time in the run cannot be told from the conditions."
 
 

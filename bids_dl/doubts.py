@@ -92,7 +92,7 @@ def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str) ->
 def _on_two_sides(out: Path, target: Json) -> Iterator[str]:
     """Name scans that stand twice, once among the participants trained on and once among those tested."""
     twice = written.read_table(out / "group" / "duplicates.tsv")
-    parts = written.read_table(out / "group" / "splits" / f"target-{target['name']}_splits.tsv")
+    parts = written.read_people(out / "group" / "splits" / f"target-{target['name']}_splits.tsv")
     if twice.empty or parts.empty:
         return
     parts = parts.set_index("participant_id")

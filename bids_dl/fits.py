@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bids_dl import (
     attributions,
+    building,
     bundle,
     comparison,
     decoding,
@@ -20,6 +21,7 @@ from bids_dl import (
     descriptions,
     growth,
     material,
+    member,
     metrics,
     nulls,
     query,
@@ -35,6 +37,7 @@ from bids_dl import calibration as calibrations
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
+from bids_dl.errors import DataError
 from bids_dl.records import Array, Cohort, FittedModel, Split, Target
 from bids_dl.settings import Settings as TrainingSettings
 from bids_dl.settings import settings_for
@@ -303,7 +306,39 @@ def _train(step: Step, model: Settings, chosen: Split) -> FittedModel:
     definition = step.definition(model)
     checkpoint = step.fit_folder(model["id"], chosen.name) / "checkpoints"
     settings = settings_for(definition, step.config, checkpoint=checkpoint)
+    if settings.start_from:
+        _check_start(step, Path(settings.start_from), model["inputs"], chosen)
     return training.train(definition, step.cohort, chosen, model["inputs"], settings)
+
+
+def _check_start(step: Step, started: Path, inputs: Sequence[str], split: Split) -> None:
+    """Refuse weights that were learned from other regions, or from somebody who is tested here under another name.
+
+    Raises
+    ------
+    DataError
+        Naming the bundle.
+    """
+    said = bundle.about(started)
+    features: Settings = said.get("features", {})
+    learned: list[str] = next((one["labels"] for one in features.values() if "labels" in one), [])
+    mine = list(step.cohort.features[inputs[0]].labels)
+    if learned and mine and learned != mine:
+        raise DataError(
+            f"training.start_from: {started.name} was trained on other regions or columns than {inputs[0]} has "
+            f"({', '.join(learned[:3])}, … and {', '.join(mine[:3])}, …); its weights would be taken for those of others."
+        )
+    people = sorted({step.owners[row] for row in split.test})
+    prints = (
+        set(windows.prints_of(step.folder, people))
+        if step.config.decodes
+        else bundle.prints(step.cohort, split.test.tolist(), inputs)
+    )
+    if prints & set(said["participants"]):
+        raise DataError(
+            f"training.start_from: {started.name} was trained on scans of participants that are tested in {split.name}, under other "
+            "names; start from a model of other people, or its results will flatter."
+        )
 
 
 def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
@@ -574,7 +609,7 @@ def _write_predictions(step: Step, model: str, held: Held, names: Sequence[str],
             table[f"score_{level}"] = joined.scores[:, code]
     if target.ranks:
         table["y_pred"] = named[calibrations.nearest_rank(joined.scores[:, 0], len(named)).astype(int)]
-    for column, cells in _limits(held, named).items():
+    for column, cells in calibrations.limits(joined.scores, held.reach, list(named), joined.n_ranks).items():
         table[column] = cells
     described = {"split": "Split whose model made the prediction", "y_true": "True value",
                  "y_score": "Probability of the last class, predicted value, or place among ordered levels, 0 the lowest",
@@ -600,18 +635,6 @@ def _write_history(step: Step, model: str, names: Sequence[str]) -> None:
     derivatives.write_table(
         Path(f"{step.stem('histories', model)}_history.tsv"), table, {c: described[c] for c in table.columns}
     )
-
-
-def _limits(held: Held, named: Any) -> dict[str, list[Any]]:
-    """Write each prediction's set of classes or levels, or the ends of its interval; a level may be called none."""
-    p = held.predictions
-    if p.n_ranks:
-        holds = calibrations.ranks_within(p.scores, held.reach, p.n_ranks)
-        return {"y_set": ["|".join(map(str, named[row])) or None for row in holds]}
-    if len(named):
-        holds = calibrations.in_set(p.scores, held.reach)
-        return {"y_set": ["|".join(map(str, named[row])) or "none" for row in holds]}
-    return {"y_low": list(p.scores[:, 0] - held.reach), "y_high": list(p.scores[:, 0] + held.reach)}
 
 
 def _by_level(step: Step, held: Held) -> list[dict[str, Any]]:
@@ -821,8 +844,8 @@ def keep(model: Settings, **common: Any) -> str:
     """Write the final model, trained on everybody, as a bundle with all that a prediction needs."""
     step = Step(**common)
     fitted = bundle.load(step.fit_folder(model["id"], "final") / "model")
-    split = step.split("final")
-    rows = np.concatenate([split.train, split.validation])
+    split = material.present(step.cohort, step.split("final"), fitted.inputs)
+    rows = split.pool
     dataset = str(query.description(step.config.bids)["Name"])
     described = query.read_json(step.folder / "features.json")
     plan = cohorts.read_plan(step.folder)
@@ -833,12 +856,12 @@ def keep(model: Settings, **common: Any) -> str:
         if name != cohorts.CONFOUNDS
     }
     said = {
-        "features": features, "feature_options": configuration.to_mapping(step.config)["features"],
+        "features": features, "feature_options": _options_of_participants(step.config),
         "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
         "harmonizer": step.config.harmonizer, "site_column": step.site,
         "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
         "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
-        "participants": _trained_on(step, rows, fitted.inputs, dataset),
+        "participants": _trained_on(step, _taught_by(step, model, split), fitted, dataset),
         "n_participants": len(set(step.people(rows))), "model": model["method"], "scores": _scores(step, model["id"]),
         **moments,
     }  # fmt: skip
@@ -847,18 +870,43 @@ def keep(model: Settings, **common: Any) -> str:
     )
 
 
+def _options_of_participants(config: Config) -> dict[str, Any]:
+    """Read how the participant level made the features; empty where it was not run into this output."""
+    made = config.out / "logs" / "bids_dl_participant.toml"
+    return dict(configuration.read_toml(made).get("features", {})) if made.is_file() else {}
+
+
 def _decoding(step: Step) -> dict[str, Any]:
     """Say how moments are cut out of a series, so that a new one is cut alike."""
     runs = query.read_json(step.folder / "runs.json")
     return asdict(step.config.decoding) | {key: runs[key] for key in ("regions", "repetition_time")}
 
 
-def _trained_on(step: Step, rows: NDArray[np.intp], inputs: Sequence[str], dataset: str) -> list[str]:
-    """List the hashes of those who were trained on, and of their features or of the runs that moments were cut from."""
+def _taught_by(step: Step, model: Settings, split: Split) -> NDArray[np.intp]:
+    """Number the rows that a model has seen: the training rows, and those without a target where these teach it."""
+    methods = [one.removeprefix(f"{name}_") for name, one in zip(model["inputs"], model["members"], strict=False)]
+    asked = step.config.training.pretrain != "none" and model["role"] != "baseline"
+    if not asked and not any(zoo.constant("models", m, "USES_UNLABELLED") for m in methods or [model["method"]]):
+        return split.pool
+    return np.union1d(split.pool, member.unlabelled(step.cohort.target, split, split.pool))
+
+
+def _trained_on(step: Step, rows: NDArray[np.intp], fitted: FittedModel, dataset: str) -> list[str]:
+    """List the hashes of those who were trained on, and of their features or of the runs that moments were cut from.
+
+    Those whom the bundle that it started from had seen are among them.
+    """
+    started = step.config.training.start_from
+    before = (
+        bundle.about(Path(started))["participants"]
+        if started and building.began(fitted.definition, Path(started))
+        else ()
+    )
     if not step.config.decodes:
-        return bundle.trained_on(step.cohort, rows.tolist(), inputs, dataset)
+        return sorted({*before, *bundle.trained_on(step.cohort, rows.tolist(), fitted.inputs, dataset)})
     people = sorted({step.owners[row] for row in rows})
-    return sorted({bundle.identity(dataset, i) for i in people} | set(windows.prints_of(step.folder, people)))
+    own = {bundle.identity(dataset, i) for i in people} | set(windows.prints_of(step.folder, people))
+    return sorted({*before, *own})
 
 
 def _table_described(step: Step, plan: cohorts.Plan, name: str) -> dict[str, Any]:

@@ -101,7 +101,12 @@ def _check_start(config: Config, plan: cohorts.Plan, chosen: Choices) -> None:
     from bids_dl import building, bundle
 
     folder = Path(config.training.start_from)
-    method = building.origin(folder).split(".")[-2]
+    zoo_name, method = building.origin(folder).split(".")[-3:-1]
+    if zoo_name != "models" or not zoo.has_epochs(method):
+        raise UsageError(
+            f"training.start_from: {folder.name} was not trained epoch by epoch: baselines, fusions and models that solve for their "
+            "weights do not go on from others; name a network's bundle."
+        )
     if method not in {m.method for m in chosen.models}:
         raise UsageError(
             f"training.start_from: {folder.name} holds a {method}, and this run trains none; add --models {method}."
@@ -566,7 +571,7 @@ def _described(config: Config, plan: cohorts.Plan, chosen: Choices) -> dict[str,
         {"name": v.name, "kind": _kind(plan, v.name), "files": v.n_files,
          "shape": described[v.name]["shape"], "dims": described[v.name]["dims"],
          "n_participants": len(v.files), "space": v.entities.get("space"), "atlas": v.entities.get("atlas"),
-         "n_regions": len(described[v.name]["labels"])}
+         "n_regions": len(described[plan.variants[0].name if isinstance(plan, decoding.Plan) else v.name]["labels"])}
         for v in plan.variants
     ]  # fmt: skip
     features += [{"name": n, "kind": "column", "files": 1, "shape": [], "dims": ["column"], "n_participants": len(plan.participant_ids),
@@ -744,6 +749,7 @@ class _TargetSteps:
         once = chosen.splits[target.name] if config.decodes else splits.first_round(chosen.splits[target.name])
         self.retrained = [s.name for s in once]
         self.rows = {name: _digest_of(s.train, s.validation, s.test) for name, s in named.items()}
+        self.start = _stamp_of_start(config)
 
     def fits(self, model: Model) -> list[engine.Task]:
         """Fit a model on every split, and on everybody; a fusion waits for its members."""
@@ -805,7 +811,8 @@ class _TargetSteps:
         given = {**_common(own, self.chosen, self.target), "model": asdict(model), "split": split, **more}
         return engine.Task(
             task_name(kind, self.target.name, model.id, f"{split}{end}"),
-            FUNCTIONS[kind], given, waits, redo=not (folder / file).is_file(), stamp=f"{self.digest}-{self.rows[split]}",
+            FUNCTIONS[kind], given, waits, redo=not (folder / file).is_file(),
+            stamp=f"{self.digest}-{self.rows[split]}{self.start}",
             memory_gb=0.6,
         )  # fmt: skip
 
@@ -816,6 +823,12 @@ class _TargetSteps:
         name = task_name(kind, self.target.name, model.id, *parts)
         given = {**self.common, "model": asdict(model), **more}
         return engine.Task(name, FUNCTIONS[kind], given, waits, stamp=self.digest, memory_gb=memory_gb)
+
+
+def _stamp_of_start(config: Config) -> str:
+    """Describe the bundle that networks start from: another one at the same place trains anew; empty without one."""
+    folder = config.training.start_from
+    return f"-{query.versions([Path(folder) / 'models' / 'model.safetensors'])}" if folder else ""
 
 
 FUNCTIONS = {

@@ -143,8 +143,16 @@ class Loop:
         if held < self.best:
             self.best, self.best_state = held, copy.deepcopy(self.bare.state_dict())
 
-    def _epoch(self, rows: Read, y: Tensor) -> float:
+    def _let_learn(self) -> None:
+        """Switch to training, but for the running means and variances of what is frozen: they would follow the batches."""
         self.module.train()
+        for name in self.settings.frozen if self.settings.start_from else ():
+            for part in self.bare.get_submodule(name).modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+
+    def _epoch(self, rows: Read, y: Tensor) -> float:
+        self._let_learn()
         total = 0.0
         parts = stacking.batches(self.generator.permutation(len(y)), self.settings.batch_of(len(y)), smallest=2)
         with closing(self._batches(rows, parts)) as batches:

@@ -56,6 +56,7 @@ class Member:
         module = building.adopted(self.definition, self.data.normalizations, is_class=self.data.is_class)
         if self.settings.start_from:
             building.start(module, Path(self.settings.start_from), self.settings.frozen, self.number)
+            building.adopt(module, self.data.normalizations)  # the bundle's undoes that of other participants
         if pretrains(self.settings, self.data.shapes):
             self._pretrain(module)
         return self.on_module(module)

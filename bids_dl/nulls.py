@@ -35,7 +35,8 @@ def null_scores(
     """Train under other labels, again and again, and predict the test rows each time.
 
     Linear baselines with more values than participants never leave the span of the training rows: a training takes
-    milliseconds. Plain networks of the span are trained in one stack, all others one by one.
+    milliseconds. Plain networks of the span are trained in one stack, all others one by one, and so is what begins with
+    the weights of a bundle, which lie outside of the span.
 
     Returns
     -------
@@ -48,7 +49,7 @@ def null_scores(
     shapes = [cohort.features[n].shape for n in inputs]
     small = training.is_smaller(probe, shapes, len(usable.pool))
     joined = member.pretrains(settings, shapes) or member.is_joined(definition, cohort, inputs, settings)
-    is_stacked = getattr(probe, "is_plain", False) and not cohort.target.ranks and not joined
+    is_stacked = getattr(probe, "is_plain", False) and not (cohort.target.ranks or joined or settings.start_from)
     if small and (is_stacked or not isinstance(probe, nn.Module)):
         data = material.lay_out(cohort, inputs, prepared, settings, usable.pool)
         fit = _stacked if is_stacked else _in_span

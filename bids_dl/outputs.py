@@ -231,7 +231,8 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
             rows.setdefault(entry["bundle"], []).append({"participant_id": record["participant_id"], **entry["row"]})
     for name, entries in rows.items():
         table = pd.DataFrame(entries)
-        described = {c: PREDICTION_COLUMNS.get(c) or _said_of_level(c) for c in table.columns}
+        known = PREDICTION_COLUMNS | _said_limits(config.metrics.coverage)
+        described = {c: known.get(c) or _said_of_level(c) for c in table.columns}
         path = derivatives.write_table(config.out / "phenotype" / f"{name}.tsv", table)
         meta = {"MeasurementToolMetadata": {"Description": f"Predictions of the bids_dl bundle {name}"}}
         derivatives.write_json(
@@ -239,6 +240,15 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
             meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"},
         )
         LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
+
+
+def _said_limits(coverage: float) -> dict[str, str]:
+    promised = f"with probability {coverage:g}, for people like those that were trained on"
+    return {
+        "y_set": f"Classes or levels that hold the truth {promised}",
+        "y_low": f"Lower end of the interval that holds the truth {promised}; n/a where too few were trained on to tell",
+        "y_high": "Upper end of that interval",
+    }
 
 
 def _said_of_level(column: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bids_dl import attributions, bundle, calibration, query, timeline, training, windows
 from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
 from bids_dl.config import Config
 from bids_dl.errors import BidsDLError, DataError, InvalidDatasetError
 from bids_dl.records import Array, Block, Cohort, FittedModel, Target
@@ -29,11 +30,13 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
     name = folder.name
     try:
         fitted, said = _loaded(folder)
+        _refuse_unlike(said, config, participant_id)
         if "decoding" in said:
             return {"bundle": name, **_predict_moments(folder, config, participant_id, record)}
         one = _cohort_of_one(fitted, said, config, participant_id, record)
-        _refuse_known(_prints(one, fitted), said, config, participant_id)
-        row = _row(fitted, training.predict(fitted, one, np.array([0]))[0])
+        _refuse_known(bundle.prints(one, [0], _features_of(fitted)), said, config, participant_id)
+        scores = training.predict(fitted, one, np.array([0]))
+        row = _row(fitted, scores[0]) | _limits(fitted, scores, config.metrics.coverage)
     except InvalidDatasetError:
         raise
     except BidsDLError as problem:
@@ -43,6 +46,23 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
         "row": {**row, "excluded": None},
         "attributions": _explain(folder, config, participant_id, one),
     }
+
+
+def _refuse_unlike(said: Mapping[str, Any], config: Config, participant_id: str) -> None:
+    """Refuse features that were made by other options than those that the bundle was trained on.
+
+    Raises
+    ------
+    DataError
+        Naming the options.
+    """
+    made = configuration.to_mapping(config)["features"]
+    wanted = said.get("feature_options") or made
+    names = dict.fromkeys(one["feature"] for one in said["features"].values())
+    if found := [one for name in names for one in configuration.unlike(name, made, wanted)]:
+        raise DataError(
+            f"{participant_id}: {'; '.join(dict.fromkeys(found))} as in the training of this bundle; extract the features as there."
+        )
 
 
 def _predict_moments(folder: Path, config: Config, participant_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,12 +98,20 @@ def _row(fitted: FittedModel, scores: Array) -> dict[str, Any]:
     )
 
 
+def _limits(fitted: FittedModel, scores: Array, coverage: float) -> dict[str, Any]:
+    """Write the set or the interval that holds the truth with this probability; ends that nothing bounds are None."""
+    reach = np.array([(fitted.calibration or calibration.Calibration()).reach(coverage)])
+    found = calibration.limits(scores, reach, fitted.levels or fitted.ranks, len(fitted.ranks))
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, (v,) in found.items()}
+
+
 def _empty_row(folder: Path) -> dict[str, Any]:
     said = bundle.about(folder)
     levels = said["levels"]
     if "decoding" in said:
         return timeline.row_of(np.array([], object), levels)
-    return {"y_score": None, "prediction": None} | (
+    limits = ("y_set",) if levels or said.get("ranks") else ("y_low", "y_high")
+    return {"y_score": None, "prediction": None, **dict.fromkeys(limits)} | (
         {f"score_{level}": None for level in levels} if len(levels) > 2 else {}
     )
 
@@ -132,11 +160,7 @@ def _block_of_one(
     if described["feature"] == "phenotype":
         table = config.bids / described["table"]
         if table.is_file():
-            given = cohorts.phenotype_block(table, [participant_id], described["columns"])
-            values[0] = [
-                dict(zip(given.labels, given.values[0], strict=True)).get(label, np.nan)
-                for label in described["labels"]
-            ]
+            return cohorts.columns_as(table, [participant_id], described["labels"])
         return Block(values, ("column",), tuple(described["labels"]))
     if files := cohorts.files_of(config.out, record, described):
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
@@ -155,17 +179,22 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
             cell = str(float(np.mean(motion)))
         if not isinstance(cell, str):
             raise DataError(f"{participant_id} has no '{column}' in participants.tsv, which this bundle needs.")
-        found[label] = float(cell == level) if level else float(cell)
+        found[label] = float(cell == level) if level else _number(cell, participant_id, column)
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
 
 
-def _prints(one: Cohort, fitted: FittedModel) -> set[str]:
-    """Hash the features of a participant that the bundle takes."""
-    return {
-        cohorts.fingerprint(one.features[n].values[0])
-        for n in fitted.inputs
-        if n != cohorts.CONFOUNDS and np.isfinite(one.features[n].values).any()
-    }
+def _number(cell: str, participant_id: str, column: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(
+            f"{participant_id} has '{cell}' as '{column}' in participants.tsv, and this bundle needs a number."
+        ) from None
+
+
+def _features_of(fitted: FittedModel) -> list[str]:
+    """Name the features that a bundle takes."""
+    return [name for name in fitted.inputs if name != cohorts.CONFOUNDS]
 
 
 def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, participant_id: str) -> None:

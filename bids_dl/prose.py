@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bids_dl import derivatives, quality, query, written, zoo
+from bids_dl import decoding, derivatives, quality, query, written, zoo
+from bids_dl.config import Decoding
 from bids_dl.records import STEPS
 from bids_dl.written import Json
 
@@ -127,8 +128,15 @@ def said_splits(given: Json) -> str:
         else ""
     )
     said += f" ({given['n_splits']} splits)" if given.get("n_splits") else ""
-    said += f"; participants with the same {given['groups']} were kept in one part" if given.get("groups") else ""
+    said += f"; {kept}" if (kept := _said_groups(given.get("groups"))) else ""
     return f"Models were tested by {said}. No test participant was used to train a model or to stop its training."
+
+
+def _said_groups(groups: str | None) -> str:
+    """Say what a split keeps on one side; empty if nothing."""
+    if groups == decoding.TIES:
+        return "all volumes of a participant, and of participants of one family where a column tells of it, were kept in one part"
+    return f"participants with the same {groups} were kept in one part" if groups else ""
 
 
 def said_target(target: Json) -> str:
@@ -391,7 +399,7 @@ WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
 SUBJECTS = {
     "timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes",
     "dual_regression": "Courses", "network_maps": "Individual maps",
-    "dynamic_network_maps": "Individual maps in sliding windows",
+    "dynamic_network_maps": "Individual maps in sliding windows", "events": "Trial types under way at each volume",
 }  # fmt: skip
 
 
@@ -418,16 +426,15 @@ def _said_feature(out: Path, entries: Sequence[Json]) -> str:
     where = _said_where(first, labels)
     where += f" in {labels['space']} space" if labels.get("space") else ""
     how = "; ".join(str(sidecar[k]) for k in ("RelationshipMeasure", "Description") if sidecar.get(k))
-    how = how.replace("Fisher z", "Fisher z [@fisherz]") + (
-        " [@nilearn]" if "_bold." in str(first.get("source")) else ""
-    )
+    how = f"; {how}".replace("Fisher z", "Fisher z [@fisherz]") if how else ""
+    how += " [@nilearn]" if "_bold." in str(first.get("source")) and first["feature"] != "events" else ""
     motion = [e["mean_fd"] for e in entries if e.get("mean_fd") is not None]
     moved = f" Mean framewise displacement [@displacement] was {np.mean(motion):.2f} mm." if motion else ""
     n = _count(len({e["who"] for e in entries}), "participant")
     subject = SUBJECTS.get(first["feature"], f"Features '{first['feature']}'")
     if (sensed := of_sensors(path)) and first["feature"] == "timeseries":
         subject = f"{sensed} at each sensor"
-    return f"{subject}{where} ({n}{f'; {how}' if how else ''}) were {_said_origin(entries)}.{moved}"
+    return f"{subject}{where} ({n}{how}) were {_said_origin(entries)}.{moved}"
 
 
 def _said_where(entry: Json, labels: Mapping[str, str]) -> str:
@@ -450,6 +457,8 @@ def _said_origin(entries: Sequence[Json]) -> str:
     if _is_derived(first):
         follows = "courses of the networks" if "dual_regression" in str(first.get("why")) else "regional time series"
         return f"computed from the {'series of the sensors' if sensed else follows}"
+    if first["feature"] == decoding.EVENTS:
+        return "read from the tables of events"
     if first["feature"] in zoo.declaring("features", "OF_NETWORKS"):
         return f"found by dual regression [@dualregression] in scans {_said_preparation(entries)}"
     with_mne = sensed and not all(e.get("prepared") for e in entries)
@@ -522,6 +531,7 @@ def _said_targets(choices: Json, settings: Json) -> str:
         else:
             spread = f"mean {counts.get('mean', 0):.3g}, SD {counts.get('sd', 0):.3g}"
             said.append(f"'{target['name']}' was predicted by regression in {n} participants ({spread}).")
+    said += [_said_decoding(settings)] if said and settings.get("targets", {}).get("names") == [decoding.EVENTS] else []
     freed = _freed(choices) if said else ""
     if settings.get("normalization", {}).get("remove_confounds") and freed:
         confounds = ", ".join(choices.get("covariates", []))
@@ -535,6 +545,23 @@ def _said_targets(choices: Json, settings: Json) -> str:
             f"Differences between sites ('{site}') were removed from {freed} by {cited}, learned from training participants."
         )
     return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
+
+
+def _said_decoding(settings: Json) -> str:
+    """Tell what a prediction of a moment sees, when an event counts, and which moments were left out."""
+    given = Decoding(**{k: v for k, v in settings.get("decoding", {}).items() if k in Decoding.__dataclass_fields__})
+    n = _count(given.context, "volume")
+    said = f"Each volume was predicted from {n} {'that ended with it' if given.causal else 'around it'}; "
+    said += f"an event counted {given.delay_s:g} s late, for the haemodynamic response. "
+    said += (
+        f"Series were standardised by the volumes up to each one, of which the first {given.baseline_s:g} s were not predicted. "
+        if given.causal
+        else "Series were standardised over the whole run. "
+    )
+    said += f"One volume in {given.stride} was taken. " if given.stride > 1 else ""
+    left = "more than one condition" if given.rest else "none or more than one condition"
+    named = f"Volumes without any condition were the class '{given.rest}'; " if given.rest else ""
+    return f"{said}{named}{'those' if named else 'Volumes'} with {left} were left out, as were censored ones."
 
 
 def _freed(choices: Json) -> str:
@@ -570,6 +597,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         said += ["They were computed in bfloat16, with weights in float32."] if halved else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
     given = settings.get("training", {})
+    said += _said_beginning(given) if named[False] else []
     if given.get("synthetic", "none") != "none":
         cited = f"a generative model ('{given['synthetic']}' [@synthetic-{given['synthetic']}])"
         said.append(
@@ -584,6 +612,22 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
     return " ".join(said)
 
 
+def _said_beginning(given: Json) -> list[str]:
+    """Tell what networks had learned before they learned the target."""
+    said = []
+    if start := given.get("start_from"):
+        kept = f"; of these, {', '.join(given['frozen'])} stayed as they were" if given.get("frozen") else ""
+        said.append(
+            f"Networks of the same kind began with the weights of the model '{Path(start).name}', trained on other participants{kept}."
+        )
+    if given.get("pretrain", "none") == "masked":
+        said.append(
+            f"{'Other networks' if said else 'Networks'} of connectomes, columns and sequences first learned to reconstruct hidden values "
+            "[@masked] of their training participants and of participants without the target, none of whom was tested."
+        )
+    return said
+
+
 def _said_scores(out: Path, settings: Json) -> str:
     """Tell which scores, intervals and tests were computed, from the tables of metrics."""
     if not (tables := _tables(out, "metrics/*_metrics.tsv")):
@@ -594,7 +638,7 @@ def _said_scores(out: Path, settings: Json) -> str:
     has = {c: any(c in t and t[c].notna().any() for t in tables) for c in columns}
     given = settings.get("metrics", {})
     said = f"Held-out predictions were scored by {', '.join(names)}"
-    decodes = settings.get("targets", {}).get("names") == ["events"]
+    decodes = settings.get("targets", {}).get("names") == [decoding.EVENTS]
     drawn = "participants" if decodes else _drawn_together(out)
     n_drawn, n_permuted = (given.get(key, "many") for key in ("n_bootstraps", "n_permutations"))
     said += f", with 95 % intervals from {n_drawn} bootstrap samples of {drawn} [@bootstrap]" if has["ci_low"] else ""

@@ -554,10 +554,11 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_matrix(path: Path) -> tuple[tuple[str, ...], Array]:
+def read_matrix(path: Path, *, own: bool = False) -> tuple[tuple[str, ...], Array]:
     """Read a table of numbers: names of its columns, and values (row, column) as float64.
 
-    A first column of names (XCP-D's ``Node``) is left out; a table without a header gets numbered names.
+    A first column of names (XCP-D's ``Node``) is left out; a table without a header gets numbered names. Of this program's
+    ``own`` tables the first line holds the names, though they be numbers: regions ``1``, ``2``, or trial types.
 
     Raises
     ------
@@ -568,7 +569,7 @@ def read_matrix(path: Path) -> tuple[tuple[str, ...], Array]:
 
     with path.open(encoding="utf-8-sig") as lines:
         first = lines.readline().rstrip("\n\r").split("\t")
-    header = None if all(map(_is_number, first)) else 0
+    header = 0 if own or not all(map(_is_number, first)) else None
     try:
         table = pd.read_csv(path, sep="\t", header=header, na_values=["n/a"], encoding="utf-8-sig", low_memory=False)
     except (ValueError, OSError) as problem:

@@ -148,7 +148,7 @@ def _card(out: Path, entry: Json) -> Json:
 
 
 def _draw_matrix(path: Path, said: Json) -> Json:
-    labels, values = query.read_matrix(path)
+    labels, values = query.read_matrix(path, own=True)
     edges = values[np.triu_indices(len(values), 1)]
     edges = edges[np.isfinite(edges)]
     missing = int(((~np.isfinite(values)).sum(axis=0) >= len(values) - 1).sum())
@@ -175,7 +175,7 @@ def _atlas(path: Path) -> list[tuple[str, str]]:
 
 
 def _draw_series(path: Path, said: Json) -> Json:
-    labels, values = query.read_matrix(path)
+    labels, values = query.read_matrix(path, own=True)
     z = pictures.standardized(values)
     step, n = said.get("RepetitionTime"), len(values)
     facts = [("Volumes", n), ("Regions", len(labels)), *_atlas(path)]
@@ -208,7 +208,7 @@ def _shares(path: Path) -> tuple[tuple[str, ...], Array]:
     covered = path.with_name(path.name.replace("stat-mean_timeseries", "stat-coverage_bold"))
     if covered == path or not covered.is_file():
         return (), np.empty(0)
-    labels, share = query.read_matrix(covered)
+    labels, share = query.read_matrix(covered, own=True)
     return labels, share.ravel()
 
 
@@ -265,7 +265,7 @@ def _draw_table(path: Path, said: Json) -> Json:
 
 def _read_table(path: Path, said: Json) -> tuple[Sequence[str], Array]:
     if path.suffix == ".tsv":
-        return query.read_matrix(path)
+        return query.read_matrix(path, own=True)
     values = np.load(path, mmap_mode="r")
     if values.ndim > 2:
         raise ValueError(f"it has {values.ndim} dimensions")
@@ -377,10 +377,15 @@ def _table(frame: Any, titles: Mapping[str, str] | None = None) -> Json | None:
 def _summary(out: Path, choices: Json) -> Json:
     """Count what there is, and pass on the notes of the run and the validator's words."""
     people, n_splits = (
-        written.read_table(out / "group" / "participants.tsv"),
+        written.read_people(out / "group" / "participants.tsv"),
         choices.get("splits", {}).get("n_splits", 0),
     )
-    counted = {"participant": len(people), **{k: len(choices.get(f"{k}s", [])) for k in ("feature", "target", "model")}}
+    moments = next(({"volume": t["n"]} for t in choices.get("targets", []) if t.get("rows")), {})
+    counted = {
+        "participant": len(people),
+        **moments,
+        **{k: len(choices.get(f"{k}s", [])) for k in ("feature", "target", "model")},
+    }
     tiles = [(prose.brief(n), noun if n == 1 else f"{noun}s") for noun, n in {**counted, "split": n_splits}.items()]
     validation = written.read_json(out / "logs" / "validation.json")
     errors = ", ".join(f"{code} ({n})" for code, n in validation.get("error", {}).items())
@@ -397,18 +402,19 @@ def _who(out: Path, choices: Json) -> Json:
     """Follow the participants from those found to those used, and show what they are like."""
     import pandas as pd
 
-    people, excluded = (
+    rows, people, excluded = (
         written.read_table(out / "group" / "participants.tsv"),
+        written.read_people(out / "group" / "participants.tsv"),
         written.read_table(out / "group" / "excluded.tsv"),
     )
     ids = set(people.get("participant_id", ())) | set(excluded.get("participant_id", ()))
     flow = [_flow(out, t, ids, excluded) for t in choices.get("targets", [])]
     known = [t for t in choices.get("targets", []) if t["name"] in people]
     site = choices.get("splits", {}).get("site") or next((c for c in people if c in {"site", "center", "centre"}), None)
-    sites = _sites_table(people, site, known) if site and site in people else pd.DataFrame()
+    sites = _sites_table(people, rows, site, known) if site and site in people else pd.DataFrame()
     return {
         "flow": flow,
-        "figures": [charts.distribution(people, t) for t in known],
+        "figures": [charts.distribution(rows, t) for t in known],
         "sites": _table(sites),
         "excluded": _table(excluded),
         "duplicates": _table(written.read_table(out / "group" / "duplicates.tsv")),
@@ -417,7 +423,7 @@ def _who(out: Path, choices: Json) -> Json:
 
 def _flow(out: Path, target: Json, ids: set[str], excluded: Any) -> Json:
     """Count who was found, left out for which reason, and used for one target."""
-    parts = written.read_table(out / "group" / "splits" / f"target-{target['name']}_splits.tsv")
+    parts = written.read_people(out / "group" / "splits" / f"target-{target['name']}_splits.tsv")
     used = (
         set()
         if parts.empty
@@ -431,14 +437,14 @@ def _flow(out: Path, target: Json, ids: set[str], excluded: Any) -> Json:
             for i, r in zip(mine["participant_id"], mine["reason"], strict=True)
             if i not in used
         }
-    n_used = len(used) or target.get("n", len(ids) - len(reasons))
+    n_used = len(used) or (None if target.get("rows") else target.get("n")) or len(ids) - len(reasons)
     n_unsaid = max(len(ids) - n_used - len(reasons), 0)
     plain = Counter(reasons.values()).most_common(8) + ([("no reason noted", n_unsaid)] if n_unsaid else [])
     return {"name": target["name"], "found": len(ids), "out": len(ids) - n_used, "used": n_used, "reasons": plain}
 
 
-def _sites_table(people: Any, site: str, targets: Sequence[Json]) -> Any:
-    """Count each site's participants, by level of each class and with the mean of each quantity."""
+def _sites_table(people: Any, rows: Any, site: str, targets: Sequence[Json]) -> Any:
+    """Count each site's participants, and its rows by level of each class and with the mean of each quantity."""
     import pandas as pd
 
     groups = people.groupby(people[site].astype(str))
@@ -446,9 +452,11 @@ def _sites_table(people: Any, site: str, targets: Sequence[Json]) -> Any:
     for target in targets:
         name = target["name"]
         if target["kind"] != "regression":
-            counts = pd.crosstab(people[site].astype(str), written.as_levels(people[name], target["levels"]))
+            counts = pd.crosstab(rows[site].astype(str), written.as_levels(rows[name], target["levels"]))
             columns |= {
-                f"{name}: {level}": counts.get(str(level), counts.sum(axis=1) * 0).to_list()
+                f"{name}: {level}{' (volumes)' if target.get('rows') else ''}": counts.get(
+                    str(level), counts.sum(axis=1) * 0
+                ).to_list()
                 for level in target["levels"]
             }
         else:
@@ -463,7 +471,7 @@ def _data(out: Path, choices: Json) -> Json:
 
     rows = [_feature_row(f) for f in choices.get("features", [])]
     people, problems = (
-        written.read_table(out / "group" / "participants.tsv"),
+        written.read_people(out / "group" / "participants.tsv"),
         written.read_table(out / "logs" / "problems.tsv"),
     )
     flags = [c for c in people if str(c).startswith("feature:")]
@@ -525,12 +533,14 @@ def _splits(out: Path, choices: Json) -> Json:
     given = choices.get("splits", {})
     counts, drawn = [], []
     for name in [t["name"] for t in choices.get("targets", [])]:
-        table = written.read_table(out / "group" / "splits" / f"target-{name}_splits.tsv")
+        table = written.read_people(out / "group" / "splits" / f"target-{name}_splits.tsv")
         if table.empty:
             continue
         table = table.set_index("participant_id")
         drawn.append(
-            pictures.draw_splits(name, table, written.read_table(out / "group" / "participants.tsv"), given.get("site"))
+            pictures.draw_splits(
+                name, table, written.read_people(out / "group" / "participants.tsv"), given.get("site")
+            )
         )
         counts += [
             {"target": name, "split": c, **{p: int((table[c] == p).sum()) for p in pictures.PARTS}} for c in table
@@ -553,7 +563,11 @@ def _target(out: Path, choices: Json, target: Json) -> Json:
     n_drawn = max(2, MAX_EXPLANATIONS // max(len(choices.get("targets", [])), 1))
     view = charts.View(out, target, models, main, best, rivals, n_drawn)
     both = " and the baselines" if target["kind"] == "classification" else ""
+    moments = bool(target.get("rows"))
     return {
+        "relabelled": "circular shifts of each run's conditions" if moments else "permutation of the labels",
+        "again": "the conditions shifted" if moments else "labels permuted within folds",
+        "judged": "volumes" if moments else "participants",
         "doubts": doubts.of_target(out, choices, target, scores, main, best),
         "said": prose.said_target(target), "verdict": verdict, "tone": tone, "metric": prose.METRICS.get(main, main),
         "forest": charts.forest(scores, view), "metrics": _metrics_table(metrics, view), "curves": charts.score_curves(view),

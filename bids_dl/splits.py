@@ -273,6 +273,8 @@ def read(
 ) -> list[Split]:
     """Read splits that were saved, for the participants at hand; rows of others are passed over.
 
+    A row of a participant stands for all moments of theirs (``sub-01@t0012``) that have none of their own.
+
     Raises
     ------
     MissingInputError, DataError
@@ -290,7 +292,9 @@ def _table(path: Path, ids: Sequence[str]) -> Any:
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     if "participant_id" not in table or table["participant_id"].duplicated().any():
         raise DataError(f"{path} needs a column participant_id that names nobody twice.")
-    return table.set_index("participant_id").reindex(list(ids)).fillna("n/a")
+    table = table.set_index("participant_id")
+    found = table.reindex([i if i in table.index else i.partition("@")[0] for i in ids]).fillna("n/a")
+    return found.set_axis(list(ids))
 
 
 def _column(

@@ -39,7 +39,7 @@ def read(said: Mapping[str, Any], config: Config, participant_id: str, record: M
         If there is none, or one has other regions or another repetition time than those that were trained on.
     """
     described = next(iter(said["features"].values()))
-    files = cohorts.files_of(config.out, record, described)
+    files = cohorts.files_of(config.out, record, described, sessions=True)
     if not files:
         raise DataError(
             f"{participant_id} has none of the features that the bundle takes ({described['feature']}, atlas "
@@ -53,10 +53,8 @@ def _course(file: Path, asked: Mapping[str, Any]) -> Course:
     period = float(beside.get("RepetitionTime", np.nan))
     _refuse_other_period(file, period, asked["repetition_time"])
     series = windows.volumes_of(file, asked["regions"], causal=asked["causal"])
-    nothing_known = np.zeros((len(series), 0), bool)
-    return Course(
-        file, series, decoding.Run(file.stem, nothing_known, (), frozenset(beside.get("CensoredVolumes", ())), period)
-    )
+    no_condition, censored = np.zeros((len(series), 0), bool), frozenset(beside.get("CensoredVolumes", ()))
+    return Course(file, series, decoding.Run(file.stem, no_condition, np.ones(len(series), bool), (), censored, period))
 
 
 def _refuse_other_period(file: Path, period: float, wanted: float) -> None:

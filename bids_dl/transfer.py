@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bids_dl import cohort as cohorts
+from bids_dl import config as configuration
 from bids_dl import query
 from bids_dl.cohort import Plan, Variant
 from bids_dl.config import Config, Select
@@ -59,6 +60,7 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
         If everybody takes part in the training dataset too.
     """
     other = config_of(config)
+    _refuse_unlike(config, {v.feature for v in trained.variants})
     found = cohorts.plan(other)
     variants = [_matched(config, v, found.variants) for v in trained.variants]
     lacking = [c for c in covariates if c not in found.columns] + [t for t in trained.tables if t not in found.tables]
@@ -79,6 +81,20 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
             "dataset of other people."
         )
     return _without(both, replace(found, variants=tuple(variants), excluded=(*found.excluded, *excluded)))
+
+
+def _refuse_unlike(config: Config, features: Collection[str]) -> None:
+    """Refuse features that the participant level made by other options than those of the training dataset."""
+    roots = config.out, Path(config.test_dataset)
+    paths = [root / "logs" / "bids_dl_participant.toml" for root in roots]
+    if not paths[0].is_file():
+        return
+    wanted, made = (configuration.read_toml(path).get("features", {}) for path in paths)
+    if found := [one for name in sorted(features) for one in configuration.unlike(name, made, wanted)]:
+        raise DataError(
+            f"--test-dataset {config.test_dataset}: {'; '.join(dict.fromkeys(found))} as in the training dataset; run its participant "
+            "level with the options of this one."
+        )
 
 
 def _without(ids: set[str], made: Plan) -> Plan:
@@ -201,8 +217,8 @@ def load(
         known = trained.features[cohorts.SITES].labels
         new = {c for c in cells if isinstance(c, str)} - set(known) if adapts else ()
         features[cohorts.SITES] = cohorts.sites_block(cells, (*known, *sorted(new)))
-    for name in cohorts.read_plan(root).tables:
-        features[name] = _columns_as(features[name], trained.features[name].labels)
+    for name, table in cohorts.read_plan(root).tables.items():
+        features[name] = cohorts.columns_as(Path(table), list(people["participant_id"]), trained.features[name].labels)
     return Cohort(people, features, target)
 
 
@@ -221,14 +237,6 @@ def _confounds(people: Any, labels: Sequence[str]) -> Block:
     return Block(
         np.stack(parts, axis=1) if parts else np.zeros((len(people), 0), np.float32), ("column",), tuple(labels)
     )
-
-
-def _columns_as(block: Block, labels: Sequence[str]) -> Block:
-    """Put the columns of a table where the training cohort has them; one that is not there is NaN."""
-    at = {label: k for k, label in enumerate(block.labels)}
-    missing = np.full(len(block.values), np.nan, np.float32)
-    values = [block.values[:, at[label]] if label in at else missing for label in labels]
-    return Block(np.stack(values, axis=1), ("column",), tuple(labels))
 
 
 def seen(root: Path, trained: Path) -> dict[str, str]:

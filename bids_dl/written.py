@@ -77,6 +77,14 @@ def read_table(path: Path) -> Any:
     return pd.read_csv(path, sep="\t", na_values=["n/a", ""], keep_default_na=False, dtype=text)
 
 
+def read_people(path: Path) -> Any:
+    """Read a table of the group level, a row a participant: of moments (``sub-01@t0012``) the first one stands for all."""
+    table = read_table(path)
+    if "participant_id" not in table:
+        return table
+    return table.assign(participant_id=table["participant_id"].str.partition("@")[0]).drop_duplicates("participant_id")
+
+
 def as_levels(cells: Any, levels: Iterable[Any]) -> Any:
     """Name the level of each cell of a column: numbers that were read as 1.0 are the level 1."""
     numbers = {float(level): str(level) for level in levels if NUMBER.fullmatch(str(level))}

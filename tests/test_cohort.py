@@ -657,3 +657,24 @@ def test_wide_row_is_read_as_the_general_reader_reads_it(tmp_path):
     found, names, affine = cohorts.read(path)
     np.testing.assert_array_equal(found, expected[0])
     assert (names, affine) == (labels, None)
+
+
+def test_regions_called_by_numbers_are_no_values(tmp_path):
+    folders, numbers = Folders(tmp_path), ("1", "2", "3", "4")
+    values = np.arange(16.0).reshape(4, 4) / 100
+    for number in range(3):
+        folders.person(f"sub-{number}")
+        folders.matrix(f"sub-{number}", values + values.T + number, labels=numbers)
+    found = cohorts.plan(folders.config())
+    described = cohorts.describe(found.variants[0])
+    assert (described["labels"], described["shape"]) == (list(numbers), [6])
+    assert cohorts.joined(found.variants[0].files["sub-2"], described)[0] == pytest.approx(2.05)
+
+
+def test_columns_of_another_table_are_encoded_as_those_that_were_trained_on(tmp_path):
+    table = tmp_path / "answers.tsv"
+    table.write_text("participant_id\tscore\tsex\thand\nsub-1\t3\tF\tleft\nsub-2\tn/a\tF\tn/a\nsub-3\tmany\tF\tright\n")
+    found = cohorts.columns_as(table, ["sub-2", "sub-1", "sub-9"], ("score", "sex=M", "hand=left", "hand=right", "old"))
+    nan = np.nan
+    wanted = [[nan, 0, nan, nan, nan], [3, 0, 1, 0, nan], [nan] * 5]
+    np.testing.assert_array_equal(found.values, np.array(wanted, np.float32))

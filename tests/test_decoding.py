@@ -118,6 +118,59 @@ def test_series_without_events_are_named(tmp_path):
         planned(config_of(bids, out))
 
 
+def events_of(out, person, run=""):
+    return out / person / "func" / f"{person}_task-see{run}_desc-alignedevents_timeseries.tsv"
+
+
+def test_what_is_not_known_is_left_out_and_no_rest(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4)
+    table = pd.read_csv(events_of(out, "sub-02"), sep="\t").astype(float)
+    table.loc[40:44] = None
+    table.to_csv(events_of(out, "sub-02"), sep="\t", index=False, na_rep="n/a")
+    made = planned(config_of(bids, out, decoding={"rest": "rest"}))
+    assert not {f"sub-02@t{k:04d}" for k in range(40, 45)} & set(made.participant_ids)
+    assert {"sub-02@t0039", "sub-02@t0045", "sub-01@t0042"} <= set(made.participant_ids)
+    assert "5 volumes because what was on is not known" in " ".join(made.notes)
+
+
+def test_events_that_come_sooner_tell_nothing_of_the_last_volumes(dataset):
+    made = planned(config_of(*dataset, decoding={"rest": "rest", "delay_s": 1.0}))
+    volumes = [int(i[-4:]) for i in made.participant_ids]
+    assert max(volumes) == N_VOLUMES - 3
+    late = planned(config_of(*dataset, decoding={"rest": "rest", "delay_s": 9.0}))
+    assert max(int(i[-4:]) for i in late.participant_ids) == N_VOLUMES - 1
+
+
+def test_a_delay_that_whole_volumes_do_not_allow_is_said(dataset):
+    assert "Events count 9 s late, as" in " ".join(planned(config_of(*dataset, decoding={"delay_s": 9.0})).notes)
+    said = " ".join(planned(config_of(*dataset, decoding={"delay_s": 6.4})).notes)
+    assert "Events count 7 s (asked for: 6.4 s, which whole volumes do not allow; set features.events.delay_s" in said
+
+
+def test_runs_of_one_participant_that_differ_in_repetition_time_are_named(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4, runs=("_run-1", "_run-2"))
+    for person in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        events_of(out, person, "_run-2").with_suffix(".json").write_text(
+            '{"HaemodynamicDelay": 5.0, "RepetitionTime": 1.0}'
+        )
+    with pytest.raises(DataError, match=r"differ: 1 s in sub-01 task-see_run-2, 2 s in sub-04 task-see_run-1"):
+        planned(config_of(bids, out))
+
+
+def test_a_file_of_splits_may_name_participants(dataset, tmp_path):
+    parts = pd.DataFrame(
+        {"participant_id": [f"sub-{k + 1:02d}" for k in range(N)], "one": ["train"] * 6 + ["test"] * 4}
+    )
+    parts.to_csv(tmp_path / "splits.tsv", sep="\t", index=False)
+    config = config_of(*dataset, splits={"kind": "file", "file": str(tmp_path / "splits.tsv")})
+    made = planned(config)
+    (split,) = group._choose(config, made).splits["events"]
+    owners = np.array(made.columns[decoding.PERSON])
+    assert set(owners[split.test]) == {f"sub-{k:02d}" for k in range(7, 11)}
+    assert set(owners[split.pool]) == {f"sub-{k:02d}" for k in range(1, 7)}
+    assert not set(owners[split.train]) & set(owners[split.validation])
+
+
 CONFIG = """
 [targets]
 names = ["events"]

@@ -66,6 +66,16 @@ def test_scan_on_two_sides_of_a_split_is_named(tmp_path, other_part, named):
     assert any("sub-2 and sub-1. The scores are too good" in sentence for sentence in found) == named
 
 
+def test_moments_of_one_scan_on_two_sides_of_a_split_are_named(tmp_path):
+    (tmp_path / "group" / "splits").mkdir(parents=True)
+    moments = [f"sub-{k}@t{volume:04d}" for k in (1, 2) for volume in range(3)]
+    table = pd.DataFrame({"participant_id": moments, "fold-1": ["train"] * 3 + ["test"] * 3})
+    table.to_csv(tmp_path / "group" / "splits" / "target-diagnosis_splits.tsv", sep="\t", index=False)
+    twice = pd.DataFrame({"participant_id": ["sub-2"], "same_as": ["sub-1"], "feature": ["timeseries"]})
+    twice.to_csv(tmp_path / "group" / "duplicates.tsv", sep="\t", index=False)
+    assert any("sub-2 and sub-1. The scores are too good" in sentence for sentence in said(tmp_path, (0.7, 0.65, 0.75)))
+
+
 @pytest.mark.parametrize(
     ("name", "levels", "auc", "source"),
     [

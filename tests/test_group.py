@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from bids_dl import bundle as bundles
 from bids_dl import cli, group, quality, resemblance, synthesis
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
@@ -314,6 +317,101 @@ def test_start_from_a_bundle_of_another_model_is_refused(out, bids, tmp_path, ca
     assert run(bids, tmp_path / "out", "participant") == 0
     assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 64
     assert "holds a mlp, and this run trains none" in capsys.readouterr().err
+    linear = str(given).replace("_mlp", "_linear")
+    (tmp_path / "tune.toml").write_text(f'[training]\nstart_from = "{linear}"\n[models]\nnames = ["linear"]\n')
+    assert run(bids, tmp_path / "out", "group", "--config-file", tmp_path / "tune.toml") == 64
+    assert "connectivity_linear was not trained epoch by epoch" in capsys.readouterr().err
+
+
+TUNE = """
+[targets]
+names = ["group"]
+covariates = ["sex"]
+[models]
+names = ["mlp"]
+[models.mlp]
+hidden = [4]
+[splits]
+n_folds = 2
+[training]
+n_epochs = 2
+n_members = 1
+start_from = "{0}"
+frozen = ["first"]
+[metrics]
+n_bootstraps = 20
+n_permutations = 20
+n_retrained = -1
+[explainers]
+names = ["integrated_gradients"]
+"""
+
+
+def tune(bids, folder, start):
+    folder.mkdir(exist_ok=True)
+    (folder / "tune.toml").write_text(TUNE.format(start))
+    assert run(bids, folder / "out", "participant") == 0
+    return run(bids, folder / "out", "group", "--config-file", folder / "tune.toml", "--overwrite"), folder / "out"
+
+
+def test_a_model_that_started_from_a_bundle_knows_whom_that_had_seen_and_follows_it(out, bids, tmp_path):
+    start = shutil.copytree(out / "group" / "bundles" / "target-group_model-connectivity_mlp", tmp_path / "start")
+    code, tuned = tune(write_dataset(tmp_path / "other", seed=5, name="other"), tmp_path / "tune", start)
+    assert code == 0
+    made = tuned / "group" / "bundles" / "target-group_model-connectivity_mlp"
+    before, after = (set(bundles.about(one)["participants"]) for one in (start, made))
+    assert before < after
+    linear = bundles.about(tuned / "group" / "bundles" / "target-group_model-connectivity_linear")
+    assert not before & set(linear["participants"])
+    methods = (tuned / "logs" / "CITATION.md").read_text()
+    assert (
+        "Networks of the same kind began with the weights of the model 'start', trained on other participants; of these, first stayed"
+        in methods
+    )
+    weights = load_file(made / "models" / "model.safetensors")["first.weight"]
+    changed = bundles.load(start)
+    changed.module.first.weight.data += 1
+    said = bundles.about(start)
+    bundles.save(changed, start, said)
+    assert tune(tmp_path / "other", tmp_path / "tune", start)[0] == 0
+    torch.testing.assert_close(load_file(made / "models" / "model.safetensors")["first.weight"], weights + 1)
+
+
+def test_a_pretrained_bundle_knows_participants_without_a_target_and_a_linear_one_does_not(tmp_path):
+    data = write_dataset(tmp_path / "bids", name="few labels")
+    people = table(data / "participants.tsv")
+    people.loc[people["participant_id"] == IDS[4], "group"] = None
+    people.to_csv(data / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    text = TUNE.replace('start_from = "{0}"\nfrozen = ["first"]', 'pretrain = "masked"')
+    (tmp_path / "masked.toml").write_text(text)
+    assert run(data, tmp_path / "out", "participant") == 0
+    assert run(data, tmp_path / "out", "group", "--config-file", tmp_path / "masked.toml") == 0
+    folder, unlabelled = tmp_path / "out" / "group" / "bundles", bundles.identity("few labels", IDS[4])
+    mlp, linear = (bundles.about(folder / f"target-group_model-connectivity_{m}") for m in ("mlp", "linear"))
+    assert unlabelled in mlp["participants"]
+    assert unlabelled not in linear["participants"]
+    assert mlp["n_participants"] == linear["n_participants"] == N - 1
+    assert "first learned to reconstruct hidden values" in (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+
+
+def test_weights_of_the_same_scans_or_of_other_regions_are_refused(out, bids, tmp_path):
+    start = out / "group" / "bundles" / "target-group_model-connectivity_mlp"
+    other = write_dataset(tmp_path / "same", name="the same under another name")
+    code, tuned = tune(other, tmp_path / "seen", start)
+    reasons = json.loads((tuned / "group" / "failed.json").read_text())["reasons"]
+    assert code == 1
+    assert any(
+        "was trained on scans of participants that are tested in repeat-1_fold-1" in why for why in reasons.values()
+    )
+    other = write_dataset(tmp_path / "regions", seed=5, name="other")
+    for path in other.rglob("*_timeseries.tsv"):
+        path.write_text(path.read_text().replace("region0", "region9"))
+    code, tuned = tune(other, tmp_path / "unlike", start)
+    reasons = json.loads((tuned / "group" / "failed.json").read_text())["reasons"]
+    assert code == 1
+    assert any(
+        "was trained on other regions or columns than connectivity has (region0, " in why for why in reasons.values()
+    )
 
 
 def test_scan_under_two_names_is_listed(bids, tmp_path):

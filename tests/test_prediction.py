@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,25 @@ def test_three_classes_have_a_score_each_and_a_quantity_its_unit(tmp_path, new):
     assert 0 < quantity["y_score"] < 100
 
 
+def test_sets_and_intervals_are_those_of_the_models_calibration(tmp_path, new):
+    folder, fitted, cohort = save(tmp_path / "two")
+    config, record = new(EDGES)
+    wide = replace(config, metrics=replace(config.metrics, coverage=0.95))
+    one = Cohort(cohort.participants[:1], {"connectivity": Block(EDGES[None], ("edge",))}, cohort.target)
+    scores = training.predict(fitted, one, np.array([0]))[0]
+    for given in (config, wide):
+        reach = fitted.calibration.reach(given.metrics.coverage)
+        wanted = "|".join(v for v, p in zip(("hc", "mdd"), scores, strict=True) if 1 - p <= reach) or "none"
+        assert predict(folder, given, record)["row"]["y_set"] == wanted
+    folder, fitted, _ = save(tmp_path / "age", ())
+    row = predict(folder, config, record)["row"]
+    assert row["y_high"] - row["y_score"] == pytest.approx(fitted.calibration.reach(0.9))
+    assert row["y_score"] - row["y_low"] == pytest.approx(fitted.calibration.reach(0.9))
+    sure = replace(config, metrics=replace(config.metrics, coverage=0.999))
+    assert predict(folder, sure, record)["row"]["y_low"] is None
+    assert {"y_low", "y_high"} <= set(predict(folder, *new(EDGES, atlas="other"))["row"])
+
+
 def test_ordered_level_is_named_with_its_place_among_all(tmp_path, new):
     folder, fitted, cohort = save(tmp_path, (), ranks=("none", "mild", "severe"))
     row = predict(folder, *new(EDGES))["row"]
@@ -155,6 +175,52 @@ def test_confound_that_is_missing_is_named(tmp_path, new, people):
     folder, _, _ = save(tmp_path, confounds=True)
     row = predict(folder, *new(EDGES, people=people))["row"]
     assert row["excluded"] == "sub-01 has no 'age' in participants.tsv, which this bundle needs."
+
+
+def test_confound_that_is_no_number_is_named(tmp_path, new):
+    folder, _, _ = save(tmp_path, confounds=True)
+    row = predict(folder, *new(EDGES, people="participant_id\tage\tsex\nsub-01\t89+\tM\n"))["row"]
+    assert row["excluded"] == "sub-01 has '89+' as 'age' in participants.tsv, and this bundle needs a number."
+
+
+def note(config, record, edges, *, session="", task="faces", run=""):
+    path = f"sub-01/func/sub-01{session}_task-{task}{run}_atlas-four_stat-pearsoncorrelation_relmat.tsv"
+    pd.DataFrame(matrix(edges), columns=LABELS).to_csv(config.out / path, sep="\t", index=False)
+    record["features"].append({"feature": "connectivity", "path": path, "mean_fd": 0.1})
+
+
+def test_runs_of_the_first_session_are_averaged_as_at_the_group_level(tmp_path, new):
+    folder, _, _ = save(tmp_path)
+    config, record = new(None)
+    for k, (session, run) in enumerate((("_ses-2", ""), ("_ses-1", "_run-1"), ("_ses-1", "_run-2"))):
+        note(config, record, EDGES + k, session=session, run=run)
+    first = predict(folder, config, record)["row"]["y_score"]
+    assert first == pytest.approx(predict(folder, *new(EDGES + 1.5))["row"]["y_score"], abs=1e-5)
+
+
+def test_the_task_that_was_trained_on_goes_before_others_and_several_others_are_refused(tmp_path, new):
+    folder, _, _ = save(tmp_path)
+    alone = predict(folder, *new(EDGES))["row"]["y_score"]
+    config, record = new(EDGES + 1)
+    note(config, record, EDGES - 1, task="nback")
+    excluded = predict(folder, config, record)["row"]["excluded"]
+    assert "sub-01 has the feature 'connectivity' more than once (task-faces; task-nback)" in excluded
+    assert "trained on task-rest; choose by --task-id" in excluded
+    note(config, record, EDGES, task="rest")
+    assert predict(folder, config, record)["row"]["y_score"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_features_made_by_other_options_are_refused(tmp_path, new):
+    fitted, _ = trained()
+    wanted = {"names": ["connectivity"], "timeseries": {"atlas": "/elsewhere/four.nii.gz", "confounds": "none"}}
+    about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": False, "confounds": [], "participants": [],
+             "feature_options": wanted}  # fmt: skip
+    folder = bundle.save(fitted, tmp_path / "model", about)
+    config, record = new(EDGES)
+    excluded = predict(folder, config, record)["row"]["excluded"]
+    assert "sub-01: features.timeseries.confounds is 'simple', not 'none' as in the training of this bundle" in excluded
+    alike = replace(config, features=replace(config.features, options={"timeseries": {"confounds": "none"}}))
+    assert predict(folder, alike, record)["row"]["excluded"] is None
 
 
 def test_motion_is_taken_from_the_scans_where_the_table_has_none(tmp_path, new):

@@ -158,3 +158,9 @@ def test_unknown_pretraining_is_refused():
     given = {"bids_dir": "", "output_dir": "", "analysis_level": "group", "training": {"pretrain": "mask"}}
     with pytest.raises(UsageError, match=r"'training.pretrain' is 'mask'; .*masked"):
         config.from_mapping(given)
+
+
+def test_parts_that_would_keep_random_weights_are_refused():
+    given = {"bids_dir": "", "output_dir": "", "analysis_level": "group", "training": {"frozen": ["first"]}}
+    with pytest.raises(UsageError, match="'training.frozen' keeps the weights of a bundle, and none is named"):
+        config.from_mapping(given)

@@ -170,3 +170,22 @@ def test_flags_are_counted_by_scan_and_by_participant():
     assert prose.said_flags(table) == "3 scans of 2 participants were measured; 2 scans of 1 participant are flagged."
     assert prose.said_flags(table[1:]).endswith("1 scan of 1 participant is flagged.")
     assert prose.said_flags(table.assign(flags=None)).endswith("none is flagged.")
+
+
+def test_methods_of_decoding_tell_what_a_prediction_sees_and_what_stays_together():
+    chosen = {"targets": [{"name": "events", "kind": "classification", "n": 90, "rows": "volumes of 3 participants",
+                           "counts": {"face": 45, "house": 45}}],
+              "splits": {"kind": "kfold", "n_folds": 3, "groups": "family_or_participant"}}  # fmt: skip
+    causal = {"context": 6, "stride": 2, "delay_s": 5.0, "causal": True, "baseline_s": 20.0, "rest": ""}
+    said = prose._said_targets(chosen, {"targets": {"names": ["events"]}, "decoding": causal})
+    assert "from 6 volumes that ended with it; an event counted 5 s late" in said
+    assert "by the volumes up to each one, of which the first 20 s were not predicted. One volume in 2" in said
+    assert "Volumes with none or more than one condition were left out" in said
+    assert "all volumes of a participant, and of participants of one family" in said
+    assert "family_or_participant" not in said
+    later = prose._said_targets(
+        chosen, {"targets": {"names": ["events"]}, "decoding": {**causal, "causal": False, "rest": "rest"}}
+    )
+    assert "around it" in later
+    assert "standardised over the whole run" in later
+    assert "the class 'rest'; those with more than one condition" in later

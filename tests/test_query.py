@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_derivative, write_description, write_series
 
-from bids_dl import config, query
+from bids_dl import config, derivatives, query
 from bids_dl.errors import DataError, InvalidDatasetError, MissingInputError, NothingSelectedError
 
 
@@ -176,6 +176,13 @@ def test_matrices_with_and_without_names_are_read(tmp_path: Path) -> None:
     file.write_text("a\tb\n1\tx\n")
     with pytest.raises(DataError, match="column b"):
         query.read_matrix(file)
+
+
+def test_names_that_are_numbers_are_names_in_tables_of_this_program(tmp_path: Path) -> None:
+    file = derivatives.write_matrix(tmp_path / "m.tsv", np.array([[0.5, 1.5], [2.5, 3.5]]), ["1", "2"])
+    labels, values = query.read_matrix(file, own=True)
+    assert labels == ("1", "2")
+    np.testing.assert_array_equal(values, [[0.5, 1.5], [2.5, 3.5]])
 
 
 def test_a_kept_index_is_not_made_again(xcpd, tmp_path: Path) -> None:

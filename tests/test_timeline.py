@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from seen import LABELS, N_VOLUMES, PERIOD, config_of, filled, write_outputs
 
-from bids_dl import bundle, cli, decoding, fits, prediction
+from bids_dl import bundle, cli, decoding, fits, prediction, report, written
 from bids_dl import config as configuration
 
 NEW = ("sub-09", "sub-10")
@@ -278,6 +278,25 @@ def test_sites_are_left_out_whole(run):
         assert not sides[0] & sides[1]
     found = pd.read_csv(out / "group" / "metrics" / "target-events_metrics.tsv", sep="\t", na_values="n/a")
     assert (found["n"] == 8).all()
+
+
+def test_the_report_counts_people_where_rows_are_moments(run):
+    out, _, _ = run
+    n = len(pd.read_csv(out / "group" / "participants.tsv", sep="\t"))
+    choices = written.read_choices(out)
+    assert dict(map(reversed, report._summary(out, choices)["tiles"]))["participants"] == "8"
+    assert (f"{n:,}", "volumes") in report._summary(out, choices)["tiles"]
+    who, data, splits = (make(out, choices) for make in (report._who, report._data, report._splits))
+    assert [(row["found"], row["out"], row["used"]) for row in who["flow"]] == [(8, 0, 8)]
+    assert sorted(int(row[1]) for row in who["sites"]["rows"]) == [2, 3, 3]
+    assert {text for _, _, text in data["available"]} == {"8 of 8"}
+    assert all(sum(map(int, row[2:])) == 8 for row in splits["counts"]["rows"])
+    assert splits["pictures"][0]["n"] == 8
+    regions = data["features"]["columns"].index("regions") if "regions" in data["features"]["columns"] else None
+    assert regions is None or {row[regions] for row in data["features"]["rows"]} == {"5"}
+    page = (out / "group.html").read_text()
+    assert "p: circular shifts of each run" in page
+    assert "part of the held-out volumes" in page
 
 
 def test_the_participant_level_applies_every_bundle_of_a_decoding_run(run):

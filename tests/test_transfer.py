@@ -86,3 +86,18 @@ def test_the_same_scan_is_seen_only_within_one_feature(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "prints_0000000.json").write_text(json.dumps(prints))
     assert transfer.seen(tmp_path / "test", tmp_path / "train") == {"x": "sub-2"}
+
+
+def test_features_made_by_other_options_are_refused(tmp_path):
+    for name, options in (("one", "shrinkage = 0.3"), ("other", ""), ("alike", "shrinkage = 0.3\n[features.t1w]\n")):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        text = f"[features]\n[features.connectivity]\n{options}\n"
+        (tmp_path / name / "logs" / "bids_dl_participant.toml").write_text(text)
+    given = {"bids_dir": "", "output_dir": str(tmp_path / "one"), "analysis_level": "group"}
+    other, alike = (
+        configuration.from_mapping({**given, "test_dataset": str(tmp_path / name)}) for name in ("other", "alike")
+    )
+    transfer._refuse_unlike(alike, {"connectivity"})
+    transfer._refuse_unlike(other, {"t1w"})
+    with pytest.raises(DataError, match=r"features.connectivity.shrinkage is 0.5, not 0.3 as in the training dataset"):
+        transfer._refuse_unlike(other, {"connectivity"})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dl import signals
 from bids_dl.errors import DataError
@@ -32,8 +33,8 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     Returns
     -------
     Feature
-        ``timeseries`` (BIDS keeps ``events`` for onsets), (time, trial_type), 1 in a trial and 0 elsewhere; no unit. A
-        table without trial types has one column, ``event``.
+        ``timeseries`` (BIDS keeps ``events`` for onsets), (time, trial_type), 1 in a trial and 0 elsewhere; no unit. NaN
+        where the only trial under way has no type (n/a). A table without trial types has one column, ``event``.
 
     Raises
     ------
@@ -49,20 +50,36 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     image = signals.open_bold(scan)
     n_volumes, period = image.shape[3], signals.repetition_time(scan, image)
     onset, duration, kind = read_events(scan.related["events"])
-    _refuse_late(scan, onset, n_volumes * period)
-    labels = tuple(sorted(set(kind)))
-    values = np.zeros((n_volumes, len(labels)))
-    first = np.rint((onset + delay_s) / period).astype(int)
-    last = np.maximum(np.rint((onset + delay_s + duration) / period).astype(int), first + 1)
-    for start, stop, name in zip(first, last, kind, strict=True):
-        values[max(start, 0) : max(stop, 0), labels.index(name)] = 1
+    typed = np.array([name is not None for name in kind], bool)
+    _refuse_late(scan, onset[typed], n_volumes * period)
+    labels = tuple(sorted({name for name in kind if name is not None}))
+    values, untyped = np.zeros((n_volumes, len(labels))), np.zeros(n_volumes, bool)
+    for start, stop, name in zip(*_volumes_of(onset + delay_s, duration, period), kind, strict=True):
+        at = slice(max(start, 0), max(stop, 0))
+        if name is None:
+            untyped[at] = True
+        else:
+            values[at, labels.index(name)] = 1
+    values[untyped & ~values.any(axis=1)] = np.nan
     described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s}
     named = {"space": "", "res": "", "desc": "alignedevents"}
     return Feature(values, ("time", "trial_type"), "timeseries", "none", labels, named, described)
 
 
-def read_events(file: Path) -> tuple[Array, Array, list[str]]:
-    """Read onsets and durations in seconds, (event,), and trial types of a BIDS table.
+def _volumes_of(start: Array, duration: Array, period: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number the first volume of each trial and the one after its last, (event,), from seconds since the first volume.
+
+    A middle at which a trial begins belongs to it, and one at which it ends does not: one after another, none overlap.
+    """
+    begin, end = (np.round(t / period, 6) for t in (start, start + duration))
+    first, last = np.ceil(begin - 0.5), np.ceil(end - 0.5)
+    brief = last <= first
+    first = np.where(brief, np.floor(begin), first)
+    return first.astype(np.intp), np.where(brief, first + 1, last).astype(np.intp)
+
+
+def read_events(file: Path) -> tuple[Array, Array, list[str | None]]:
+    """Read onsets and durations in seconds, (event,), and trial types of a BIDS table, None where that is n/a.
 
     Raises
     ------
@@ -83,8 +100,7 @@ def read_events(file: Path) -> tuple[Array, Array, list[str]]:
         raise DataError(f"{file.name}: the onset in line {row} is no number; give it in seconds.")
     duration = np.nan_to_num(pd.to_numeric(table["duration"], errors="coerce").to_numpy(np.float64))
     kinds = table["trial_type"] if "trial_type" in table else pd.Series(["event"] * len(table))
-    known = kinds.notna().to_numpy()
-    return onset[known], duration[known], kinds[known].astype(str).tolist()
+    return onset, duration, [str(kind) if known else None for kind, known in zip(kinds, kinds.notna(), strict=True)]
 
 
 def _refuse_late(scan: Scan, onset: Array, end: float) -> None:

@@ -103,6 +103,8 @@ class MLP(Network):
         with torch.no_grad():
             for layer, strength in zip(self.hidden_layers, self.strength, strict=True):
                 weight = layer.weight
+                if not weight.requires_grad:  # frozen
+                    continue
                 weight.copy_(weight.sign() * (weight.abs() - strength).clamp(min=0))
                 strength *= torch.exp(RATE * torch.sign(self.sparsity - hoyer(weight)))
 

@@ -41,6 +41,13 @@ def test_a_volume_belongs_to_the_trial_in_its_middle_as_a_loop_says(tmp_path: Pa
         assert found[k] == inside
 
 
+def test_trials_that_begin_with_volumes_are_as_long_as_they_were_and_do_not_overlap(tmp_path: Path) -> None:
+    rows = [f"{2 * k}\t2\t{'ab'[k % 2]}" for k in range(2, 14)]
+    found = extract(scan(tmp_path, "\n".join(rows)), delay_s=5.0).values
+    assert found.sum(axis=1).tolist() == [0.0] * 4 + [1.0] * 12 + [0.0] * 4
+    assert np.flatnonzero(found[:, 0]).tolist() == [4, 6, 8, 10, 12, 14]
+
+
 def test_brief_events_have_one_volume_and_those_out_of_view_none(tmp_path: Path) -> None:
     found = extract(scan(tmp_path, "-30\t1\ta\n4\tn/a\ta\n9\t0\ta\n39\t0\ta"), delay_s=5.0).values
     assert np.flatnonzero(found[:, 0]).tolist() == [4, 7]
@@ -49,6 +56,13 @@ def test_brief_events_have_one_volume_and_those_out_of_view_none(tmp_path: Path)
 def test_a_table_without_trial_types_has_one_column_and_rows_without_are_left_out(tmp_path: Path) -> None:
     assert extract(scan(tmp_path, "0\t8", "onset\tduration")).labels == ("event",)
     assert extract(scan(tmp_path, "0\t8\tn/a\n3\t4\tb")).labels == ("b",)
+
+
+def test_a_trial_without_a_type_is_unknown_where_no_other_is_under_way(tmp_path: Path) -> None:
+    found = extract(scan(tmp_path, "0\t8\tface\n4\t0\tn/a\n10\t6\tn/a\n20\t8\thouse"), delay_s=0.0).values
+    assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [5, 6, 7]
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [5, 6, 7]
+    assert np.flatnonzero(found[:, 0] == 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
