@@ -33,14 +33,15 @@ class _Logarithm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(matrices)
-        values = values.clamp(min=SMALLEST)
         ctx.save_for_backward(values, vectors)
-        logs: Tensor = (vectors * values.log().unsqueeze(-2)) @ vectors.mT
+        logs: Tensor = (vectors * values.clamp(min=SMALLEST).log().unsqueeze(-2)) @ vectors.mT
         return logs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Weigh the gradient between two eigenvectors by the slope of the logarithm between their eigenvalues [1]_.
+
+        It is 0 between two that are both taken as the smallest.
 
         References
         ----------
@@ -49,9 +50,10 @@ class _Logarithm(torch.autograd.Function):
         values, vectors = ctx.saved_tensors
         apart = values.unsqueeze(-1) - values.unsqueeze(-2)
         mean = (values.unsqueeze(-1) + values.unsqueeze(-2)) / 2
-        near = apart.abs() < 1e-3 * mean
-        slope = (values.log().unsqueeze(-1) - values.log().unsqueeze(-2)) / torch.where(near, 1.0, apart)
-        slope = torch.where(near, 1 / mean, slope)
+        near = apart.abs() < 1e-3 * mean.clamp(min=SMALLEST)
+        logs = values.clamp(min=SMALLEST).log()
+        slope = (logs.unsqueeze(-1) - logs.unsqueeze(-2)) / torch.where(near, 1.0, apart)
+        slope = torch.where(near, torch.where(mean > SMALLEST, 1 / mean, 0.0), slope)
         inner = vectors.mT @ ((gradient + gradient.mT) / 2) @ vectors
         found: Tensor = vectors @ (slope * inner) @ vectors.mT
         return found

@@ -88,6 +88,15 @@ def test_gradient_of_the_logarithm_holds_where_eigenvalues_are_equal():
     assert torch.autograd.gradcheck(of_symmetric, torch.cat([apart, equal]).requires_grad_())
 
 
+def test_gradient_knows_that_eigenvalues_below_the_smallest_are_all_one():
+    """Attributions of matrices that are no covariances were some hundred times too large."""
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    values = torch.tensor([-0.5, -0.3, 0.7, 1.6], dtype=torch.float64)
+    matrix = ((axes * values) @ axes.T)[None].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: logarithm((x + x.mT) / 2), matrix)
+
+
 def test_matrix_that_is_no_covariance_gives_finite_values():
     module, _, _, _ = solved(R[:, *ABOVE])
     assert torch.isfinite(module(40 * torch.randn(6, N_EDGES))).all()
