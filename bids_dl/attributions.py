@@ -164,19 +164,31 @@ def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str
     return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, values)
 
 
+def able(asked: Sequence[str], *, gradients: bool) -> tuple[str, ...]:
+    """Keep the explainers that a model can be explained by: one that no gradient passes by occlusion at least."""
+    if gradients:
+        return tuple(asked)
+    return tuple(one for one in asked if not zoo.constant("explainers", one, "GRADIENTS")) or ("occlusion",)
+
+
 def write_participant(
-    fitted: FittedModel, said: Mapping[str, Any], one: Cohort, config: Config, participant_id: str, bundle: str
-) -> list[str]:
-    """Write the attributions of one participant's prediction: volumes as NIfTI, connectomes as matrices."""
+    fitted: FittedModel, said: Mapping[str, Any], one: Cohort, config: Config, participant_id: str, bundle: str,
+    methods: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Write the attributions of one participant's prediction: volumes as NIfTI, connectomes as matrices.
+
+    The files of a bundle that takes several features name the feature: two volumes would else have one name.
+    """
     nobody = np.array([], np.intp)
     split = Split(nobody, nobody, np.array([0]), "new")
     written = []
-    for method in config.explainers.names or ("integrated_gradients",):
+    for method in methods:
         found: Attribution = zoo.load("explainers", method)(fitted, one, split, **config.explainers.of(method))
         for name, values in found.values.items():
             block = one.features[name]
             if name != cohorts.CONFOUNDS and np.any(values):
                 joined = over_steps(values, additive=found.additive) if block.is_sequence else values
+                desc = [bundle, *([name] if len(fitted.inputs) > 1 else []), found.method]
                 written.append(
                     _write_one(
                         said["features"][name],
@@ -184,7 +196,7 @@ def write_participant(
                         joined[0],
                         config.out,
                         participant_id,
-                        f"{derivatives.word(bundle)}{derivatives.word(found.method)}",
+                        "".join(map(derivatives.word, desc)),
                     )
                 )
     return [str(path.relative_to(config.out)) for path in written]

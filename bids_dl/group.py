@@ -15,7 +15,7 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import decoding, derivatives, engine, outputs, quality, query, splits, transfer, windows, zoo
+from bids_dl import attributions, decoding, derivatives, engine, outputs, quality, query, splits, transfer, windows, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
@@ -846,9 +846,8 @@ def _explainers(config: Config, model: Model) -> tuple[str, ...]:
         ("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers")
     )
     parts = [one.removeprefix(f"{feature}_") for feature, one in zip(model.inputs, model.members, strict=False)]
-    if all(zoo.constant("models", one, "GRADIENTS") is not False for one in parts or [model.method]):
-        return asked
-    return tuple(one for one in asked if not zoo.constant("explainers", one, "GRADIENTS")) or ("occlusion",)
+    gradients = all(zoo.constant("models", one, "GRADIENTS") is not False for one in parts or [model.method])
+    return attributions.able(asked, gradients=gradients)
 
 
 def n_retrained(config: Config, model: Model, n_participants: int) -> int:

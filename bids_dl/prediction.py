@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_dl import attributions, bundle, calibration, query, timeline, training, windows
+from bids_dl import attributions, building, bundle, calibration, query, timeline, training, windows
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
@@ -25,7 +25,8 @@ def _loaded(folder: Path) -> tuple[FittedModel, dict[str, Any]]:
 def predict_participant(folder: Path, config: Config, participant_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """Apply a bundle to one participant: a row of predictions, or the reason why there is none.
 
-    Attributions by the bundle's explainers are written beside the participant's features.
+    Attributions by the explainers that are asked for, else by integrated gradients, are written beside the participant's
+    features; by occlusion where no gradient passes the model.
     """
     name = folder.name
     try:
@@ -165,7 +166,8 @@ def _block_of_one(
     if files := cohorts.files_of(config.out, record, described):
         values = np.asarray(cohorts.joined([str(f) for f in files], described)[None], np.float32)
     affine = np.asarray(described["affine"]) if "affine" in described else None
-    return Block(values, tuple(described["dims"]), tuple(described["labels"]), affine=affine)
+    entities = {"directed": "true"} if described.get("directed") else {}
+    return Block(values, tuple(described["dims"]), tuple(described["labels"]), entities, affine)
 
 
 def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: str, record: Mapping[str, Any]) -> Block:
@@ -215,4 +217,6 @@ def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, par
 def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> list[str]:
     """Write the attributions of one participant's prediction beside the features."""
     fitted, said = _loaded(folder)
-    return attributions.write_participant(fitted, said, one, config, participant_id, folder.name)
+    asked = config.explainers.names or ("integrated_gradients",)
+    methods = attributions.able(asked, gradients=not building.without_gradients(fitted.definition))
+    return attributions.write_participant(fitted, said, one, config, participant_id, folder.name, methods)

@@ -5,9 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import bundle, prediction, training
+from bids_dl import bundle, derivatives, prediction, training
 from bids_dl import config as configuration
 from bids_dl.errors import InvalidDatasetError
+from bids_dl.explainers.occlusion import region_members
+from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
@@ -19,7 +21,7 @@ DESCRIBED = {"feature": "connectivity", "entities": ENTITIES, "labels": list(LAB
              "dims": ["edge"], "directed": False}  # fmt: skip
 
 
-def trained(levels=("hc", "mdd"), *, confounds=False, ranks=()):
+def trained(levels=("hc", "mdd"), *, confounds=False, ranks=(), model="linear"):
     generator = np.random.default_rng(0)
     named = levels or ranks
     y = generator.permutation(np.arange(N) % len(named)) if named else generator.normal(50, 10, N)
@@ -31,13 +33,13 @@ def trained(levels=("hc", "mdd"), *, confounds=False, ranks=()):
     }
     people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
     cohort = Cohort(people, features, Target("target", y.astype(float), levels, ranks))
-    definition = training.define("linear", [(6,)], cohort.target.n_outputs, {})
+    definition = training.define(model, [(6,)], cohort.target.n_outputs, {})
     settings = Settings(remove_confounds=confounds, device="cpu")
     return training.train(definition, cohort, SPLIT, ["connectivity"], settings), cohort
 
 
-def save(folder, levels=("hc", "mdd"), *, confounds=False, columns=("age", "sex=M"), ranks=()):
-    fitted, cohort = trained(levels, confounds=confounds, ranks=ranks)
+def save(folder, levels=("hc", "mdd"), *, confounds=False, columns=("age", "sex=M"), ranks=(), model="linear"):
+    fitted, cohort = trained(levels, confounds=confounds, ranks=ranks, model=model)
     about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": confounds, "confounds": list(columns),
              "participants": bundle.trained_on(cohort, range(N), ["connectivity"], "old dataset")}  # fmt: skip
     return bundle.save(fitted, folder / "model", about), fitted, cohort
@@ -135,6 +137,60 @@ def test_attribution_of_the_prediction_is_written_as_a_matrix(tmp_path, new):
     np.testing.assert_allclose(values, values.T)
     assert (np.diag(values) == 0).all()
     assert values.any()
+
+
+def test_trees_are_explained_by_occlusion(tmp_path, new):
+    """No gradient passes them: the whole participant was lost."""
+    found = predict(save(tmp_path, model="boosting")[0], *new(EDGES))
+    assert found["row"]["excluded"] is None
+    assert [path.rpartition("desc-")[2] for path in found["attributions"]] == ["ModelOcclusion_relmat.tsv"]
+
+
+def two_volumes(folder):
+    """A bundle that fuses two volumes on one grid, and a configuration and a record of somebody who has both."""
+    generator = np.random.default_rng(0)
+    y = generator.permutation(np.arange(N) % 2).astype(float)
+    affine = np.diag([40.0, 40, 40, 1])
+    names = {"t1w": "T1w", "grey_matter": "probseg"}
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
+    features = {
+        name: Block(generator.normal(size=(N, 4, 4, 4)).astype(np.float32), ("x", "y", "z"), affine=affine) for name in names
+    }  # fmt: skip
+    cohort, settings = Cohort(people, features, Target("target", y, ("hc", "mdd"))), Settings(device="cpu")
+    definition = training.define("linear", [(4, 4, 4)], 1, {})
+    fitted = fuse([training.train(definition, cohort, SPLIT, [name], settings) for name in names], cohort, SPLIT, settings)
+    shared = {"labels": [], "file_shape": [4, 4, 4], "shape": [4, 4, 4], "dims": ["x", "y", "z"], "affine": affine.tolist()}
+    entities = {"space": "MNI", "res": "40", "datatype": "anat"}
+    record = {"participant_id": "sub-01", "features": [], "problems": []}
+    for name, suffix in names.items():
+        path = f"sub-01/anat/sub-01_space-MNI_res-40_{suffix}.nii.gz"
+        derivatives.write_image(folder / "out" / path, generator.normal(size=(4, 4, 4)), affine)
+        record["features"].append({"feature": name, "path": path})
+    about = {"features": {name: {"feature": name, "entities": {**entities, "suffix": suffix}, **shared} for name, suffix in names.items()},
+             "uses_confounds": False, "confounds": [], "participants": []}  # fmt: skip
+    (folder / "bids").mkdir()
+    (folder / "bids" / "dataset_description.json").write_text(json.dumps({"Name": "new", "BIDSVersion": "1.10.0"}))
+    (folder / "bids" / "participants.tsv").write_text("participant_id\nsub-01\n")
+    given = {"bids_dir": str(folder / "bids"), "output_dir": str(folder / "out"), "analysis_level": "participant"}
+    return bundle.save(fitted, folder / "model", about), configuration.from_mapping(given), record
+
+
+def test_each_of_several_features_has_a_map_of_its_own(tmp_path):
+    """Two volumes in one space had one name: the second lay where the first was said to be."""
+    written = predict(*two_volumes(tmp_path))["attributions"]
+    assert [path.rpartition("desc-")[2].split("_")[0] for path in written] == [
+        "ModelT1wIntegratedgradients",
+        "ModelGreyMatterIntegratedgradients",
+    ]
+    assert all((tmp_path / "out" / path).is_file() for path in written)
+
+
+def test_directed_connectome_stays_one(tmp_path, new):
+    """Occluded as an undirected one, its edges were those of other regions."""
+    described = {**DESCRIBED, "directed": True, "shape": [12]}
+    fitted, _ = trained()
+    one = prediction._block_of_one(fitted, described, "connectivity", *new(EDGES)[:1], "sub-01", new(EDGES)[1])
+    assert [m.tolist() for m in region_members(one, "aal")][0] == [0, 1, 2, 3, 6, 9]
 
 
 def test_participant_it_was_trained_on_is_refused_by_name(tmp_path, new):
