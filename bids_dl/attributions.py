@@ -10,15 +10,28 @@ from typing import Any
 import numpy as np
 
 from bids_dl import cohort as cohorts
-from bids_dl import derivatives, regions, zoo
+from bids_dl import derivatives, query, regions, zoo
 from bids_dl.config import Config
-from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split
+from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Split, Target
 
 COLUMNS = {
-    "share": "Part of the variance of the predictions over participants that this value accounts for",
-    "mean_abs": "Mean absolute attribution over participants, in units of the output",
-    "signed": "Mean attribution over participants, in units of the output",
+    "share": "Part of the variance of the output over held-out participants that this value accounts for",
+    "mean_abs": "Mean absolute attribution over held-out participants, in units of the output",
+    "signed": "Mean attribution over held-out participants, in units of the output",
 }
+
+
+def output_of(target: Target) -> str:
+    """Say which output is explained, and what is more of it."""
+    if len(target.levels) == 2:
+        return f"The output is the logit of '{target.levels[1]}' against '{target.levels[0]}', as trained, before calibration"
+    if target.levels:
+        return (
+            "The output is the logit of the class that is predicted of a participant, as trained, before calibration; means are "
+            "over participants of whom different classes are predicted"
+        )
+    what = f"place among {' < '.join(target.ranks)}" if target.ranks else f"'{target.name}'"
+    return f"The output is the predicted {what} in standard deviations of the training participants, before calibration"
 
 
 @dataclass
@@ -36,7 +49,7 @@ class Summary:
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def add(self, values: Array, outputs: Array) -> None:
-        """Add one split's participants.
+        """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
 
         ``share`` is cov(attribution, output) / var(output): for additive attributions it sums to 1 over all values,
         since they sum to the output; it needs no label.
@@ -65,8 +78,13 @@ def summarise(
         additive = found.additive
         for name, given in found.values.items():
             values = over_steps(given, additive=additive) if cohort.features[name].is_sequence else given
-            summaries.setdefault(name, Summary.empty(values.shape[1:])).add(values, found.outputs)
+            summaries.setdefault(name, Summary.empty(values.shape[1:])).add(values, found.outputs - found.at_mean)
     return summaries, additive
+
+
+def atlas_of(method: str, options: Mapping[str, Any]) -> str:
+    """Name the atlas whose regions an explainer takes of volumes, as asked for or by default; AAL where it takes none."""
+    return str((zoo.options("explainers", method) | dict(options)).get("atlas", "aal"))
 
 
 def over_steps(values: Array, *, additive: bool) -> Array:
@@ -84,14 +102,25 @@ def without_steps(block: Block) -> Block:
     return Block(block.values[:, 0], ("edge",), tuple(dict.fromkeys([*first, *second])), block.entities)
 
 
-def write_group(summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal") -> list[Path]:
+def write_group(
+    summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal", output: str = ""
+) -> list[Path]:  # fmt: skip
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
+    ``atlas`` names the regions of volumes; ``output`` says what is explained, for the JSON beside each file.
     Those of a sequence are joined over its steps: regions for series, a connectome for windows, maps for moving maps. Those
     of several networks' maps are written for each of them, and joined as one map: summed, or averaged where they are not
     additive. Only additive ones tell the networks apart in a table.
     """
-    block = without_steps(block)
+    written = _write_files(summary, without_steps(block), stem, atlas, additive=additive)
+    for path in written:
+        beside = derivatives.sidecar_path(path)
+        said = {"Description": COLUMNS["share"]} if path.name.endswith(".nii.gz") else query.read_json(beside)
+        derivatives.write_json(beside, {**said, "Output": output, "NumberOfExplainedPredictions": summary.n})
+    return written
+
+
+def _write_files(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> list[Path]:
     if len(block.shape) == 4 and block.affine is not None:
         return _write_maps(summary, block, stem, atlas, additive=additive)
     if len(block.shape) == 3 and block.affine is not None:
@@ -117,7 +146,7 @@ def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, addit
     if additive:
         written.append(_write(stem, "columns", {"column": names}, [v.sum(axis=(1, 2, 3)) for v in each]))
     one = Block(block.values[:, 0], block.dims[1:], affine=block.affine)
-    return [*written, *write_group(together, one, stem, additive=additive, atlas=atlas)]
+    return [*written, *_write_files(together, one, stem, atlas, additive=additive)]
 
 
 def _write(stem: Path, kind: str, names: Mapping[str, Any], values: Sequence[Array]) -> Path:
@@ -197,23 +226,21 @@ def write_participant(
                         config.out,
                         participant_id,
                         "".join(map(derivatives.word, desc)),
+                        output_of(one.target),
                     )
                 )
     return [str(path.relative_to(config.out)) for path in written]
 
 
 def _write_one(
-    described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str
+    described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str, output: str
 ) -> Path:
     names = {k: v for k, v in described.get("entities", {}).items() if k in {"task", "space", "atlas", "res"}}
     names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
     folder = out / participant_id / (described.get("entities", {}).get("datatype") or "func")
-    sidecar = {
-        "Description": "Attribution of one prediction, in units of the output",
-        "SkullStripped": True,
-        "Resolution": "that of the feature",
-    }
+    sidecar: dict[str, Any] = {"Description": "Attribution of one prediction, in units of the output", "Output": output}
     if described.get("affine") is not None:
+        sidecar |= {"SkullStripped": True, "Resolution": "that of the feature"}
         space_first = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
         path = derivatives.write_image(
             folder / derivatives.name(names, "statmap", ".nii.gz"), space_first, np.asarray(described["affine"])

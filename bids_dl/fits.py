@@ -789,12 +789,15 @@ def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) 
     """Explain the held-out participants' predictions, each by the model that has not seen them."""
     step = Step(**common)
     options = step.config.explainers.of(method)
+    atlas, output = attributions.atlas_of(method, options), attributions.output_of(step.cohort.target)
     found, additive = attributions.summarise(_held_out(step, model["id"], splits), step.cohort, method, options)
     written: list[Path] = []
     for name, summary in found.items():
         stem = step.stem("explanations", model["id"])
         stem = stem.with_name(f"{stem.name}_feature-{name}_desc-{method.replace('_', '')}")
-        written += attributions.write_group(summary, step.cohort.features[name], stem, additive=additive)
+        written += attributions.write_group(
+            summary, step.cohort.features[name], stem, additive=additive, atlas=atlas, output=output
+        )
     return [str(path) for path in written]
 
 

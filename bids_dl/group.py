@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from bids_dl import attributions, decoding, derivatives, engine, outputs, quality, query, splits, transfer, windows, zoo
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import attributions, decoding, derivatives, engine, outputs, quality, query, splits, transfer, windows, zoo
 from bids_dl.config import Config
 from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target

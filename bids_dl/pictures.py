@@ -331,6 +331,6 @@ def draw_overlay(path: Path) -> Json:
     index = np.clip((values - low) / (limit - low) * 255, 0, 255).astype(int)
     alpha = np.clip((np.abs(values) / limit - 0.15) / 0.5, 0, 0.9)[..., None]
     blended = to_grey(grey) * (1 - alpha) + _ramp(colours, 256)[index] * alpha
-    said = "Group map on the MNI152 template: axial, then coronal and sagittal slices, positions in mm; left is left."
+    said = "Shares on the MNI152 template: axial, then coronal and sagittal slices, positions in mm; left is left."
     mosaic = draw_mosaic(blended.astype(np.uint8), grey > 0, template.affine)
     return {"mosaic": mosaic, "what": said, "stops": colours, "low": low, "high": limit}

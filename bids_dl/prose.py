@@ -381,7 +381,7 @@ def methods(out: Path, level: str) -> list[str]:
     said = [
         _said_data(out), _said_features(out), _said_quality(settings) if level == "group" else "",
         _said_targets(choices, settings), _said_models(out, choices, settings),
-        *([_said_scores(out, settings), _said_explanations(out)] if level == "group" else []),
+        *([_said_scores(out, settings), _said_explanations(out, choices, settings)] if level == "group" else []),
     ]  # fmt: skip
     return [paragraph for paragraph in said if paragraph]
 
@@ -696,12 +696,22 @@ def _said_test(out: Path) -> str:
     )
 
 
-def _said_explanations(out: Path) -> str:
+def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
     methods = sorted({said["method"] for _, said in written.explanations(out)})
     if not methods:
         return ""
-    named = [f"{spoken(m)} [{_explainer_citation(re.sub('[^a-z]', '', m.lower()))}]" for m in methods]
-    return f"Predictions of held-out participants were attributed to the input by {' and '.join(named)}."
+    given, named = settings.get("explainers", {}), []
+    for method in methods:
+        key = re.sub("[^a-z]", "", method.lower())
+        most = {
+            name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
+            for name in zoo.names("explainers")
+        }.get(key)
+        few = f" of at most {most} participants a split, evenly spread" if most else ""
+        named.append(f"{spoken(method)} [{_explainer_citation(key)}]{few}")
+    several = any(len(t.get("levels", ())) > 2 and t["kind"] == "classification" for t in choices.get("targets", []))
+    said = "; of several classes the predicted one was explained" if several else ""
+    return f"Predictions of held-out participants were attributed to the input by {' and by '.join(named)}{said}."
 
 
 def _explainer_citation(method: str) -> str:

@@ -173,6 +173,11 @@ class Split:
         """Everybody on the training side, validation included, in order."""
         return np.sort(np.concatenate([self.train, self.validation]))
 
+    def tested(self, most: int) -> NDArray[np.intp]:
+        """Choose at most so many test rows, evenly spread: the first ones may be of one site or class."""
+        n = len(self.test)
+        return self.test[np.linspace(0, n - 1, min(most, n)).astype(np.intp)]
+
     def __post_init__(self) -> None:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         sides = {"train": np.concatenate([self.train, self.validation]), "test": self.test}
@@ -222,12 +227,14 @@ class Attribution:
     """How much each value of the inputs moved the output, for some participants.
 
     ``values`` has for each input (participant, …) in the input's shape, in units of ``outputs`` (participant,): the
-    logit of a class, or the standardised quantity. ``additive`` promises that the values of a participant sum to its
-    output, less the output of the training mean.
+    logit of a class, or the standardised quantity. ``at_mean`` (participant,) is the same output of the training mean,
+    with what is absent of the participant absent. ``additive`` promises that the values of a participant sum to its
+    output, less ``at_mean``.
     """
 
     values: Mapping[str, Array]
     participant_ids: tuple[str, ...]
     method: str
     outputs: Array
+    at_mean: Array
     additive: bool = True

@@ -766,9 +766,9 @@ def _explanations(view: charts.View) -> list[Json]:
 
 def _explanation(paths: Mapping[str, Path], *, additive: bool = True) -> Json:
     """Draw one method's result: a map on the template, or edges as table, matrix and regions."""
-    shown: Json = {}
+    shown: Json = {"note": _said_output(next(iter(paths.values())))}
     if not additive:
-        shown["note"] = "Regions are occluded one by one: their shares overlap and do not add up."
+        shown["note"] += " Regions are occluded one by one: their shares overlap and do not add up."
     if "statmap" in paths:
         shown |= pictures.draw_overlay(paths["statmap"])
     regions = next(
@@ -791,8 +791,16 @@ def _explanation(paths: Mapping[str, Path], *, additive: bool = True) -> Json:
     return shown
 
 
+def _said_output(path: Path) -> str:
+    """Tell what is explained, and of how many predictions, where the JSON beside a file says so."""
+    said = written.read_json(derivatives.sidecar_path(path))
+    counted = said.get("NumberOfExplainedPredictions")
+    parts = [said.get("Output"), f"{counted} predictions of held-out participants are explained" if counted else ""]
+    return " ".join(f"{part}." for part in parts if part)
+
+
 def _edge_matrix(edges: Any, regions: Any) -> Json:
-    """Draw the edges as a matrix: signed where that was written, else their share."""
+    """Draw the edges as a matrix, signed where that was written, else their share; a directed one row by row."""
     names = (
         list(regions["region"]) if not regions.empty else list(dict.fromkeys([*edges["region_a"], *edges["region_b"]]))
     )
@@ -802,9 +810,10 @@ def _edge_matrix(edges: Any, regions: Any) -> Json:
     column = "signed" if "signed" in edges and edges["signed"].notna().any() else "share"
     values = np.zeros((len(names), len(names)))
     a, b = (edges[c].map(place).to_numpy(int) for c in ("region_a", "region_b"))
-    values[a, b] = values[b, a] = edges[column].fillna(0)
+    values[b, a] = edges[column].fillna(0)
+    values[a, b] = edges[column].fillna(0)  # last: of a directed connectome both directions are listed
     said = (
-        "Signed attribution: red raises the model's output, blue lowers it."
+        "Signed attribution: red raises the output, blue lowers it."
         if column == "signed"
         else "Share of the prediction."
     )

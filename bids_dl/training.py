@@ -371,6 +371,17 @@ def inputs_of(fitted: FittedModel, cohort: Cohort, rows: Rows) -> tuple[Tensor, 
     )
 
 
+def chosen_output(fitted: FittedModel, inputs: tuple[Tensor, ...]) -> tuple[Array, Array, Tensor]:
+    """Return the output to explain, (participant,): the only one or the predicted class's; that of the mean; its number.
+
+    The mean is that of the training rows; an input or a step that a participant lacks is absent there too.
+    """
+    with torch.no_grad():
+        out, mean = fitted.module(*inputs), fitted.module(*(0 * x for x in inputs))
+    chosen = out.argmax(dim=1)
+    return *(found.gather(1, chosen[:, None])[:, 0].numpy() for found in (out, mean)), chosen
+
+
 def outputs(fitted: FittedModel, cohort: Cohort, rows: Rows) -> Array:
     """Run the module, (participant, output): logits, or the standardised quantity; NaN where every input is absent."""
     head: Any = fitted.module.head

@@ -1,3 +1,5 @@
+import json
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -5,7 +7,7 @@ import pytest
 
 from bids_dl import attributions
 from bids_dl.attributions import Summary
-from bids_dl.records import Block
+from bids_dl.records import Block, Target
 
 LABELS = ("A", "B", "C", "D")
 
@@ -36,6 +38,35 @@ def test_share_is_the_covariance_with_the_output():
     found.add(values, outputs)
     expected = [np.cov(values[:, k], outputs)[0, 1] / np.var(outputs, ddof=1) for k in range(3)]
     np.testing.assert_allclose(found.share, expected)
+
+
+@pytest.mark.parametrize(
+    ("levels", "ranks", "said"),
+    [
+        (("control", "patient"), (), "logit of 'patient' against 'control'"),
+        (("a", "b", "c"), (), "logit of the class that is predicted"),
+        ((), (), "predicted 'stage' in standard deviations"),
+        ((), ("low", "high"), "predicted place among low < high in standard deviations"),
+    ],
+)
+def test_output_that_is_explained_is_named_beside_each_file(levels, ranks, said, tmp_path, atlas):
+    output = attributions.output_of(Target("stage", np.zeros(5), levels, ranks))
+    assert said in output
+    for shape, dims, affine in (((6,), ("edge",), None), ((4, 4, 4), ("x", "y", "z"), np.eye(4))):
+        block = Block(np.zeros((5, *shape)), dims, LABELS, affine=affine)
+        for path in attributions.write_group(
+            summary(shape), block, tmp_path / "x", additive=True, atlas=atlas[0], output=output
+        ):
+            beside = json.loads((tmp_path / f"{path.name.split('.')[0]}.json").read_text())
+            assert beside["Output"] == output
+            assert beside["NumberOfExplainedPredictions"] == 5
+
+
+def test_regions_of_a_volume_are_those_that_were_occluded():
+    """Regions of another atlas were listed under the names of AAL."""
+    assert attributions.atlas_of("occlusion", {"atlas": "aicha"}) == "aicha"
+    assert attributions.atlas_of("occlusion", {}) == "aal"
+    assert attributions.atlas_of("integrated_gradients", {"n_steps": 8}) == "aal"
 
 
 def test_splits_count_by_their_participants():

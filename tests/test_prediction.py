@@ -158,8 +158,16 @@ def two_volumes(folder):
     }  # fmt: skip
     cohort, settings = Cohort(people, features, Target("target", y, ("hc", "mdd"))), Settings(device="cpu")
     definition = training.define("linear", [(4, 4, 4)], 1, {})
-    fitted = fuse([training.train(definition, cohort, SPLIT, [name], settings) for name in names], cohort, SPLIT, settings)
-    shared = {"labels": [], "file_shape": [4, 4, 4], "shape": [4, 4, 4], "dims": ["x", "y", "z"], "affine": affine.tolist()}
+    fitted = fuse(
+        [training.train(definition, cohort, SPLIT, [name], settings) for name in names], cohort, SPLIT, settings
+    )
+    shared = {
+        "labels": [],
+        "file_shape": [4, 4, 4],
+        "shape": [4, 4, 4],
+        "dims": ["x", "y", "z"],
+        "affine": affine.tolist(),
+    }
     entities = {"space": "MNI", "res": "40", "datatype": "anat"}
     record = {"participant_id": "sub-01", "features": [], "problems": []}
     for name, suffix in names.items():
@@ -190,7 +198,7 @@ def test_directed_connectome_stays_one(tmp_path, new):
     described = {**DESCRIBED, "directed": True, "shape": [12]}
     fitted, _ = trained()
     one = prediction._block_of_one(fitted, described, "connectivity", *new(EDGES)[:1], "sub-01", new(EDGES)[1])
-    assert [m.tolist() for m in region_members(one, "aal")][0] == [0, 1, 2, 3, 6, 9]
+    assert next(iter(region_members(one, "aal"))).tolist() == [0, 1, 2, 3, 6, 9]
 
 
 def test_participant_it_was_trained_on_is_refused_by_name(tmp_path, new):

@@ -54,3 +54,10 @@ def test_feature_with_other_rows_than_participants_is_named():
 @pytest.mark.parametrize(("levels", "n_outputs"), [((), 1), (("a", "b"), 1), (("a", "b", "c"), 3)])
 def test_target_needs_one_output_unless_there_are_three_classes(levels, n_outputs):
     assert Target("x", np.zeros(6), levels).n_outputs == n_outputs
+
+
+def test_some_test_rows_are_spread_over_all():
+    split = Split(np.array([0]), np.array([1]), np.arange(2, 12), "one")
+    assert split.tested(3).tolist() == [2, 6, 11]
+    assert split.tested(20).tolist() == list(range(2, 12))
+    assert split.tested(0).tolist() == []

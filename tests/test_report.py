@@ -430,6 +430,44 @@ def test_methods_text_names_only_what_was_done(tmp_path):
     assert "[1]_" not in done
 
 
+def test_methods_text_says_whose_predictions_are_explained_and_of_which_class(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    toml = "[explainers.occlusion]\nmax_participants = 5\n"
+    derivatives.write_text(tmp_path / "logs" / "bids_dl_group.toml", toml)
+    report.write_methods(tmp_path, "group")
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert "[@Sundararajan2017; @Kokhlikyan2020] of at most 32 participants a split, evenly spread and by" in text
+    assert "occlusion [@Zeiler2014] of at most 5 participants a split, evenly spread." in text
+    path = tmp_path / "group" / "choices.json"
+    choices = json.loads(path.read_text())
+    choices["targets"][0]["levels"].append("other")
+    derivatives.write_json(path, choices)
+    report.write_methods(tmp_path, "group")
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert "evenly spread; of several classes the predicted one was explained." in text
+
+
+def test_explanation_says_which_output_and_how_many_predictions(tmp_path):
+    paths = {"regions": tmp_path / "x_regions.tsv"}
+    said = {"Output": "The output is the logit of 'b' against 'a'", "NumberOfExplainedPredictions": 9}
+    derivatives.write_table(paths["regions"], pd.DataFrame({"region": ["A"], "share": [1.0]}))
+    assert report._explanation(paths)["note"] == ""
+    derivatives.write_json(tmp_path / "x_regions.json", said)
+    note = "The output is the logit of 'b' against 'a'. 9 predictions of held-out participants are explained."
+    assert report._explanation(paths)["note"] == note
+    assert report._explanation(paths, additive=False)["note"].startswith(f"{note} Regions are occluded one by one")
+
+
+def test_directed_edges_are_drawn_in_the_row_that_they_leave(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report.pictures, "draw_matrix", drawn.append)
+    edges = pd.DataFrame({"region_a": ["A", "B"], "region_b": ["B", "A"], "signed": [1.0, -2.0], "share": [0.0, 0.0]})
+    report._edge_matrix(edges, pd.DataFrame())
+    report._edge_matrix(edges[:1], pd.DataFrame())
+    assert drawn[0].tolist() == [[0, 1], [-2, 0]]
+    assert drawn[1].tolist() == [[0, 1], [1, 0]]
+
+
 def test_methods_text_says_that_relatives_are_drawn_together(tmp_path):
     make_group(tmp_path, n=24, n_splits=3)
     path = tmp_path / "group" / "choices.json"

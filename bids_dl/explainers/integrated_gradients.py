@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
-from torch import Tensor
 
 from bids_dl import building, training
 from bids_dl.errors import UsageError
@@ -30,14 +29,15 @@ def explain(
     n_steps
         Points on the line (Gauss-Legendre).
     max_participants
-        At most this many test participants, the first ones.
+        At most this many test participants, evenly spread.
     batch_size
         Participants at a time.
 
     Returns
     -------
     Attribution
-        In the shape of each input; a participant's values sum to its output less that of the training mean.
+        In the shape of each input; a participant's values sum to its output less that of the training mean, but for what
+        an output jumps by: graphs of the strongest edges (``gcn``, ``gat``) gain and lose edges along the line.
         An absent input has zeros. Of several classes, the predicted one is explained.
 
     Raises
@@ -51,28 +51,22 @@ def explain(
     """
     if blind := building.without_gradients(fitted.definition):
         raise UsageError(f"no gradient passes the model '{blind[0]}'; explain it by occlusion.")
-    rows = split.test[:max_participants]
+    rows = split.tested(max_participants)
     method = IntegratedGradients(fitted.module)
     values: dict[str, list[Array]] = {name: [] for name in fitted.inputs}
-    outputs = []
+    outputs: list[Array] = [np.zeros(0)]
+    at_mean: list[Array] = [np.zeros(0)]
     for start in range(0, len(rows), batch_size):
         inputs = training.inputs_of(fitted, cohort, rows[start : start + batch_size])
-        out, chosen = chosen_output(fitted, inputs)
+        out, mean, chosen = training.chosen_output(fitted, inputs)
         found = method.attribute(inputs, tuple(torch.zeros_like(x) for x in inputs), target=chosen, n_steps=n_steps)
         for name, attribution in zip(fitted.inputs, found, strict=True):
             values[name].append(torch.nan_to_num(attribution).detach().numpy().astype(np.float32))
         outputs.append(out)
+        at_mean.append(mean)
     ids = cohort.participants["participant_id"].iloc[rows]
     joined = {
         name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape))
         for name, parts in values.items()
     }
-    return Attribution(joined, tuple(ids), "integratedgradients", np.concatenate(outputs) if outputs else np.zeros(0))
-
-
-def chosen_output(fitted: FittedModel, inputs: tuple[Tensor, ...]) -> tuple[Array, Tensor]:
-    """Return the output that is explained, the only one or the predicted class's, and its number."""
-    with torch.no_grad():
-        out = fitted.module(*inputs)
-    chosen = out.argmax(dim=1)
-    return out.gather(1, chosen[:, None])[:, 0].numpy(), chosen
+    return Attribution(joined, tuple(ids), "integratedgradients", np.concatenate(outputs), np.concatenate(at_mean))

@@ -35,7 +35,7 @@ def explain(
     atlas
         Regions of volumes, as for ``timeseries``.
     max_participants
-        At most this many test participants, the first ones.
+        At most this many test participants, evenly spread.
 
     Returns
     -------
@@ -47,21 +47,21 @@ def explain(
     ----------
     .. [1] Zeiler and Fergus (2014), ECCV. doi:10.1007/978-3-319-10590-1_53
     """
-    rows = split.test[:max_participants]
+    rows = split.tested(max_participants)
     ids = tuple(cohort.participants["participant_id"].iloc[rows])
     if not len(rows):
         nobody = {name: np.zeros((0, *cohort.features[name].shape)) for name in fitted.inputs}
-        return Attribution(nobody, ids, "occlusion", np.zeros(0), additive=False)
+        return Attribution(nobody, ids, "occlusion", np.zeros(0), np.zeros(0), additive=False)
     inputs = training.inputs_of(fitted, cohort, rows)
+    before, at_mean, chosen = training.chosen_output(fitted, inputs)
     with torch.no_grad():
-        whole = fitted.module(*inputs)
-        chosen = whole.argmax(dim=1, keepdim=True)
-        before = whole.gather(1, chosen)[:, 0]
         values = {
-            name: _changes(fitted, cohort.features[name], inputs, position, before, chosen, atlas)
+            name: _changes(
+                fitted, cohort.features[name], inputs, position, torch.from_numpy(before), chosen[:, None], atlas
+            )
             for position, name in enumerate(fitted.inputs)
         }
-    return Attribution(values, ids, "occlusion", before.numpy(), additive=False)
+    return Attribution(values, ids, "occlusion", before, at_mean, additive=False)
 
 
 def _changes(

@@ -100,7 +100,7 @@ def test_at_most_so_many_participants_are_explained(name, model, feature, fitted
     model, data = fitted(model, feature, ())
     found = zoo.load("explainers", name)(model, data, SPLIT, max_participants=3)
     assert found.values[feature].shape == (3, *SHAPES[feature])
-    assert found.participant_ids == ("sub-22", "sub-23", "sub-24")
+    assert found.participant_ids == ("sub-22", "sub-25", "sub-29")  # the first ones may be of one site or class
 
 
 @every

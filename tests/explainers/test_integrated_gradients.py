@@ -59,12 +59,22 @@ def test_values_sum_to_the_output_less_that_of_the_training_mean(kind, levels):
     data = cohort(levels)
     fitted = build(kind, data)
     found = explain(fitted, data, SPLIT, n_steps=1 if kind == "linear" else 1500, max_participants=8)
-    inputs = training.inputs_of(fitted, data, SPLIT.test[:8])
+    inputs = training.inputs_of(fitted, data, SPLIT.tested(8))
     with torch.no_grad():
         chosen = fitted.module(*inputs).argmax(dim=1)
     sums = sum(v.reshape(len(v), -1).sum(axis=1) for v in found.values.values())
-    np.testing.assert_allclose(sums, found.outputs - output_at_the_training_mean(fitted, inputs, chosen), atol=1e-3)
+    np.testing.assert_allclose(found.at_mean, output_at_the_training_mean(fitted, inputs, chosen), atol=1e-6)
+    np.testing.assert_allclose(sums, found.outputs - found.at_mean, atol=1e-3)
     assert found.additive
+
+
+@pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("kind", ["linear", "fusion"])
+def test_shares_of_all_inputs_sum_to_1_whatever_class_is_predicted_and_who_lacks_an_input(kind, levels):
+    """Classes, and people without an input, start from outputs of their own."""
+    data = cohort(levels)
+    found, _ = attributions.summarise([(build(kind, data), SPLIT)], data, "integrated_gradients", {"n_steps": 200})
+    assert sum(one.share.sum() for one in found.values()) == pytest.approx(1, abs=2e-3)
 
 
 def test_default_number_of_steps_is_near_enough():
