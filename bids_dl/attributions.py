@@ -24,11 +24,12 @@ COLUMNS = {
 def output_of(target: Target) -> str:
     """Say which output is explained, and what is more of it."""
     if len(target.levels) == 2:
-        return f"The output is the logit of '{target.levels[1]}' against '{target.levels[0]}', as trained, before calibration"
+        two = f"'{target.levels[1]}' against '{target.levels[0]}'"
+        return f"The output is the score of {two} before calibration: a logit, of kernels a decision value"
     if target.levels:
         return (
-            "The output is the logit of the class that is predicted of a participant, as trained, before calibration; means are "
-            "over participants of whom different classes are predicted"
+            "The output is the score of the class that is predicted of a participant, before calibration; means are over "
+            "participants of whom different classes are predicted"
         )
     what = f"place among {' < '.join(target.ranks)}" if target.ranks else f"'{target.name}'"
     return f"The output is the predicted {what} in standard deviations of the training participants, before calibration"

@@ -582,13 +582,13 @@ CORAL = "Ordered levels were told apart by consistent rank logits [@coral], but 
 
 def _said_models(out: Path, choices: Json, settings: Json) -> str:
     """Tell which models were trained, and how long, from what they left behind."""
-    named: dict[bool, list[str]] = {True: [], False: []}
+    named: dict[str, list[str]] = {"network": [], "solved": [], "baseline": []}
     for model in choices.get("models", []):
-        named[model.get("role") == "baseline"].append(f"{model['id']} ({model.get('summary', '').rstrip('.')})")
+        named[_kind_of(model)].append(f"{model['id']} ({model.get('summary', '').rstrip('.')})")
     said = []
-    if named[False]:
+    if named["network"]:
         said.append(
-            f"Neural networks [@review] were trained with PyTorch [@pytorch] and MONAI [@monai]: {'; '.join(named[False])}."
+            f"Neural networks [@review] were trained with PyTorch [@pytorch] and MONAI [@monai]: {'; '.join(named['network'])}."
         )
         tables = _tables(out, "histories/*.tsv")
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
@@ -597,7 +597,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         said += ["They were computed in bfloat16, with weights in float32."] if halved else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
     given = settings.get("training", {})
-    said += _said_beginning(given) if named[False] else []
+    said += _said_beginning(given) if named["network"] else []
     if given.get("synthetic", "none") != "none":
         cited = f"a generative model ('{given['synthetic']}' [@synthetic-{given['synthetic']}])"
         said.append(
@@ -605,9 +605,13 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
             f"participants for each real one were added, drawn by {cited} that had seen these training rows alone; "
             "a classifier two-sample test [@twosample] compared them with real validation participants."
         )
-    if named[True]:
+    if named["solved"]:
         said.append(
-            f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named[True])}."
+            f"Models that are no neural networks, but solved for, were fitted on the same splits: {'; '.join(named['solved'])}."
+        )
+    if named["baseline"]:
+        said.append(
+            f"Baselines were fitted with scikit-learn [@scikit-learn] on the same splits: {'; '.join(named['baseline'])}."
         )
     return " ".join(said)
 
@@ -626,6 +630,14 @@ def _said_beginning(given: Json) -> list[str]:
             "[@masked] of their training participants and of participants without the target, none of whom was tested."
         )
     return said
+
+
+def _kind_of(model: Json) -> str:
+    """Tell baselines, networks that are trained epoch by epoch, fusions of such among them, and what is solved for."""
+    if model.get("role") == "baseline":
+        return "baseline"
+    method = model.get("model")
+    return "solved" if method in zoo.names("models") and not zoo.has_epochs(method) else "network"
 
 
 def _said_scores(out: Path, settings: Json) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
+REFERENCE = re.compile(r"(,?( (as [^,\[]*|after|(in the way )?of))?\s*\[\d+\]_)+")
+"""A mark such as ``[1]_``, with the words that lead to it."""
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -61,7 +64,7 @@ def read_choices(out: Path) -> Json:
     """Read what was chosen; marks of references in the models' summaries are dropped."""
     choices = read_json(out / "group" / "choices.json")
     for model in choices.get("models", []):
-        model["summary"] = re.sub(r"\s*(as in )?\[\d+\]_", "", model.get("summary") or "")
+        model["summary"] = REFERENCE.sub("", model.get("summary") or "")
     return choices
 
 

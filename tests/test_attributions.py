@@ -43,8 +43,8 @@ def test_share_is_the_covariance_with_the_output():
 @pytest.mark.parametrize(
     ("levels", "ranks", "said"),
     [
-        (("control", "patient"), (), "logit of 'patient' against 'control'"),
-        (("a", "b", "c"), (), "logit of the class that is predicted"),
+        (("control", "patient"), (), "score of 'patient' against 'control'"),
+        (("a", "b", "c"), (), "score of the class that is predicted"),
         ((), (), "predicted 'stage' in standard deviations"),
         ((), ("low", "high"), "predicted place among low < high in standard deviations"),
     ],

@@ -468,6 +468,25 @@ def test_directed_edges_are_drawn_in_the_row_that_they_leave(monkeypatch):
     assert drawn[1].tolist() == [[0, 1], [1, 0]]
 
 
+def test_methods_text_calls_nothing_a_network_that_is_none(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    path = tmp_path / "group" / "choices.json"
+    choices = json.loads(path.read_text())
+    solved = [{"id": f"connectivity_{m}", "model": m, "feature": "connectivity", "role": "network", "summary": f"Solve {m}."}
+              for m in ("boosting", "tangent_linear")]  # fmt: skip
+    derivatives.write_json(path, {**choices, "models": [*choices["models"], *solved]})
+    report.write_methods(tmp_path, "group")
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    networks = text[text.index("Neural networks") : text.index("Training with AdamW")]
+    assert "connectivity_mlp" in networks
+    assert "postfusion" in networks
+    assert "boosting" not in networks
+    assert (
+        "no neural networks, but solved for, were fitted on the same splits: connectivity_boosting (Solve boosting); conn"
+        in text
+    )
+
+
 def test_methods_text_says_that_relatives_are_drawn_together(tmp_path):
     make_group(tmp_path, n=24, n_splits=3)
     path = tmp_path / "group" / "choices.json"

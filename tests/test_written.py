@@ -1,6 +1,10 @@
 """What is missing or broken is empty; what was moved with the output is found."""
 
-from bids_dl import written
+import re
+
+import pytest
+
+from bids_dl import derivatives, written, zoo
 
 
 def test_missing_and_broken_files_are_empty(tmp_path):
@@ -47,3 +51,11 @@ def test_a_broken_toml_is_empty(tmp_path):
     assert written.read_toml(path) == {"quality": {"min_mask_dice": 0.8}}
     path.write_text("[quality\n")
     assert written.read_toml(path) == {}
+
+
+@pytest.mark.parametrize("name", zoo.names("models"))
+def test_summary_of_a_model_ends_in_no_word_that_led_to_a_reference(name, tmp_path):
+    choices = {"models": [{"id": name, "summary": zoo.summary("models", name)}]}
+    derivatives.write_json(tmp_path / "group" / "choices.json", choices)
+    said = written.read_choices(tmp_path)["models"][0]["summary"]
+    assert not re.search(r"\[\d|,[.,]|\b(in|of|as|after)[.,]", said)
