@@ -40,21 +40,25 @@ class AttentionCNN3D(Network):
                 nn.MaxPool3d(2, ceil_mode=True),
             ]
         mix = [nn.Conv3d(channels[-1], width, 1), nn.BatchNorm3d(width), nn.ReLU()]
-        self.backbone = nn.Sequential(*layers, *mix)
+        self.backbone, self.edge = nn.Sequential(*layers, *mix), 2 ** len(channels)
         self.signal, self.gate = nn.Conv3d(width, width, 1), nn.Conv3d(width, width, 1)
         self.score = nn.Conv3d(width, 1, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, n_outputs)
 
     def weights(self, h: Tensor) -> Tensor:
-        """Share 1 out over the cells, (participant, 1, x/8, y/8, z/8)."""
+        """Share 1 out over the cells, (participant, 1, x/8, y/8, z/8): each is ``edge`` voxels wide."""
         scores = self.score(torch.tanh(self.signal(h)) * torch.sigmoid(self.gate(h)))
         return torch.softmax(scores.flatten(1), dim=1).view_as(scores)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Say how much each voxel counts, (participant, x, y, z) on the input's grid, summing to 1."""
+        """Say how much each voxel counts, (participant, x, y, z) on the input's grid, summing to 1.
+
+        The last cells reach beyond a grid that they do not divide.
+        """
         weights = self.weights(self.backbone(x[:, None]))
-        fine = nn.functional.interpolate(weights, size=x.shape[1:], mode="trilinear", align_corners=False)[:, 0]
+        whole = nn.functional.interpolate(weights, scale_factor=self.edge, mode="trilinear", align_corners=False)[:, 0]
+        fine = whole[:, : x.shape[1], : x.shape[2], : x.shape[3]]
         return fine / fine.sum(dim=(1, 2, 3), keepdim=True)
 
     def embed(self, x: Tensor) -> Tensor:

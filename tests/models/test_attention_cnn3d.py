@@ -51,6 +51,21 @@ def test_map_is_on_the_grid_of_the_input_and_sums_to_one(shape):
     torch.testing.assert_close(found.sum(dim=(1, 2, 3)), torch.ones(3))
 
 
+@pytest.mark.parametrize("size", [17, 23])
+def test_map_lies_where_the_cells_are_on_a_grid_that_they_do_not_divide(size, monkeypatch):
+    """The second cell sees voxels 8 to 15, however far the last one reaches beyond the grid."""
+    module = build([(size, 16, 16)], 1).eval()
+
+    def second(h):
+        weights = torch.zeros(len(h), 1, *h.shape[2:])
+        weights[:, :, 1] = 1
+        return weights
+
+    monkeypatch.setattr(module, "weights", second)
+    along = module.attention(torch.zeros(1, size, 16, 16))[0].sum(dim=(1, 2))
+    assert along.topk(2).indices.sort().values.tolist() == [11, 12]
+
+
 def test_lesion_at_a_random_place_is_found_and_the_map_shows_where():
     """Only labels were given; the map of held-out patients peaks at most a cell (8 voxels) from the lesion."""
     data, corners = lesions.cohort(scattered=True)
