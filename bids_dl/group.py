@@ -305,6 +305,13 @@ def _kind(plan: cohorts.Plan, feature: str) -> str:
     return next((v.kind for v in plan.variants if v.name == feature), "column")
 
 
+def _suits(plan: cohorts.Plan, model: str, feature: str) -> bool:
+    """Tell whether a model takes a feature: what it looks like, and of connectomes the kind."""
+    stat = next((v.entities.get("stat", "") for v in plan.variants if v.name == feature), "")
+    suits, unsuited = (zoo.constant("models", model, key) or () for key in ("SUITS", "UNSUITED"))
+    return _kind(plan, feature) in suits and stat not in unsuited
+
+
 def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) -> list[Model]:
     """Put each model on each feature it suits, the baselines beside them, then the fusions over the networks.
 
@@ -323,12 +330,13 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
     for name in dict.fromkeys(("linear", *wanted)):
         if name in ("dummy", "confounds_only"):
             continue
-        suits = zoo.constant("models", name, "SUITS") or ()
-        mine = [f for f in features if _kind(plan, f) in suits]
+        mine = [f for f in features if _suits(plan, name, f)]
         if not mine and name in config.models.names:
+            suits, unsuited = (zoo.constant("models", name, key) or () for key in ("SUITS", "UNSUITED"))
+            but = f", but no {' or '.join(unsuited)}" if unsuited else ""
             raise UsageError(
                 f"the model '{name}' suits none of the features ({', '.join(features) or 'none'}); it takes "
-                f"{' or '.join(cohorts.KINDS[kind] for kind in suits)}."
+                f"{' or '.join(cohorts.KINDS[kind] for kind in suits)}{but}."
             )
         models += [Model(f"{f}_{name}", name, (f,), "baseline" if name in BASELINES else "network") for f in mine]
     return models + _fusions(config, models)

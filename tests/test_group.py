@@ -967,6 +967,20 @@ def test_model_that_suits_no_feature_is_refused():
         group.choose_models(settings(models={"names": ["cnn3d"]}), plan(), has_confounds=True)
 
 
+@pytest.mark.parametrize("stat", ["logcorrelation", "covariance"])
+def test_connectome_that_is_no_correlation_does_not_suit_the_tangent_space(stat):
+    """It was taken for one: logarithms have edges between -1 and 1 too."""
+    variants = [
+        cohorts.Variant(name, "connectivity", {"stat": kind}, {"sub-01": ("x",)}, kind="edge")
+        for name, kind in (("one", "pearsoncorrelation"), ("other", stat))
+    ]
+    wanted = settings(models={"names": ["tangent_linear"]})
+    models = group.choose_models(wanted, replace(plan(), variants=tuple(variants)), has_confounds=False)
+    assert [m.id for m in models] == ["dummy", "one_linear", "other_linear", "one_tangent_linear"]
+    with pytest.raises(UsageError, match=r"suits none .*, but no covariance or logcorrelation"):
+        group.choose_models(wanted, replace(plan(), variants=tuple(variants[1:])), has_confounds=False)
+
+
 def test_fusion_of_one_feature_is_refused():
     with pytest.raises(UsageError, match="a fusion needs networks on at least two features; there is connectivity"):
         group.choose_models(settings(fusions={"names": ["postfusion"]}), plan(), has_confounds=True)

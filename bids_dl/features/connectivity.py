@@ -30,9 +30,9 @@ def extract(scan: Scan, *, kind: str = "correlation", fisher_z: bool = True, shr
     scan
         A table of regional series (time, roi), or a ``relmat`` (roi, roi) of any kind, taken as it is.
     kind
-        ``correlation``; ``partial``, with all other regions held constant [1]_; ``covariance``, which is positive
-        definite and so can be mapped to a tangent space; or ``logarithm``, the matrix logarithm of the correlations [4]_,
-        in which differences are those of the log-Euclidean metric. Partial correlations and covariances come from a
+        ``correlation``; ``partial``, with all other regions held constant [1]_; ``covariance``, whose diagonal is written
+        but seen by no model; or ``logarithm``, the matrix logarithm of the correlations [4]_, in which differences are
+        those of the log-Euclidean metric. Partial correlations and covariances come from a
         covariance that is shrunk [2]_, since there are seldom more volumes than regions.
     fisher_z
         Map r to arctanh(r), whose sampling variance is near constant [3]_; covariances and logarithms are left.

@@ -17,6 +17,9 @@ from bids_dl.layers import Connectome, Network
 from bids_dl.records import Array
 
 SUITS = ("edge",)
+UNSUITED = ("covariance", "logcorrelation")
+"""Kinds of connectome (BIDS's ``stat``) that would be taken for correlations: their logarithm would mean nothing."""
+
 SCHEDULE = {"n_members": 1}
 
 ROWS = 32
