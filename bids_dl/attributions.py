@@ -17,7 +17,9 @@ from bids_dl.records import Array, Attribution, Block, Cohort, FittedModel, Spli
 COLUMNS = {
     "share": "Part of the variance of the output over held-out participants that this value accounts for",
     "mean_abs": "Mean absolute attribution over held-out participants, in units of the output",
-    "signed": "Mean attribution over held-out participants, in units of the output",
+    "signed": "Mean attribution over held-out participants, in units of the output; near 0 where they are like those trained on",
+    "slope": "How much the output rises with the value (of a region or network: with all of its values), in units of the output for "
+    "one standard deviation as the model sees it: slope of the attribution on the value over held-out participants",
 }
 
 
@@ -43,17 +45,24 @@ class Summary:
     mean_abs: Array
     signed: Array
     n: int = 0
+    slope: Array | None = None
+
+    @property
+    def columns(self) -> dict[str, Array]:
+        """What tables tell, by the name of the column."""
+        return {name: found for name in COLUMNS if (found := getattr(self, name)) is not None}
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Summary:
         """Start with nobody."""
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
-    def add(self, values: Array, outputs: Array) -> None:
+    def add(self, values: Array, outputs: Array, slope: Array | None = None) -> None:
         """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
 
-        ``share`` is cov(attribution, output) / var(output): for additive attributions it sums to 1 over all values,
-        since they sum to the output; it needs no label.
+        The mean of attributions says little of a direction, as most of what lies above the training mean in one lies below
+        it in another: that is what ``slope``, from `slopes`, is for. ``share`` is cov(attribution, output) / var(output): for
+        additive attributions it sums to 1 over all values, since they sum to the output; it needs no label.
         """
         n = len(values)
         if n < 2:
@@ -64,22 +73,47 @@ class Summary:
         weight = n / (self.n + n)
         for name, new in (("share", share), ("mean_abs", np.abs(values).mean(axis=0)), ("signed", values.mean(axis=0))):
             setattr(self, name, getattr(self, name) * (1 - weight) + new * weight)
+        if slope is not None:
+            self.slope = (0 if self.slope is None else self.slope * (1 - weight)) + slope * weight
         self.n += n
+
+
+def slopes(values: Array, inputs: Array, *, steps: bool = False) -> Array:
+    """Regress attributions on the values that they are of, (participant, …) both; 0 for what does not vary.
+
+    A linear model has its weights. With ``steps`` the second axis is time or windows, and all steps count alike; NaN is none.
+    """
+    if steps:
+        values, inputs = (x.reshape(-1, *x.shape[2:]) for x in (values, inputs))
+    known = np.isfinite(inputs)
+    n = known.sum(axis=0).clip(1)
+    x, y = (np.where(known, one, 0) for one in (inputs, values))
+    x, y = (np.where(known, one - one.sum(axis=0) / n, 0) for one in (x, y))
+    squares = (x**2).sum(axis=0)
+    return np.asarray((x * y).sum(axis=0) / np.where(squares > 0, squares, np.inf))
 
 
 def summarise(
     models: Iterable[tuple[FittedModel, Split]], cohort: Cohort, method: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Summary], bool]:
-    """Explain the test participants of every split, each by the model that has not seen them; one model at a time."""
+    """Explain the test participants of every split, each by the model that has not seen them; one model at a time.
+
+    Of several classes each participant's own is explained, so that nothing rises or falls with a value in all of them.
+    """
     explain = zoo.load("explainers", method)
+    one_output = cohort.target.n_outputs == 1
     summaries: dict[str, Summary] = {}
     additive = True
     for fitted, split in models:
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
         for name, given in found.values.items():
-            values = over_steps(given, additive=additive) if cohort.features[name].is_sequence else given
-            summaries.setdefault(name, Summary.empty(values.shape[1:])).add(values, found.outputs - found.at_mean)
+            steps = cohort.features[name].is_sequence
+            values = over_steps(given, additive=additive) if steps else given
+            slope = slopes(given, found.inputs[name], steps=steps) if name in found.inputs and one_output else None
+            summaries.setdefault(name, Summary.empty(values.shape[1:])).add(
+                values, found.outputs - found.at_mean, slope
+            )
     return summaries, additive
 
 
@@ -129,34 +163,34 @@ def _write_files(summary: Summary, block: Block, stem: Path, atlas: str, *, addi
         return [*written, _write_volume_regions(summary, block, stem, atlas, additive=additive)]
     if block.dims == ("edge",):
         return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem, additive=additive)]
-    values = [summary.share, summary.mean_abs, summary.signed]
     kind = "region" if block.is_sequence else "column"
-    return [_write(stem, f"{kind}s", {kind: list(block.labels)}, values)]
+    return [_write(stem, f"{kind}s", {kind: list(block.labels)}, summary.columns)]
 
 
 def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> list[Path]:
     """Write several maps as they are, a row a network, and what they are together as one volume and its regions."""
     assert block.affine is not None
     join = np.sum if additive else np.mean
-    each = (summary.share, summary.mean_abs, summary.signed)
-    share, mean_abs, signed = (join(v, axis=0) for v in each)
-    together = Summary(share, mean_abs, signed, summary.n)
+    each = summary.columns
+    together = Summary(n=summary.n, **{name: join(v, axis=0) for name, v in each.items()})
     names = list(block.labels) or [str(number + 1) for number in range(block.shape[0])]
     path = stem.with_name(f"{stem.name}_maps.nii.gz")
     written = [derivatives.write_image(path, np.moveaxis(summary.share, 0, -1), block.affine)]
     if additive:
-        written.append(_write(stem, "columns", {"column": names}, [v.sum(axis=(1, 2, 3)) for v in each]))
+        written.append(
+            _write(stem, "columns", {"column": names}, {name: v.sum(axis=(1, 2, 3)) for name, v in each.items()})
+        )
     one = Block(block.values[:, 0], block.dims[1:], affine=block.affine)
     return [*written, *_write_files(together, one, stem, atlas, additive=additive)]
 
 
-def _write(stem: Path, kind: str, names: Mapping[str, Any], values: Sequence[Array]) -> Path:
+def _write(stem: Path, kind: str, names: Mapping[str, Any], columns: Mapping[str, Array]) -> Path:
     """Write a table, the largest shares first."""
     import pandas as pd
 
-    table = pd.DataFrame({**names, **dict(zip(COLUMNS, values, strict=True))})
-    table = table.iloc[np.argsort(-np.abs(values[0]), kind="stable")]
-    described = dict.fromkeys(names, "Name") | COLUMNS
+    table = pd.DataFrame({**names, **columns})
+    table = table.iloc[np.argsort(-np.abs(columns["share"]), kind="stable")]
+    described = dict.fromkeys(names, "Name") | {name: COLUMNS[name] for name in columns}
     return derivatives.write_table(stem.with_name(f"{stem.name}_{kind}.tsv"), table, described)
 
 
@@ -164,18 +198,18 @@ def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
     first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
     labels = np.asarray(block.labels, dtype=object)
     names = {"region_a": labels[first], "region_b": labels[second]}
-    return _write(stem, "edges", names, [summary.share, summary.mean_abs, summary.signed])
+    return _write(stem, "edges", names, summary.columns)
 
 
 def _write_edge_regions(summary: Summary, block: Block, stem: Path, *, additive: bool) -> Path:
-    """Give each region half of each of its edges; where these are not additive, their mean."""
+    """Give each region half of each of its edges, but their whole slopes; where edges are not additive, their mean."""
     first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
     n = len(block.labels)
     parts = 2 if additive else np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
-    found = [
-        (np.bincount(first, values, n) + np.bincount(second, values, n)) / parts
-        for values in (summary.share, summary.mean_abs, summary.signed)
-    ]
+    found = {
+        name: (np.bincount(first, values, n) + np.bincount(second, values, n)) / (1 if name == "slope" else parts)
+        for name, values in summary.columns.items()
+    }
     return _write(stem, "regions", {"region": list(block.labels)}, found)
 
 
@@ -185,13 +219,10 @@ def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str
     chosen = regions.load_atlas(atlas)
     labels = regions.on_grid(chosen, block.shape, block.affine).ravel()
     size = np.bincount(labels, minlength=len(chosen.labels) + 1)[1:]
-    sums = [
-        np.bincount(labels, v.ravel(), len(chosen.labels) + 1)[1:]
-        for v in (summary.share, summary.mean_abs, summary.signed)
-    ]
     kept = np.flatnonzero(size)
-    values: list[Array] = [np.asarray(s[kept] if additive else s[kept] / size[kept], float) for s in sums]
-    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, values)
+    sums = {n: np.bincount(labels, v.ravel(), len(size) + 1)[1:][kept] for n, v in summary.columns.items()}
+    found = {name: np.asarray(s if additive else s / size[kept], float) for name, s in sums.items()}
+    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, found)
 
 
 def able(asked: Sequence[str], *, gradients: bool) -> tuple[str, ...]:

@@ -719,7 +719,7 @@ def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
             name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
             for name in zoo.names("explainers")
         }.get(key)
-        few = f" of at most {most} participants a split, evenly spread" if most else ""
+        few = f" (at most {most} participants a split, evenly spread)" if most else ""
         named.append(f"{spoken(method)} [{_explainer_citation(key)}]{few}")
     several = any(len(t.get("levels", ())) > 2 and t["kind"] == "classification" for t in choices.get("targets", []))
     said = "; of several classes the predicted one was explained" if several else ""

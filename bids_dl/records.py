@@ -229,7 +229,7 @@ class Attribution:
     ``values`` has for each input (participant, …) in the input's shape, in units of ``outputs`` (participant,): the
     logit of a class, or the standardised quantity. ``at_mean`` (participant,) is the same output of the training mean,
     with what is absent of the participant absent. ``additive`` promises that the values of a participant sum to its
-    output, less ``at_mean``.
+    output, less ``at_mean``. ``inputs`` are the normalised values that additive ones are of, in the same shapes; NaN is absent.
     """
 
     values: Mapping[str, Array]
@@ -238,3 +238,4 @@ class Attribution:
     outputs: Array
     at_mean: Array
     additive: bool = True
+    inputs: Mapping[str, Array] = field(default_factory=dict)

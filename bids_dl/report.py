@@ -783,7 +783,12 @@ def _explanation(paths: Mapping[str, Path], *, additive: bool = True) -> Json:
         regions = regions.iloc[np.argsort(-regions["share"].abs().fillna(0).to_numpy(), kind="stable")]
         top = regions.head(20).fillna({"share": 0})
         largest = max(float(top["share"].abs().max()), 1e-12)
-        shown["regions"] = [(r, abs(s) / largest, f"{s:.2%}") for r, s in zip(top["region"], top["share"], strict=True)]
+        directed = "slope" in top and "edges" not in paths
+        ways = np.where(top["slope"] > 0, " \N{UPWARDS ARROW}", " \N{DOWNWARDS ARROW}") if directed else [""] * len(top)
+        shown["note"] += " \N{UPWARDS ARROW}: the output rises with it." if directed else ""
+        shown["regions"] = [
+            (r, abs(s) / largest, f"{s:.2%}{way}") for r, s, way in zip(top["region"], top["share"], ways, strict=True)
+        ]
     edges = written.read_table(paths["edges"]) if "edges" in paths else written.read_table(Path())
     if not edges.empty:
         shown["edges"] = _table(edges.iloc[np.argsort(-edges["share"].abs().fillna(0).to_numpy(), kind="stable")[:30]])
@@ -800,21 +805,21 @@ def _said_output(path: Path) -> str:
 
 
 def _edge_matrix(edges: Any, regions: Any) -> Json:
-    """Draw the edges as a matrix, signed where that was written, else their share; a directed one row by row."""
+    """Draw the edges as a matrix, their slopes where these were written, else their share; a directed one row by row."""
     names = (
         list(regions["region"]) if not regions.empty else list(dict.fromkeys([*edges["region_a"], *edges["region_b"]]))
     )
     place = {n: i for i, n in enumerate(names)}
     if len(names) > 400:
         return {}
-    column = "signed" if "signed" in edges and edges["signed"].notna().any() else "share"
+    column = "slope" if "slope" in edges and edges["slope"].notna().any() else "share"
     values = np.zeros((len(names), len(names)))
     a, b = (edges[c].map(place).to_numpy(int) for c in ("region_a", "region_b"))
     values[b, a] = edges[column].fillna(0)
     values[a, b] = edges[column].fillna(0)  # last: of a directed connectome both directions are listed
     said = (
-        "Signed attribution: red raises the output, blue lowers it."
-        if column == "signed"
+        "Slope: the output rises with a red edge and falls with a blue one, for one standard deviation as the model sees it."
+        if column == "slope"
         else "Share of the prediction."
     )
     said += " Regions are ordered by their share." if len(regions) else ""

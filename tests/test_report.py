@@ -218,7 +218,7 @@ def _explained(group: Path, n_regions: int, rng: np.random.Generator) -> None:
     weight = rng.standard_gamma(0.5, len(a))
     edges = pd.DataFrame({
         "region_a": np.array(names)[a], "region_b": np.array(names)[b], "share": weight / weight.sum(), "mean_abs": weight,
-        "signed": weight * rng.choice([-1, 1], len(a)),
+        "signed": weight * rng.choice([-1, 1], len(a)), "slope": weight * rng.choice([-1, 1], len(a)),
     })  # fmt: skip
     stem = "target-diagnosis_model-postfusion_feature-connectivity_desc-integrated_gradients"
     derivatives.write_table(folder / f"{stem}_edges.tsv", edges)
@@ -436,15 +436,15 @@ def test_methods_text_says_whose_predictions_are_explained_and_of_which_class(tm
     derivatives.write_text(tmp_path / "logs" / "bids_dl_group.toml", toml)
     report.write_methods(tmp_path, "group")
     text = (tmp_path / "logs" / "CITATION.md").read_text()
-    assert "[@Sundararajan2017; @Kokhlikyan2020] of at most 32 participants a split, evenly spread and by" in text
-    assert "occlusion [@Zeiler2014] of at most 5 participants a split, evenly spread." in text
+    assert "[@Sundararajan2017; @Kokhlikyan2020] (at most 32 participants a split, evenly spread) and by" in text
+    assert "occlusion [@Zeiler2014] (at most 5 participants a split, evenly spread)." in text
     path = tmp_path / "group" / "choices.json"
     choices = json.loads(path.read_text())
     choices["targets"][0]["levels"].append("other")
     derivatives.write_json(path, choices)
     report.write_methods(tmp_path, "group")
     text = (tmp_path / "logs" / "CITATION.md").read_text()
-    assert "evenly spread; of several classes the predicted one was explained." in text
+    assert "evenly spread); of several classes the predicted one was explained." in text
 
 
 def test_explanation_says_which_output_and_how_many_predictions(tmp_path):
@@ -458,10 +458,18 @@ def test_explanation_says_which_output_and_how_many_predictions(tmp_path):
     assert report._explanation(paths, additive=False)["note"].startswith(f"{note} Regions are occluded one by one")
 
 
+def test_region_says_whether_the_output_rises_with_it(tmp_path):
+    table = pd.DataFrame({"region": ["A", "B"], "share": [0.6, 0.4], "slope": [-0.1, 2.0]})
+    derivatives.write_table(tmp_path / "x_regions.tsv", table)
+    shown = report._explanation({"regions": tmp_path / "x_regions.tsv"})
+    assert [said for _, _, said in shown["regions"]] == ["60.00% ↓", "40.00% ↑"]
+    assert "↑: the output rises with it." in shown["note"]
+
+
 def test_directed_edges_are_drawn_in_the_row_that_they_leave(monkeypatch):
     drawn = []
     monkeypatch.setattr(report.pictures, "draw_matrix", drawn.append)
-    edges = pd.DataFrame({"region_a": ["A", "B"], "region_b": ["B", "A"], "signed": [1.0, -2.0], "share": [0.0, 0.0]})
+    edges = pd.DataFrame({"region_a": ["A", "B"], "region_b": ["B", "A"], "slope": [1.0, -2.0], "share": [0.0, 0.0]})
     report._edge_matrix(edges, pd.DataFrame())
     report._edge_matrix(edges[:1], pd.DataFrame())
     assert drawn[0].tolist() == [[0, 1], [-2, 0]]

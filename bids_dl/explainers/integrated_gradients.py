@@ -54,19 +54,26 @@ def explain(
     rows = split.tested(max_participants)
     method = IntegratedGradients(fitted.module)
     values: dict[str, list[Array]] = {name: [] for name in fitted.inputs}
+    given: dict[str, list[Array]] = {name: [] for name in fitted.inputs}
     outputs: list[Array] = [np.zeros(0)]
     at_mean: list[Array] = [np.zeros(0)]
     for start in range(0, len(rows), batch_size):
         inputs = training.inputs_of(fitted, cohort, rows[start : start + batch_size])
         out, mean, chosen = training.chosen_output(fitted, inputs)
         found = method.attribute(inputs, tuple(torch.zeros_like(x) for x in inputs), target=chosen, n_steps=n_steps)
-        for name, attribution in zip(fitted.inputs, found, strict=True):
+        for name, attribution, x in zip(fitted.inputs, found, inputs, strict=True):
+            given[name].append(x.numpy())
             values[name].append(torch.nan_to_num(attribution).detach().numpy().astype(np.float32))
         outputs.append(out)
         at_mean.append(mean)
     ids = cohort.participants["participant_id"].iloc[rows]
-    joined = {
-        name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape))
-        for name, parts in values.items()
-    }
-    return Attribution(joined, tuple(ids), "integratedgradients", np.concatenate(outputs), np.concatenate(at_mean))
+    joined, normalised = (
+        {
+            name: np.concatenate(parts) if parts else np.zeros((0, *cohort.features[name].shape))
+            for name, parts in lists.items()
+        }
+        for lists in (values, given)
+    )
+    return Attribution(
+        joined, tuple(ids), "integratedgradients", np.concatenate(outputs), np.concatenate(at_mean), inputs=normalised
+    )  # fmt: skip

@@ -112,6 +112,21 @@ def test_planted_edges_have_the_largest_shares(levels):
     assert roc_auc_score(planted, np.abs(found["edges"].share)) >= 0.9
 
 
+@pytest.mark.parametrize("levels", [TARGETS["two classes"], ()], ids=["two classes", "quantity"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "brainnetcnn"])
+def test_slopes_of_planted_edges_have_the_direction_that_was_planted(kind, levels):
+    """Means of attributions do not: half of them were negative, as half of the people lie below the mean."""
+    data = cohort(levels)
+    found, _ = attributions.summarise([(trained(kind, data), SPLIT)], data, "integrated_gradients", {})
+    assert (found["edges"].slope[PLANTED] > 0).mean() > 0.9
+
+
+def test_of_several_classes_nothing_has_one_direction():
+    data = cohort(TARGETS["three classes"])
+    found, _ = attributions.summarise([(trained("linear", data), SPLIT)], data, "integrated_gradients", {})
+    assert found["edges"].slope is None
+
+
 def test_nothing_planted_leaves_the_shares_anywhere():
     data = cohort(TARGETS["two classes"], effect=0.0)
     found, _ = attributions.summarise([(trained("linear", data), SPLIT)], data, "integrated_gradients", {})
