@@ -22,6 +22,10 @@ COLUMNS = {
     "one standard deviation as the model sees it: slope of the attribution on the value over held-out participants",
 }
 
+MOVED_ONE = "Attribution of one prediction, in units of the output"
+LOOKED_ONE = "Part of the network's attention that this value has; without a sign"
+LOOKED = "Part of the network's attention that this value has, mean over held-out participants; without a sign"
+
 
 def output_of(target: Target) -> str:
     """Say which output is explained, and what is more of it."""
@@ -46,16 +50,29 @@ class Summary:
     signed: Array
     n: int = 0
     slope: Array | None = None
+    looked: bool = False
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What its columns mean."""
+        return {"share": LOOKED} if self.looked else COLUMNS
 
     @property
     def columns(self) -> dict[str, Array]:
         """What tables tell, by the name of the column."""
+        if self.looked:
+            return {"share": self.share}
         return {name: found for name in COLUMNS if (found := getattr(self, name)) is not None}
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Summary:
         """Start with nobody."""
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+
+    def look(self, shares: Array) -> None:
+        """Add where a model looked in one split's participants, (participant, …)."""
+        self.looked, self.n = True, self.n + len(shares)
+        self.share = self.share + (shares - self.share).sum(axis=0) / max(self.n, 1)
 
     def add(self, values: Array, outputs: Array, slope: Array | None = None) -> None:
         """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
@@ -108,6 +125,9 @@ def summarise(
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
         for name, given in found.values.items():
+            if found.shares:
+                summaries.setdefault(name, Summary.empty(given.shape[1:])).look(given)
+                continue
             steps = cohort.features[name].is_sequence
             values = over_steps(given, additive=additive) if steps else given
             slope = slopes(given, found.inputs[name], steps=steps) if name in found.inputs and one_output else None
@@ -150,7 +170,7 @@ def write_group(
     written = _write_files(summary, without_steps(block), stem, atlas, additive=additive)
     for path in written:
         beside = derivatives.sidecar_path(path)
-        said = {"Description": COLUMNS["share"]} if path.name.endswith(".nii.gz") else query.read_json(beside)
+        said = {"Description": summary.said["share"]} if path.name.endswith(".nii.gz") else query.read_json(beside)
         derivatives.write_json(beside, {**said, "Output": output, "NumberOfExplainedPredictions": summary.n})
     return written
 
@@ -184,13 +204,15 @@ def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, addit
     return [*written, *_write_files(together, one, stem, atlas, additive=additive)]
 
 
-def _write(stem: Path, kind: str, names: Mapping[str, Any], columns: Mapping[str, Array]) -> Path:
+def _write(
+    stem: Path, kind: str, names: Mapping[str, Any], columns: Mapping[str, Array], said: Mapping[str, str] = COLUMNS
+) -> Path:
     """Write a table, the largest shares first."""
     import pandas as pd
 
     table = pd.DataFrame({**names, **columns})
     table = table.iloc[np.argsort(-np.abs(columns["share"]), kind="stable")]
-    described = dict.fromkeys(names, "Name") | {name: COLUMNS[name] for name in columns}
+    described = dict.fromkeys(names, "Name") | {name: said[name] for name in columns}
     return derivatives.write_table(stem.with_name(f"{stem.name}_{kind}.tsv"), table, described)
 
 
@@ -222,14 +244,18 @@ def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str
     kept = np.flatnonzero(size)
     sums = {n: np.bincount(labels, v.ravel(), len(size) + 1)[1:][kept] for n, v in summary.columns.items()}
     found = {name: np.asarray(s if additive else s / size[kept], float) for name, s in sums.items()}
-    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, found)
+    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, found, summary.said)
 
 
-def able(asked: Sequence[str], *, gradients: bool) -> tuple[str, ...]:
-    """Keep the explainers that a model can be explained by: one that no gradient passes by occlusion at least."""
-    if gradients:
-        return tuple(asked)
-    return tuple(one for one in asked if not zoo.constant("explainers", one, "GRADIENTS")) or ("occlusion",)
+def able(asked: Sequence[str], *, gradients: bool, attention: bool) -> tuple[str, ...]:
+    """Keep the explainers that a model can be explained by, and occlusion at least.
+
+    Some need a model that ``gradients`` pass, some one that weighs places, by ``attention``.
+    """
+    there = {"GRADIENTS": gradients, "ATTENTION": attention}
+    return tuple(
+        one for one in asked if all(has or not zoo.constant("explainers", one, need) for need, has in there.items())
+    ) or ("occlusion",)
 
 
 def write_participant(
@@ -258,19 +284,26 @@ def write_participant(
                         config.out,
                         participant_id,
                         "".join(map(derivatives.word, desc)),
-                        output_of(one.target),
+                        {"Description": LOOKED_ONE}
+                        if found.shares
+                        else {"Description": MOVED_ONE, "Output": output_of(one.target)},
                     )
                 )
     return [str(path.relative_to(config.out)) for path in written]
 
 
 def _write_one(
-    described: Mapping[str, Any], block: Block, values: Array, out: Path, participant_id: str, desc: str, output: str
+    described: Mapping[str, Any],
+    block: Block,
+    values: Array,
+    out: Path,
+    participant_id: str,
+    desc: str,
+    sidecar: dict[str, Any],
 ) -> Path:
     names = {k: v for k, v in described.get("entities", {}).items() if k in {"task", "space", "atlas", "res"}}
     names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
     folder = out / participant_id / (described.get("entities", {}).get("datatype") or "func")
-    sidecar: dict[str, Any] = {"Description": "Attribution of one prediction, in units of the output", "Output": output}
     if described.get("affine") is not None:
         sidecar |= {"SkullStripped": True, "Resolution": "that of the feature"}
         space_first = np.moveaxis(values, 0, -1) if values.ndim == 4 else values

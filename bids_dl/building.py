@@ -81,6 +81,14 @@ def without_gradients(definition: Any) -> tuple[str, ...]:
     return (*([module.rpartition(".")[2]] if blind else ()), *inside)
 
 
+def attends(definition: Mapping[str, Any]) -> bool:
+    """Tell whether a model's file says that it weighs places; an ensemble's members are alike, a fusion weighs none itself."""
+    module, _, name = str(definition["_target_"]).rpartition(".")
+    if name in ("Ensemble", "Ordered"):
+        return attends(definition["members"][0])
+    return bool(getattr(importlib.import_module(module), "ATTENTION", False))
+
+
 def origin(folder: Path) -> str:
     """Read which model a bundle holds; an ensemble holds several of one.
 

@@ -846,7 +846,7 @@ FUNCTIONS = {
 
 
 def _explainers(config: Config, model: Model) -> tuple[str, ...]:
-    """Explain every model by integrated gradients, and the networks by occlusion too, unless named otherwise.
+    """Explain every model by integrated gradients, and the networks by all that suits them, unless named otherwise.
 
     A model that no gradient passes, or a fusion with one, is explained by what needs none, by occlusion at least.
     """
@@ -855,7 +855,8 @@ def _explainers(config: Config, model: Model) -> tuple[str, ...]:
     )
     parts = [one.removeprefix(f"{feature}_") for feature, one in zip(model.inputs, model.members, strict=False)]
     gradients = all(zoo.constant("models", one, "GRADIENTS") is not False for one in parts or [model.method])
-    return attributions.able(asked, gradients=gradients)
+    attention = model.role == "network" and bool(zoo.constant("models", model.method, "ATTENTION"))
+    return attributions.able(asked, gradients=gradients, attention=attention)
 
 
 def n_retrained(config: Config, model: Model, n_participants: int) -> int:

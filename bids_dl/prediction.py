@@ -218,5 +218,9 @@ def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> 
     """Write the attributions of one participant's prediction beside the features."""
     fitted, said = _loaded(folder)
     asked = config.explainers.names or ("integrated_gradients",)
-    methods = attributions.able(asked, gradients=not building.without_gradients(fitted.definition))
+    methods = attributions.able(
+        asked,
+        gradients=not building.without_gradients(fitted.definition),
+        attention=building.attends(fitted.definition),
+    )
     return attributions.write_participant(fitted, said, one, config, participant_id, folder.name, methods)

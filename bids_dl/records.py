@@ -230,6 +230,7 @@ class Attribution:
     logit of a class, or the standardised quantity. ``at_mean`` (participant,) is the same output of the training mean,
     with what is absent of the participant absent. ``additive`` promises that the values of a participant sum to its
     output, less ``at_mean``. ``inputs`` are the normalised values that additive ones are of, in the same shapes; NaN is absent.
+    ``shares`` says that values are parts of 1 instead: where a model looked.
     """
 
     values: Mapping[str, Array]
@@ -238,4 +239,5 @@ class Attribution:
     outputs: Array
     at_mean: Array
     additive: bool = True
+    shares: bool = False
     inputs: Mapping[str, Array] = field(default_factory=dict)

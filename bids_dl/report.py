@@ -745,6 +745,12 @@ def _differences(view: charts.View) -> Json | None:
     return _table(shown.round({"part of the variance": 3, "p": 4, "p adjusted": 4}))
 
 
+METHOD_NOTES = {
+    "occlusion": " Regions are occluded one by one: their shares overlap and do not add up.",
+    "attention": " Shares tell where the network looked, not what it made of it.",
+}
+
+
 def _explanations(view: charts.View) -> list[Json]:
     """Show the maps, edges and regions of this target; the best model's are open."""
     groups: dict[tuple[str, str, str], dict[str, Path]] = {}
@@ -755,20 +761,14 @@ def _explanations(view: charts.View) -> list[Json]:
     shown = []
     for number, ((model, feature, method), paths) in enumerate(ordered):
         title = f"{model} · {prose.TITLES.get(feature, feature)} · {prose.spoken(method)}"
-        drawn = (
-            _safely(partial(_explanation, additive=method != "occlusion"), paths)
-            if number < view.n_drawn
-            else {"failure": TOO_MANY}
-        )
+        drawn = _safely(partial(_explanation, method=method), paths) if number < view.n_drawn else {"failure": TOO_MANY}
         shown.append({"title": title, "open": model == view.best and number < 2, **drawn})
     return shown
 
 
-def _explanation(paths: Mapping[str, Path], *, additive: bool = True) -> Json:
+def _explanation(paths: Mapping[str, Path], *, method: str = "") -> Json:
     """Draw one method's result: a map on the template, or edges as table, matrix and regions."""
-    shown: Json = {"note": _said_output(next(iter(paths.values())))}
-    if not additive:
-        shown["note"] += " Regions are occluded one by one: their shares overlap and do not add up."
+    shown: Json = {"note": _said_output(next(iter(paths.values()))) + METHOD_NOTES.get(method, "")}
     if "statmap" in paths:
         shown |= pictures.draw_overlay(paths["statmap"])
     regions = next(

@@ -11,6 +11,7 @@ from bids_dl.grid import one_volume
 from bids_dl.layers import Network
 
 SUITS = ("volume",)
+ATTENTION = True
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 20,

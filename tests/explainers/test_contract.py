@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import training, zoo
+from bids_dl import attributions, training, zoo
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, FittedModel, Split, Target
@@ -25,6 +25,7 @@ MODELS = [
     ("linear", "maps"),
     ("cnn3d", "maps"),
     ("cnn_ica", "moving"),
+    ("attention_cnn3d", "volume"),
 ]
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 
@@ -60,11 +61,17 @@ def fitted():
     return fit
 
 
+def suits(name, model):
+    attention = bool(zoo.constant("models", model, "ATTENTION"))
+    return attributions.able((name,), gradients=True, attention=attention) == (name,)
+
+
 every = pytest.mark.parametrize("name", EXPLAINERS)
-every_model = pytest.mark.parametrize(("model", "feature"), MODELS)
+every_model = pytest.mark.parametrize(
+    ("name", "model", "feature"), [(name, *model) for name in EXPLAINERS for model in MODELS if suits(name, model[0])]
+)
 
 
-@every
 @every_model
 @pytest.mark.parametrize("levels", TARGETS.values(), ids=TARGETS)
 def test_attribution_has_the_shape_of_the_input(name, model, feature, levels, fitted):
@@ -79,12 +86,12 @@ def test_attribution_has_the_shape_of_the_input(name, model, feature, levels, fi
 
 @every
 def test_outputs_are_those_of_the_explained_class(name, fitted):
-    model, data = fitted("linear", "edges", TARGETS["three classes"])
+    model, feature = next(one for one in MODELS if suits(name, one[0]))
+    model, data = fitted(model, feature, TARGETS["three classes"])
     found = zoo.load("explainers", name)(model, data, SPLIT)
     np.testing.assert_allclose(found.outputs, training.outputs(model, data, SPLIT.test).max(axis=1), atol=1e-5)
 
 
-@every
 @every_model
 def test_same_call_gives_the_same_attribution_and_changes_no_weight(name, model, feature, fitted):
     model, data = fitted(model, feature, ())
@@ -94,7 +101,6 @@ def test_same_call_gives_the_same_attribution_and_changes_no_weight(name, model,
     assert all((v == before[k]).all() for k, v in model.module.state_dict().items())
 
 
-@every
 @every_model
 def test_at_most_so_many_participants_are_explained(name, model, feature, fitted):
     model, data = fitted(model, feature, ())
@@ -103,7 +109,6 @@ def test_at_most_so_many_participants_are_explained(name, model, feature, fitted
     assert found.participant_ids == ("sub-22", "sub-25", "sub-29")  # the first ones may be of one site or class
 
 
-@every
 @every_model
 def test_nobody_to_explain_gives_an_empty_attribution(name, model, feature, fitted):
     model, data = fitted(model, feature, ())
