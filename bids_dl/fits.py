@@ -342,14 +342,27 @@ def _check_start(step: Step, started: Path, inputs: Sequence[str], split: Split)
 
 
 def _fuse(step: Step, model: Settings, chosen: Split) -> FittedModel:
-    """Fuse the members' fits on the same split."""
+    """Fuse the members' fits on the same split, of each feature the best one."""
     method = model["method"]
-    members = [bundle.load(step.fit_folder(member, chosen.name) / "model") for member in model["members"]]
+    members = [
+        bundle.load(step.fit_folder(member, chosen.name) / "model") for member in _best(step, model, chosen.name)
+    ]
     settings = settings_for({"_target_": f"bids_dl.fusions.{method}.build"}, step.config)
     fused: FittedModel = zoo.load("fusions", method)(
         members, step.cohort, chosen, settings, **step.config.fusions.of(method)
     )
     return fused
+
+
+def _best(step: Step, model: Settings, split: str) -> list[str]:
+    """Choose of each feature the network with the lowest validation loss, on training rows that it was not fitted on."""
+    found: dict[str, list[tuple[float, str]]] = {feature: [] for feature in model["inputs"]}
+    for member_id, (feature, _) in zip(model["members"], model["parts"], strict=True):
+        lowest: dict[int, float] = {}
+        for row in query.read_json_list(step.fit_folder(member_id, split) / "history.json"):
+            lowest[row["member"]] = min(row["validation_loss"], lowest.get(row["member"], np.inf))
+        found[feature].append((float(np.mean(list(lowest.values()))), member_id))
+    return [min(networks)[1] for networks in found.values()]
 
 
 def retrain(model: Settings, split: str, n: int, names: Sequence[str], **common: Any) -> int:
@@ -887,7 +900,7 @@ def _decoding(step: Step) -> dict[str, Any]:
 
 def _taught_by(step: Step, model: Settings, split: Split) -> NDArray[np.intp]:
     """Number the rows that a model has seen: the training rows, and those without a target where these teach it."""
-    methods = [one.removeprefix(f"{name}_") for name, one in zip(model["inputs"], model["members"], strict=False)]
+    methods = [method for _, method in model["parts"]]
     asked = step.config.training.pretrain != "none" and model["role"] != "baseline"
     if not asked and not any(zoo.constant("models", m, "USES_UNLABELLED") for m in methods or [model["method"]]):
         return split.pool

@@ -33,13 +33,17 @@ DECISIVE = ("features", "targets", "decoding", "quality", "harmonizers", "models
 
 @dataclass(frozen=True)
 class Model:
-    """One model on one feature, or a fusion of such models."""
+    """One model on one feature, or a fusion of such models.
+
+    A fusion waits for its ``members``; ``parts`` has the feature and the method of each. Of those of one feature each split chooses.
+    """
 
     id: str
     method: str
     inputs: tuple[str, ...]
     role: str
     members: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 def run(config: Config, modes: frozenset[str]) -> int:
@@ -343,20 +347,21 @@ def choose_models(config: Config, plan: cohorts.Plan, *, has_confounds: bool) ->
 
 
 def _fusions(config: Config, models: Sequence[Model]) -> list[Model]:
-    """Fuse one network a feature, where there are two features or more.
+    """Fuse one network a feature, where there are two features or more: each split chooses it by the validation loss.
 
     Models that solve for their weights are left out: no training row is new to them, on which to learn how to join them.
     """
-    members = {m.inputs[0]: m for m in models if m.role == "network" and zoo.has_epochs(m.method)}
-    wanted = config.fusions.names or (zoo.names("fusions") if len(members) > 1 else ())
-    if wanted and len(members) < 2:
+    members = [m for m in models if m.role == "network" and zoo.has_epochs(m.method)]
+    inputs = tuple(dict.fromkeys(m.inputs[0] for m in members))
+    wanted = config.fusions.names or (zoo.names("fusions") if len(inputs) > 1 else ())
+    if wanted and len(inputs) < 2:
         solved = sorted({m.method for m in models if m.role == "network" and not zoo.has_epochs(m.method)})
         raise UsageError(
-            f"a fusion needs networks on at least two features; there is {', '.join(members) or 'none'}"
+            f"a fusion needs networks on at least two features; there is {', '.join(inputs) or 'none'}"
             + (f" ({', '.join(solved)} cannot be fused: no training row is new to them)." if solved else ".")
         )
-    inputs = tuple(members)
-    return [Model(name, name, inputs, "fusion", tuple(m.id for m in members.values())) for name in wanted]
+    ids, parts = tuple(m.id for m in members), tuple((m.inputs[0], m.method) for m in members)
+    return [Model(name, name, inputs, "fusion", ids, parts) for name in wanted]
 
 
 @dataclass(frozen=True)
@@ -853,8 +858,8 @@ def _explainers(config: Config, model: Model) -> tuple[str, ...]:
     asked = config.explainers.names or (
         ("integrated_gradients",) if model.role == "baseline" else zoo.names("explainers")
     )
-    parts = [one.removeprefix(f"{feature}_") for feature, one in zip(model.inputs, model.members, strict=False)]
-    gradients = all(zoo.constant("models", one, "GRADIENTS") is not False for one in parts or [model.method])
+    methods = [method for _, method in model.parts] or [model.method]
+    gradients = all(zoo.constant("models", one, "GRADIENTS") is not False for one in methods)
     attention = model.role == "network" and bool(zoo.constant("models", model.method, "ATTENTION"))
     return attributions.able(asked, gradients=gradients, attention=attention)
 

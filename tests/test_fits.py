@@ -4,7 +4,7 @@ import numpy as np
 from trained import SMALL, cohort, split_of, train
 
 from bids_dl import config as configuration
-from bids_dl import fits, metrics, nulls, splits, training
+from bids_dl import derivatives, fits, metrics, nulls, splits, training
 from bids_dl.metrics import Predictions
 from bids_dl.settings import Settings
 
@@ -20,6 +20,16 @@ def test_training_participants_are_counted_where_they_have_the_input(tmp_path):
     fits._predict(step, train("linear", "columns", data, split), split, tmp_path / "predictions.npz")
     with np.load(tmp_path / "predictions.npz") as found:
         assert found["n_train"] == len(split.pool) - len(split.train[::2])
+
+
+def test_a_fusion_takes_of_each_feature_the_network_of_the_lowest_validation_loss(tmp_path):
+    losses = {"a_mlp": [[0.6, 0.5, 0.9], [0.7, 0.7]], "a_gcn": [[0.4, 0.9], [0.9, 0.9]], "b_cnn3d": [[0.8]]}
+    for name, members in losses.items():
+        rows = [{"member": k, "epoch": e, "validation_loss": v} for k, m in enumerate(members) for e, v in enumerate(m)]
+        derivatives.write_json(tmp_path / name / "one" / "history.json", rows)
+    step = SimpleNamespace(fit_folder=lambda model, split: tmp_path / model / split)
+    model = {"inputs": ("a", "b"), "members": list(losses), "parts": [("a", "mlp"), ("a", "gcn"), ("b", "cnn3d")]}
+    assert fits._best(step, model, "one") == ["a_mlp", "b_cnn3d"]  # 0.6 on average, not 0.65
 
 
 def test_permuted_labels_stay_in_their_fold():

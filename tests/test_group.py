@@ -991,6 +991,12 @@ def test_a_model_that_solves_is_no_member_of_a_fusion():
     chosen = settings(models={"names": ["kernel", "mlp", "mean_mlp"]})
     fused = [m.members for m in group.choose_models(chosen, both, has_confounds=True) if m.role == "fusion"]
     assert fused == [("connectivity_mlp", "series_mean_mlp")]
+    several = settings(models={"names": ["mlp", "gcn", "mean_mlp"]})
+    fused = next(m for m in group.choose_models(several, both, has_confounds=True) if m.role == "fusion")
+    assert (fused.inputs, fused.parts[:2]) == (
+        ("connectivity", "series"),
+        (("connectivity", "mlp"), ("connectivity", "gcn")),
+    )
     alone = settings(models={"names": ["kernel", "mean_mlp"]})
     assert not [m for m in group.choose_models(alone, both, has_confounds=True) if m.role == "fusion"]
     asked = settings(models={"names": ["kernel", "mean_mlp"]}, fusions={"names": ["postfusion"]})
