@@ -593,6 +593,12 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         tables = _tables(out, "histories/*.tsv")
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
         said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
+        fused = any(m.get("role") == "fusion" for m in choices.get("models", []))
+        said += (
+            ["A fusion joined, in each split, the network of each feature that had the lowest such loss."]
+            if fused
+            else []
+        )
         halved = any((t["bits"] == 16).any() for t in tables if "bits" in t)
         said += ["They were computed in bfloat16, with weights in float32."] if halved else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
