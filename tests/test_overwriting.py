@@ -1,6 +1,7 @@
 """Fits are known by what they depend on: asking for more keeps those that are there."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from test_group import CONFIG, run, tables, write_dataset
@@ -117,10 +118,11 @@ def test_a_fit_is_told_every_setting_of_its_training():
         "training": {
             "n_epochs": 3, "patience": 2, "batch_size": 5, "learning_rate": 0.1, "weight_decay": 0.2, "n_members": 2,
             "augment": "on", "precision": "32", "pretrain": "masked", "synthetic": "vae", "n_synthetic": 2.0,
-            "start_from": "", "frozen": ["first"], "class_weights": False,
+            "start_from": "", "class_weights": False,
         },
     }  # fmt: skip
     whole = configuration.from_mapping(given)
+    whole = replace(whole, training=replace(whole.training, frozen=("first",)))  # which needs a bundle to start from
     defaults = configuration.Training()
     assert [k for k, v in vars(whole.training).items() if v == getattr(defaults, k)] == ["start_from"]
     own = configuration.of_fit(whole, "group", ["mlp"])

@@ -455,7 +455,7 @@ def test_explanation_says_which_output_and_how_many_predictions(tmp_path):
     derivatives.write_json(tmp_path / "x_regions.json", said)
     note = "The output is the logit of 'b' against 'a'. 9 predictions of held-out participants are explained."
     assert report._explanation(paths)["note"] == note
-    assert report._explanation(paths, additive=False)["note"].startswith(f"{note} Regions are occluded one by one")
+    assert report._explanation(paths, method="occlusion")["note"].startswith(f"{note} Regions are occluded one by one")
 
 
 def test_region_says_whether_the_output_rises_with_it(tmp_path):

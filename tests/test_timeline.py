@@ -38,7 +38,7 @@ def train(bids, out, method, **decodes):
     (config.work / "final").mkdir(exist_ok=True)
     final(made).to_csv(config.work / "final" / "events.tsv", sep="\t", index=False)
     name, feature = MODELS[method]
-    model = {"id": name, "method": method, "inputs": [feature], "role": "network", "members": []}
+    model = {"id": name, "method": method, "inputs": [feature], "role": "network", "members": [], "parts": []}
     common = {
         "config": configuration.to_mapping(config),
         "target": "events",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bids_dl import bundle, metrics, training, zoo
+from bids_dl import attributions, bundle, metrics, training, zoo
 from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
@@ -15,7 +15,8 @@ from bids_dl.settings import Settings
 
 N = 36
 SPLIT = Split(np.arange(0, 20), np.arange(20, 26), np.arange(26, 36), "one")
-FUSIONS, EXPLAINERS = zoo.names("fusions"), zoo.names("explainers")
+FUSIONS = zoo.names("fusions")
+EXPLAINERS = attributions.able(zoo.names("explainers"), gradients=True, attention=False)
 SETTINGS = Settings(n_epochs=3, n_members=1, learning_rate=1e-2, device="cpu")
 TARGETS = {"two classes": ("control", "patient"), "three classes": ("a", "b", "c"), "quantity": ()}
 LACKS_EDGES, LACKS_COLUMNS, LACKS_BOTH = 27, 28, 29

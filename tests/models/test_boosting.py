@@ -99,7 +99,13 @@ def test_gradients_are_refused_by_name_also_in_an_ensemble():
     "model",
     [
         group.Model("edges_boosting", "boosting", ("edges",), "network"),
-        group.Model("postfusion", "postfusion", ("volume", "edges"), "fusion", ("volume_cnn3d", "edges_boosting")),
+        group.Model(
+            "postfusion",
+            "postfusion",
+            ("volume", "edges"),
+            "fusion",
+            parts=(("volume", "cnn3d"), ("edges", "boosting")),
+        ),
     ],
 )
 def test_trees_and_fusions_of_them_are_explained_by_occlusion(model, named):
