@@ -42,6 +42,7 @@ KINDS = {
 """What models take, and the features that are it."""
 SEQUENCES = {"sequence": ("time", "roi"), "windows": ("window", "edge"), "moving_maps": MOVING}
 DECODERS = ("linear", "mean_mlp", "lstm")
+Content = tuple[tuple[str, str], ...]
 OF_A_RUN = {"sub", "ses", "run"}
 """What tells files of one content apart; what else differs makes another feature."""
 FEWEST_TO_COMPARE = 10
@@ -165,7 +166,7 @@ def _variants(config: Config, records: Mapping[str, Mapping[str, Any]]) -> list[
             names, kind = query.entities(Path(entry["path"])), _kind(entry)
             if entry["feature"] not in wanted or kind not in taken or not _selected(config, names):
                 continue
-            key = entry["feature"], tuple(sorted((k, v) for k, v in names.items() if k not in OF_A_RUN))
+            key = entry["feature"], _content(names)
             files.setdefault(key, {}).setdefault(participant_id, []).append(entry["path"])
             kinds[key] = kind
             lengths[entry["path"]] = entry["shape"][_step_axis(kind)] if kind in SEQUENCES else 0
@@ -252,6 +253,11 @@ def same_content(names: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(names.get(k, "") == wanted.get(k, "") for k in keys)
 
 
+def _content(names: Mapping[str, str]) -> Content:
+    """Keep the entities that make a file another feature than the next one, not another run of it."""
+    return tuple(sorted((k, v) for k, v in names.items() if k not in OF_A_RUN))
+
+
 def files_of(
     out: Path, record: Mapping[str, Any], described: Mapping[str, Any], *, sessions: bool = False
 ) -> list[Path]:
@@ -265,11 +271,11 @@ def files_of(
         If it leaves several.
     """
     files = [out / e["path"] for e in record["features"] if e["feature"] == described["feature"]]
-    kinds: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    kinds: dict[Content, list[Path]] = {}
     for file in files:
         names = query.entities(file)
         if same_content(names, described["entities"]):
-            kinds.setdefault(tuple(sorted((k, v) for k, v in names.items() if k not in OF_A_RUN)), []).append(file)
+            kinds.setdefault(_content(names), []).append(file)
     wanted = described["entities"]
     exact = [kind for kind in kinds if dict(kind) == dict(wanted)]
     task = [kind for kind in kinds if dict(kind).get("task") == wanted.get("task")]

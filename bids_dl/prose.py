@@ -593,12 +593,8 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         tables = _tables(out, "histories/*.tsv")
         epochs = [int(t["epoch"].max()) + 1 for t in tables if t["train_loss"].notna().any()]
         said += [f"Training with AdamW [@adamw] took at most {max(epochs)} epochs; {KEPT}."] if epochs else []
-        fused = any(m.get("role") == "fusion" for m in choices.get("models", []))
-        said += (
-            ["A fusion joined, in each split, the network of each feature that had the lowest such loss."]
-            if fused
-            else []
-        )
+        if any(m.get("role") == "fusion" for m in choices.get("models", [])):
+            said.append("A fusion joined, in each split, the network of each feature that had the lowest such loss.")
         halved = any((t["bits"] == 16).any() for t in tables if "bits" in t)
         said += ["They were computed in bfloat16, with weights in float32."] if halved else []
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
@@ -719,13 +715,13 @@ def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
     if not methods:
         return ""
     given, named = settings.get("explainers", {}), []
+    most = {
+        name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
+        for name in zoo.names("explainers")
+    }
     for method in methods:
         key = re.sub("[^a-z]", "", method.lower())
-        most = {
-            name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
-            for name in zoo.names("explainers")
-        }.get(key)
-        few = f" (at most {most} participants a split, evenly spread)" if most else ""
+        few = f" (at most {most[key]} participants a split, evenly spread)" if most.get(key) else ""
         named.append(f"{spoken(method)} [{_explainer_citation(key)}]{few}")
     several = any(len(t.get("levels", ())) > 2 and t["kind"] == "classification" for t in choices.get("targets", []))
     said = "; of several classes the predicted one was explained" if several else ""

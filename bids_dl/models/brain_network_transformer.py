@@ -100,9 +100,8 @@ class BrainNetworkTransformer(Network):
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the hidden layer over its clusters."""
         h = self.layers(self.project(self.connectome.profiles(self.input_dropout(x))))  # (participant, region, unit)
-        h = self.norm(self.readout(self.code(h))).flatten(
-            1
-        )  # the sums grow with the regions: they are brought to one scale
+        sums = self.readout(self.code(h))  # (participant, cluster, unit)
+        h = self.norm(sums).flatten(1)  # the sums grow with the regions: they are brought to one scale
         out: Tensor = self.dropout(nn.functional.leaky_relu(self.graph(self.dropout(h))))  # (participant, unit)
         return out
 
