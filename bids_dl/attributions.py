@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,21 @@ COLUMNS = {
 MOVED_ONE = "Attribution of one prediction, in units of the output"
 LOOKED_ONE = "Part of the network's attention that this value has; without a sign"
 LOOKED = "Part of the network's attention that this value has, mean over held-out participants; without a sign"
+OF_COURSES = {
+    "participant_id": "Participant, or the moment that is decoded; who was held out several times has the mean",
+    "onset": "Seconds from the start of the run, several runs one after another; of moments, from the volume that is decoded; "
+    "n/a where no RepetitionTime is known",
+    "share": "Part of the network's attention that this step of the series has, of 1 for all of them; without a sign",
+}
+OF_SLICES = {
+    "slice": "Number of the slice, from 0",
+    "x": "Centre of the slice in mm, right positive",
+    "y": "Centre of the slice in mm, front positive",
+    "z": "Centre of the slice in mm, up positive",
+    "share": LOOKED,
+}
+Onsets = Callable[[str], Array]
+"""When each step of a participant's series was, (step,) in seconds."""
 
 
 def output_of(target: Target) -> str:
@@ -43,7 +58,10 @@ def output_of(target: Target) -> str:
 
 @dataclass
 class Summary:
-    """Attributions of one input, gathered over splits: shares and means, each in the input's shape."""
+    """Attributions of one input, gathered over splits: shares and means, each in the input's shape.
+
+    ``each`` has, where steps of a sequence were weighed, how often each participant was explained and the mean course.
+    """
 
     share: Array
     mean_abs: Array
@@ -51,6 +69,7 @@ class Summary:
     n: int = 0
     slope: Array | None = None
     looked: bool = False
+    each: dict[str, tuple[int, Array]] = field(default_factory=dict)
 
     @property
     def said(self) -> dict[str, str]:
@@ -69,10 +88,13 @@ class Summary:
         """Start with nobody."""
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
-    def look(self, shares: Array) -> None:
-        """Add where a model looked in one split's participants, (participant, …)."""
+    def look(self, shares: Array, ids: Sequence[str] = ()) -> None:
+        """Add where a model looked in one split's participants, (participant, …); ``ids`` names those whose own is kept."""
         self.looked, self.n = True, self.n + len(shares)
         self.share = self.share + (shares - self.share).sum(axis=0) / max(self.n, 1)
+        for one, mine in zip(ids, shares, strict=False):
+            n, mean = self.each.get(one, (0, np.zeros_like(mine)))
+            self.each[one] = (n + 1, mean + (mine - mean) / (n + 1))
 
     def add(self, values: Array, outputs: Array, slope: Array | None = None) -> None:
         """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
@@ -125,10 +147,11 @@ def summarise(
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
         for name, given in found.values.items():
-            if found.shares:
-                summaries.setdefault(name, Summary.empty(given.shape[1:])).look(given)
-                continue
             steps = cohort.features[name].is_sequence
+            if found.shares:
+                ids = found.participant_ids if steps else ()
+                summaries.setdefault(name, Summary.empty(given.shape[1:])).look(given, ids)
+                continue
             values = over_steps(given, additive=additive) if steps else given
             slope = slopes(given, found.inputs[name], steps=steps) if name in found.inputs and one_output else None
             summaries.setdefault(name, Summary.empty(values.shape[1:])).add(
@@ -158,21 +181,66 @@ def without_steps(block: Block) -> Block:
 
 
 def write_group(
-    summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal", output: str = ""
+    summary: Summary, block: Block, stem: Path, *, additive: bool, atlas: str = "aal", output: str = "",
+    when: Onsets | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write one input's attributions: a volume as a map and its regions, a connectome as edges and regions, a table as columns.
 
-    ``atlas`` names the regions of volumes; ``output`` says what is explained, for the JSON beside each file.
+    ``atlas`` names the regions of volumes; ``output`` says what is explained, for the JSON beside each file. Attention to
+    whole slices is a table of slices, that to time points the course of each participant: ``when`` gives their onsets.
     Those of a sequence are joined over its steps: regions for series, a connectome for windows, maps for moving maps. Those
     of several networks' maps are written for each of them, and joined as one map: summed, or averaged where they are not
     additive. Only additive ones tell the networks apart in a table.
     """
-    written = _write_files(summary, without_steps(block), stem, atlas, additive=additive)
+    if summary.looked and summary.share.shape != block.shape:
+        written = [_write_looked(summary, block, stem, when)]
+    else:
+        written = _write_files(summary, without_steps(block), stem, atlas, additive=additive)
+    output_said = {} if summary.looked else {"Output": output}
     for path in written:
         beside = derivatives.sidecar_path(path)
         said = {"Description": summary.said["share"]} if path.name.endswith(".nii.gz") else query.read_json(beside)
-        derivatives.write_json(beside, {**said, "Output": output, "NumberOfExplainedPredictions": summary.n})
+        derivatives.write_json(beside, {**said, **output_said, "NumberOfExplainedPredictions": summary.n})
     return written
+
+
+def _write_looked(summary: Summary, block: Block, stem: Path, when: Onsets | None) -> Path:
+    """Write the weights of slices, or each participant's course of weights over time."""
+    import pandas as pd
+
+    if not block.is_sequence:
+        return _write_described(stem.with_name(f"{stem.name}_slices.tsv"), slices_of(summary.share, block), OF_SLICES)
+    assert when is not None
+    courses = [course_of(share, when(one)).assign(participant_id=one) for one, (_, share) in summary.each.items()]
+    table = pd.concat(courses)[list(OF_COURSES)]
+    return _write_described(stem.with_name(f"{stem.name}_courses.tsv"), table, OF_COURSES)
+
+
+def _write_described(path: Path, table: Any, said: Mapping[str, str]) -> Path:
+    return derivatives.write_table(path, table, {column: said[column] for column in table})
+
+
+def slices_of(share: Array, block: Block) -> Any:
+    """Make a table of weights of slices, (x, y, z) of which two have the length 1, with where they lie in mm.
+
+    The axis is that of space which the slices follow most closely.
+    """
+    import pandas as pd
+
+    assert block.affine is not None
+    axis = int(np.argmax(share.shape))
+    voxels = np.tile((np.array(block.shape) - 1) / 2, (share.size, 1))
+    voxels[:, axis] = np.arange(share.size)
+    world = int(np.abs(block.affine[:3, axis]).argmax())
+    places = (voxels @ block.affine[:3, :3].T + block.affine[:3, 3])[:, world]
+    return pd.DataFrame({"slice": np.arange(share.size), "xyz"[world]: places, "share": share.ravel()})
+
+
+def course_of(share: Array, onsets: Array) -> Any:
+    """Make a table of the weights of a participant's steps, (step, 1), without those that only pad."""
+    import pandas as pd
+
+    return pd.DataFrame({"onset": onsets, "share": share.ravel()[: len(onsets)]})
 
 
 def _write_files(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> list[Path]:
@@ -260,11 +328,12 @@ def able(asked: Sequence[str], *, gradients: bool, attention: bool) -> tuple[str
 
 def write_participant(
     fitted: FittedModel, said: Mapping[str, Any], one: Cohort, config: Config, participant_id: str, bundle: str,
-    methods: Sequence[str],
+    methods: Sequence[str], when: Onsets,
 ) -> list[str]:  # fmt: skip
     """Write the attributions of one participant's prediction: volumes as NIfTI, connectomes as matrices.
 
-    The files of a bundle that takes several features name the feature: two volumes would else have one name.
+    Attention to slices or time points is a table; ``when`` gives the onsets of the steps of a feature. The files of a
+    bundle that takes several features name the feature: two volumes would else have one name.
     """
     nobody = np.array([], np.intp)
     split = Split(nobody, nobody, np.array([0]), "new")
@@ -274,22 +343,42 @@ def write_participant(
         for name, values in found.values.items():
             block = one.features[name]
             if name != cohorts.CONFOUNDS and np.any(values):
-                joined = over_steps(values, additive=found.additive) if block.is_sequence else values
                 desc = [bundle, *([name] if len(fitted.inputs) > 1 else []), found.method]
+                described, to = said["features"][name], "".join(map(derivatives.word, desc))
+                if found.shares and values.shape[1:] != block.shape:
+                    table = course_of(values[0], when(name)) if block.is_sequence else slices_of(values[0], block)
+                    written.append(_write_one_looked(described, table, config.out, participant_id, to))
+                    continue
+                joined = over_steps(values, additive=found.additive) if block.is_sequence else values
                 written.append(
                     _write_one(
-                        said["features"][name],
+                        described,
                         without_steps(block),
                         joined[0],
                         config.out,
                         participant_id,
-                        "".join(map(derivatives.word, desc)),
+                        to,
                         {"Description": LOOKED_ONE}
                         if found.shares
                         else {"Description": MOVED_ONE, "Output": output_of(one.target)},
                     )
                 )
     return [str(path.relative_to(config.out)) for path in written]
+
+
+def _names_of(described: Mapping[str, Any], out: Path, participant_id: str, desc: str) -> tuple[dict[str, str], Path]:
+    """Name what is written of one participant's feature, and the folder for it."""
+    entities = described.get("entities", {})
+    names = {k: v for k, v in entities.items() if k in {"task", "space", "atlas", "res"}}
+    names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
+    return names, out / participant_id / (entities.get("datatype") or "func")
+
+
+def _write_one_looked(described: Mapping[str, Any], table: Any, out: Path, participant_id: str, desc: str) -> Path:
+    """Write the weights that one participant's slices or time points had."""
+    names, folder = _names_of(described, out, participant_id, desc)
+    path = folder / derivatives.name(names, "timeseries" if "onset" in table else "slices", ".tsv")
+    return _write_described(path, table, OF_COURSES | OF_SLICES | {"share": LOOKED_ONE})
 
 
 def _write_one(
@@ -301,9 +390,7 @@ def _write_one(
     desc: str,
     sidecar: dict[str, Any],
 ) -> Path:
-    names = {k: v for k, v in described.get("entities", {}).items() if k in {"task", "space", "atlas", "res"}}
-    names |= {"sub": participant_id.removeprefix("sub-"), "desc": desc}
-    folder = out / participant_id / (described.get("entities", {}).get("datatype") or "func")
+    names, folder = _names_of(described, out, participant_id, desc)
     if described.get("affine") is not None:
         sidecar |= {"SkullStripped": True, "Resolution": "that of the feature"}
         space_first = np.moveaxis(values, 0, -1) if values.ndim == 4 else values

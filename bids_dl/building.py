@@ -82,11 +82,12 @@ def without_gradients(definition: Any) -> tuple[str, ...]:
 
 
 def attends(definition: Mapping[str, Any]) -> bool:
-    """Tell whether a model's file says that it weighs places; an ensemble's members are alike, a fusion weighs none itself."""
+    """Tell whether a model weighs places; an ensemble's members are alike, a fusion weighs none itself."""
     module, _, name = str(definition["_target_"]).rpartition(".")
     if name in ("Ensemble", "Ordered"):
         return attends(definition["members"][0])
-    return bool(getattr(importlib.import_module(module), "ATTENTION", False))
+    folder, _, model = module.rpartition(".")
+    return folder == "bids_dl.models" and zoo.attends(model, definition)
 
 
 def origin(folder: Path) -> str:

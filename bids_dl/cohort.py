@@ -523,6 +523,22 @@ def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
     return standardised(kept)
 
 
+def onsets(files: Sequence[Path]) -> Array:
+    """Say when each step of a participant's series was, (step,), in seconds from the start of its run, runs end to end.
+
+    Steps that hold nothing are none, as in `steps_of`; NaN where the sidecar has no RepetitionTime.
+    """
+    found = [np.zeros(0)]
+    for file in files:
+        beside = derivatives.sidecar_path(file)
+        said = query.read_json(beside) if beside.is_file() else {}
+        held = np.asarray(np.isfinite(read(file)[0]).any(axis=1))
+        censored = said.get("CensoredVolumes", [])
+        volumes = np.setdiff1d(np.arange(len(held) + len(censored)), censored)
+        found.append(volumes[held] * float(said.get("RepetitionTime", np.nan)))
+    return np.concatenate(found)
+
+
 def _moving(file: Path, described: Mapping[str, Any]) -> Array:
     """Read the maps of one run's windows, (window, network, x, y, z)."""
     values, labels, affine = read(file)

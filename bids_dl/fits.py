@@ -809,9 +809,20 @@ def explain(model: Settings, splits: Sequence[str], method: str, **common: Any) 
         stem = step.stem("explanations", model["id"])
         stem = stem.with_name(f"{stem.name}_feature-{name}_desc-{method.replace('_', '')}")
         written += attributions.write_group(
-            summary, step.cohort.features[name], stem, additive=additive, atlas=atlas, output=output
-        )
+            summary, step.cohort.features[name], stem, additive=additive, atlas=atlas, output=output,
+            when=_onsets(step, name) if summary.each else None,
+        )  # fmt: skip
     return [str(path) for path in written]
+
+
+def _onsets(step: Step, name: str) -> attributions.Onsets:
+    """Tell when the steps of each participant's series were, or of moments those around the volume that is decoded."""
+    if step.config.decodes:
+        place = np.arange(step.config.decoding.context) - decoding.n_before(step.config.decoding)
+        around: Array = place * _decoding(step)["repetition_time"]
+        return lambda _: around
+    files = next(v.files for v in cohorts.read_plan(step.folder).variants if v.name == name)
+    return lambda participant_id: cohorts.onsets([Path(file) for file in files[participant_id]])
 
 
 def describe(model: Settings, splits: Sequence[str], **common: Any) -> list[str]:

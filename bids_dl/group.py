@@ -860,7 +860,7 @@ def _explainers(config: Config, model: Model) -> tuple[str, ...]:
     )
     methods = [method for _, method in model.parts] or [model.method]
     gradients = all(zoo.constant("models", one, "GRADIENTS") is not False for one in methods)
-    attention = model.role == "network" and bool(zoo.constant("models", model.method, "ATTENTION"))
+    attention = model.role == "network" and zoo.attends(model.method, config.models.of(model.method))
     return attributions.able(asked, gradients=gradients, attention=attention)
 
 

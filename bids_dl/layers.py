@@ -191,6 +191,10 @@ class RecurrentNetwork(Network):
             return self.pool.weights(h, mask)
         return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
+    def attention(self, x: Tensor) -> Tensor:
+        """Say how much each step counts, (participant, step, 1), summing to 1; padding counts nothing."""
+        return self.weights(x)[..., None]
+
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the weighted mean of the hidden states over time."""
         h, mask = self.states(x)

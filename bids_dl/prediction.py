@@ -45,7 +45,7 @@ def predict_participant(folder: Path, config: Config, participant_id: str, recor
     return {
         "bundle": name,
         "row": {**row, "excluded": None},
-        "attributions": _explain(folder, config, participant_id, one),
+        "attributions": _explain(folder, config, participant_id, record, one),
     }
 
 
@@ -214,7 +214,9 @@ def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, par
         )
 
 
-def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> list[str]:
+def _explain(
+    folder: Path, config: Config, participant_id: str, record: Mapping[str, Any], one: Cohort
+) -> list[str]:  # fmt: skip
     """Write the attributions of one participant's prediction beside the features."""
     fitted, said = _loaded(folder)
     asked = config.explainers.names or ("integrated_gradients",)
@@ -223,4 +225,8 @@ def _explain(folder: Path, config: Config, participant_id: str, one: Cohort) -> 
         gradients=not building.without_gradients(fitted.definition),
         attention=building.attends(fitted.definition),
     )
-    return attributions.write_participant(fitted, said, one, config, participant_id, folder.name, methods)
+
+    def when(name: str) -> Array:
+        return cohorts.onsets(cohorts.files_of(config.out, record, said["features"][name]))
+
+    return attributions.write_participant(fitted, said, one, config, participant_id, folder.name, methods, when)

@@ -230,7 +230,8 @@ class Attribution:
     logit of a class, or the standardised quantity. ``at_mean`` (participant,) is the same output of the training mean,
     with what is absent of the participant absent. ``additive`` promises that the values of a participant sum to its
     output, less ``at_mean``. ``inputs`` are the normalised values that additive ones are of, in the same shapes; NaN is absent.
-    ``shares`` says that values are parts of 1 instead: where a model looked.
+    ``shares`` says that values are parts of 1 instead: where a model looked; an axis that it does not choose along, such
+    as the regions of a time point, has the length 1.
     """
 
     values: Mapping[str, Array]

@@ -750,6 +750,12 @@ METHOD_NOTES = {
     "attention": " Shares tell where the network looked, not what it made of it.",
 }
 
+COURSE_NOTES = {
+    "courses": " Line: mean share over participants; dotted: had all of their time points counted alike. At rest no time is "
+    "the same for all: each participant's own course is in the file.",
+    "slices": " Line: share of each slice; dotted: had all counted alike.",
+}
+
 
 def _explanations(view: charts.View) -> list[Json]:
     """Show the maps, edges and regions of this target; the best model's are open."""
@@ -771,6 +777,11 @@ def _explanation(paths: Mapping[str, Path], *, method: str = "") -> Json:
     shown: Json = {"note": _said_output(next(iter(paths.values()))) + METHOD_NOTES.get(method, "")}
     if "statmap" in paths:
         shown |= pictures.draw_overlay(paths["statmap"])
+    for kind in COURSE_NOTES.keys() & paths.keys():
+        shown |= {
+            "figure": charts.attention(written.read_table(paths[kind])),
+            "note": shown["note"] + COURSE_NOTES[kind],
+        }
     regions = next(
         (
             written.read_table(paths[k]).rename(columns={"column": "region"})

@@ -97,7 +97,7 @@ def as_levels(cells: Any, levels: Iterable[Any]) -> Any:
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 NAMED = re.compile(
     r"target-(?P<target>.+?)_model-(?P<model>.+?)_feature-(?P<feature>.+?)_desc-(?P<method>.+?)"
-    r"_(?P<kind>statmap|edges|regions|columns)\.(nii\.gz|tsv)$"
+    r"_(?P<kind>statmap|edges|regions|columns|slices|courses)\.(nii\.gz|tsv)$"
 )
 
 

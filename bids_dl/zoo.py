@@ -93,6 +93,12 @@ def constant(zoo: str, name: str, key: str) -> Any:
     return ast.literal_eval(values[0]) if values else None
 
 
+def attends(model: str, given: Mapping[str, Any]) -> bool:
+    """Tell whether a model weighs places: its file says so by ``ATTENTION``, or names there the option that switches it on."""
+    said = constant("models", model, "ATTENTION")
+    return bool((options("models", model) | dict(given))[said] if isinstance(said, str) else said)
+
+
 def has_epochs(model: str) -> bool:
     """Tell whether a model is trained epoch by epoch, and stopped by validation rows: else it solves for its weights."""
     return "n_epochs" in (constant("models", model, "SCHEDULE") or {})

@@ -678,3 +678,17 @@ def test_columns_of_another_table_are_encoded_as_those_that_were_trained_on(tmp_
     nan = np.nan
     wanted = [[nan, 0, nan, nan, nan], [3, 0, 1, 0, nan], [nan] * 5]
     np.testing.assert_array_equal(found.values, np.array(wanted, np.float32))
+
+
+def test_onsets_pass_over_censored_volumes_and_begin_anew_with_a_run(tmp_path):
+    files = []
+    for run, (n, said) in enumerate(
+        [(4, {"RepetitionTime": 2.0, "CensoredVolumes": [1, 2]}), (3, {"RepetitionTime": 3.0})]
+    ):
+        values = np.ones((n, 2), np.float32)
+        values[0] = np.nan if run else 1  # a step without any value is none
+        files.append(derivatives.write_matrix(tmp_path / f"run-{run}_timeseries.tsv", values, ["A", "B"]))
+        derivatives.write_json(derivatives.sidecar_path(files[-1]), said)
+    assert cohorts.onsets(files).tolist() == [0, 6, 8, 10, 3, 6]
+    derivatives.write_json(derivatives.sidecar_path(files[0]), {})
+    assert np.isnan(cohorts.onsets(files)[:4]).all()

@@ -193,6 +193,38 @@ def test_each_of_several_features_has_a_map_of_its_own(tmp_path):
     assert all((tmp_path / "out" / path).is_file() for path in written)
 
 
+def test_attention_of_one_participant_is_a_course_in_seconds(tmp_path):
+    generator = np.random.default_rng(0)
+    block = Block(generator.normal(size=(N, 9, 4)).astype(np.float32), ("time", "roi"), LABELS)
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
+    cohort = Cohort(people, {"timeseries": block}, Target("target", np.arange(N) % 2.0, ("hc", "mdd")))
+    definition = training.define("attention_rnn", [(9, 4)], 1, {})
+    settings = Settings(n_epochs=1, n_members=2, device="cpu")
+    fitted = training.train(definition, cohort, SPLIT, ["timeseries"], settings)
+    entities = {"task": "rest", "atlas": "four", "datatype": "func", "suffix": "timeseries"}
+    described = {"feature": "timeseries", "entities": entities, "labels": list(LABELS), "file_shape": [0, 4], "shape": [9, 4],
+                 "dims": ["time", "roi"]}  # fmt: skip
+    about = {"features": {"timeseries": described}, "uses_confounds": False, "confounds": [], "participants": []}
+    folder = bundle.save(fitted, tmp_path / "model", about)
+    path = "sub-01/func/sub-01_task-rest_atlas-four_timeseries.tsv"
+    derivatives.write_matrix(tmp_path / "out" / path, generator.normal(size=(12, 4)), LABELS)
+    derivatives.write_json(
+        derivatives.sidecar_path(tmp_path / "out" / path), {"RepetitionTime": 2.0, "CensoredVolumes": [3]}
+    )
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "dataset_description.json").write_text(json.dumps({"Name": "new", "BIDSVersion": "1.10.0"}))
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\nsub-01\n")
+    given = {"bids_dir": str(tmp_path / "bids"), "output_dir": str(tmp_path / "out"), "analysis_level": "participant",
+             "explainers": {"names": ["attention"]}}  # fmt: skip
+    record = {"participant_id": "sub-01", "features": [{"feature": "timeseries", "path": path}], "problems": []}
+    (written,) = predict(folder, configuration.from_mapping(given), record)["attributions"]
+    assert written == "sub-01/func/sub-01_task-rest_atlas-four_desc-ModelAttention_timeseries.tsv"
+    table = pd.read_csv(tmp_path / "out" / written, sep="\t")
+    assert table["onset"].tolist() == [0, 2, 4, 8, 10, 12, 14, 16, 18, 20, 22, 24]
+    assert table["share"].sum() == pytest.approx(1, abs=1e-5)
+    assert "Part of the network's attention" in (tmp_path / "out" / written).with_suffix(".json").read_text()
+
+
 def test_directed_connectome_stays_one(tmp_path, new):
     """Occluded as an undirected one, its edges were those of other regions."""
     described = {**DESCRIBED, "directed": True, "shape": [12]}

@@ -466,6 +466,28 @@ def test_region_says_whether_the_output_rises_with_it(tmp_path):
     assert "↑: the output rises with it." in shown["note"]
 
 
+def test_courses_are_averaged_in_time_and_slices_drawn_in_millimetres(tmp_path):
+    """One participant has volumes of 2 s, the other of 3 s and the first one censored: a bin is 3 s."""
+    table = pd.DataFrame({
+        "participant_id": ["a"] * 4 + ["b"] * 2, "onset": [0, 2, 4, 6, 3, 6], "share": [0.1, 0.2, 0.3, 0.4, 0.75, 0.25],
+    })  # fmt: skip
+    derivatives.write_table(tmp_path / "x_courses.tsv", table)
+    shown = report._explanation({"courses": tmp_path / "x_courses.tsv"}, method="attention")
+    even, share = shown["figure"]["data"]
+    assert share["x"] == [0, 3, 6]
+    np.testing.assert_allclose(share["y"], [(0.1 + 0.2) / 2, (0.3 + 0.75) / 2, (0.4 + 0.25) / 2])
+    np.testing.assert_allclose(even["y"], [(0.25 + 0.25) / 2, (0.25 + 0.5) / 2, (0.25 + 0.5) / 2])
+    assert "each participant's own course" in shown["note"]
+    derivatives.write_table(tmp_path / "x_courses.tsv", table.assign(onset=np.nan))
+    unknown = report._explanation({"courses": tmp_path / "x_courses.tsv"}, method="attention")["figure"]
+    assert unknown["data"][1]["x"] == [0, 1, 2, 3]
+    assert unknown["layout"]["xaxis"]["title"]["text"] == "time point"
+    slices = pd.DataFrame({"slice": [0, 1], "z": [-20.0, 10.0], "share": [0.25, 0.75]})
+    derivatives.write_table(tmp_path / "x_slices.tsv", slices)
+    even, share = report._explanation({"slices": tmp_path / "x_slices.tsv"}, method="attention")["figure"]["data"]
+    assert (share["x"], share["y"], even["y"]) == ([-20, 10], [0.25, 0.75], [0.5, 0.5])
+
+
 def test_directed_edges_are_drawn_in_the_row_that_they_leave(monkeypatch):
     drawn = []
     monkeypatch.setattr(report.pictures, "draw_matrix", drawn.append)

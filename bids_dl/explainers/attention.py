@@ -1,4 +1,4 @@
-"""Attention: where in a volume a network looked, by the weights that it gave to places itself."""
+"""Attention: where a network looked, by the weights that it gave to places, slices or time points itself."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ ATTENTION = True
 def explain(
     fitted: FittedModel, cohort: Cohort, split: Split, *, max_participants: int = 200, batch_size: int = 4
 ) -> Attribution:  # fmt: skip
-    """Read the weights by which a network averages places [1]_; of an ensemble, the members' mean.
+    """Read the weights by which a network averages what it sees [1]_; of an ensemble, the members' mean.
 
     They tell where it looked, not what it made of it: they have no sign, and a place may be looked at whatever the output.
 
     Parameters
     ----------
     fitted
-        A model whose module has ``attention`` (``attention_cnn3d``).
+        A model whose module has ``attention``: ``attention_cnn3d`` (places), ``cnn2d`` (slices), ``attention_rnn`` and
+        ``learned_connectivity`` (time points).
     cohort
         Its features.
     split
@@ -35,7 +36,8 @@ def explain(
     Returns
     -------
     Attribution
-        ``shares`` in the shape of the input, which sum to 1 for each participant.
+        ``shares``, which sum to 1 for each participant, in the shape of the input but for the axes that a model does not
+        choose along: these have the length 1. Steps that pad a sequence have 0.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def explain(
     ids = tuple(cohort.participants["participant_id"].iloc[rows])
     outputs: list[Array] = [np.zeros(0)]
     at_mean: list[Array] = [np.zeros(0)]
-    maps = [np.zeros((0, *cohort.features[fitted.inputs[0]].shape), np.float32)]
+    maps = [] if len(rows) else [np.zeros((0, *cohort.features[fitted.inputs[0]].shape), np.float32)]
     for start in range(0, len(rows), batch_size):
         inputs = training.inputs_of(fitted, cohort, rows[start : start + batch_size])
         out, mean, _ = training.chosen_output(fitted, inputs)

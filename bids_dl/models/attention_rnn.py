@@ -9,6 +9,7 @@ from torch import nn
 from bids_dl.layers import RecurrentNetwork
 
 SUITS = ("sequence",)
+ATTENTION = True
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 8,
@@ -33,7 +34,7 @@ def build(
     """Build a bidirectional recurrent network with attention over time [1]_, as used for schizophrenia in [2]_.
 
     The state at a time point knows what came before and what follows; a learned score then shares out how much each
-    time point counts. ``weights(x)`` of the module returns these shares, (participant, time), for reading.
+    time point counts.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from bids_dl.grid import one_volume
 from bids_dl.layers import AttentionPool, Network
 
 SUITS = ("volume",)
+ATTENTION = "attention"
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 20,
@@ -53,6 +54,10 @@ class CNN2D(Network):
         """Say how much each slice counts, (participant, slice), summing to 1."""
         everything = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
         return self.pool.weights(h, everything) if self.pool is not None else everything / h.shape[1]
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Say how much each slice counts: (participant, x, y, z), of which two have the length 1, summing to 1."""
+        return self.votes(self.slices(x))[:, :, None, None].movedim(1, self.axis)
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the weighted mean of its slices."""

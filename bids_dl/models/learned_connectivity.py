@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bids_dl.layers import AttentionPool, Network, Recurrent, masked
 
 SUITS = ("sequence",)
+ATTENTION = True
 SCHEDULE = {
     "n_epochs": 40,
     "patience": 8,
@@ -56,6 +57,10 @@ class LearnedConnectivity(Network):
         """Return each time point's share in a participant's connectivity, (participant, time)."""
         matrices, mask = self.dynamic(x)
         return self.pool.weights(self._scaled(matrices), mask)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Say how much each time point counts, (participant, time, 1), summing to 1; padding counts nothing."""
+        return self.weights(x)[..., None]
 
     def connectivity(self, x: Tensor) -> Tensor:
         """Return the connectivity averaged over time, (participant, target, source)."""
