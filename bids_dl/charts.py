@@ -390,24 +390,22 @@ def _state_bars(rows: Any, title: str, unit: str) -> Json:
 
 
 def attention(table: Any) -> Json:
-    """Draw how much of a network's attention each slice, or each time of all participants, has, beside even shares.
+    """Draw the share of a network's attention that each slice, or each time of all participants, has, in even shares.
 
-    Times of participants are joined in bins of the longest repetition time among them.
+    Times of participants are joined in bins of the longest repetition time among them. An even share (dotted) is what they
+    would have there if all of their time points counted alike.
     """
     if "slice" in table:
         axis = next(one for one in "xyz" if one in table)
-        drawn, name = table.assign(even=1 / len(table)).set_index(axis), f"{axis} (mm)"
+        drawn, name = table.set_index(axis)["share"] * len(table), f"{axis} (mm)"
     else:
         drawn, name = _mean_course(table)
-    lines = [
-        _line(drawn.index, drawn["even"], ROLES["baseline"], 1.5, line={"dash": "dot"}, name="even"),
-        _line(drawn.index, drawn["share"], LEVELS[0], name="share"),
-    ]
-    return _figure(lines, _layout(250, name, "share of the attention"))
+    even = _line(drawn.index, np.ones(len(drawn)), ROLES["baseline"], 1.5, line={"dash": "dot"}, hoverinfo="skip")
+    return _figure([even, _line(drawn.index, drawn, LEVELS[0])], _layout(250, name, "attention, in even shares"))
 
 
 def _mean_course(table: Any) -> tuple[Any, str]:
-    """Average courses over participants, in bins of time, or step by step where a time is not known."""
+    """Join courses of participants in bins of time, or step by step where a time is not known."""
     whose = table["participant_id"]
     n_each, order = whose.groupby(whose).transform("size"), whose.groupby(whose).cumcount()
     known = bool(table["onset"].notna().all())
@@ -415,7 +413,7 @@ def _mean_course(table: Any) -> tuple[Any, str]:
     width = float(period[period > 0].groupby(whose).min().max()) if known and (period > 0).any() else 1.0
     at = np.floor(table["onset"] / width + 1e-6) * width if known else order
     summed = table.assign(even=1 / n_each, at=at).groupby("at")[["share", "even"]].sum()
-    return summed / whose.nunique(), "time (s)" if known else "time point"
+    return summed["share"] / summed["even"], "time (s)" if known else "time point"
 
 
 RESEMBLING = {"synthetic": ("synthetic participants", "#d55e00"), "train": ("training participants, real", "#8b95a3")}

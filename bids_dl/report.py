@@ -751,9 +751,9 @@ METHOD_NOTES = {
 }
 
 COURSE_NOTES = {
-    "courses": " Line: mean share over participants; dotted: had all of their time points counted alike. At rest no time is "
+    "courses": " Above the dotted line: more than if all time points counted alike, mean over participants. At rest no time is "
     "the same for all: each participant's own course is in the file.",
-    "slices": " Line: share of each slice; dotted: had all counted alike.",
+    "slices": " Above the dotted line: more than if all slices counted alike.",
 }
 
 
