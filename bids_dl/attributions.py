@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ COLUMNS = {
     "share": "Part of the variance of the output over held-out participants that this value accounts for",
     "mean_abs": "Mean absolute attribution over held-out participants, in units of the output",
     "signed": "Mean attribution over held-out participants, in units of the output; near 0 where they are like those trained on",
-    "slope": "How much the output rises with the value (of a region or network: with all of its values), in units of the output for "
-    "one standard deviation as the model sees it: slope of the attribution on the value over held-out participants",
 }
+SLOPE = (
+    "How much {} rises with the value (of a region or network: with all of its values), in units of the output for one standard "
+    "deviation as the model sees it: slope of the attribution on the value over held-out participants"
+)
 
 MOVED_ONE = "Attribution of one prediction, in units of the output"
 LOOKED_ONE = "Part of the network's attention that this value has; without a sign"
@@ -60,28 +62,30 @@ def output_of(target: Target) -> str:
 class Summary:
     """Attributions of one input, gathered over splits: shares and means, each in the input's shape.
 
-    ``each`` has, where steps of a sequence were weighed, how often each participant was explained and the mean course.
+    ``slopes`` has, by the name of the column, how much the output rises with a value, or the score of each of several classes
+    above the mean of all. ``each`` has, where steps of a sequence were weighed, how often each participant was explained and
+    the mean course.
     """
 
     share: Array
     mean_abs: Array
     signed: Array
     n: int = 0
-    slope: Array | None = None
+    slopes: dict[str, Array] = field(default_factory=dict)
     looked: bool = False
     each: dict[str, tuple[int, Array]] = field(default_factory=dict)
 
     @property
     def said(self) -> dict[str, str]:
         """What its columns mean."""
-        return {"share": LOOKED} if self.looked else COLUMNS
+        return {"share": LOOKED} if self.looked else COLUMNS | {name: _said_slope(name) for name in self.slopes}
 
     @property
     def columns(self) -> dict[str, Array]:
         """What tables tell, by the name of the column."""
         if self.looked:
             return {"share": self.share}
-        return {name: found for name in COLUMNS if (found := getattr(self, name)) is not None}
+        return {name: getattr(self, name) for name in COLUMNS} | self.slopes
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Summary:
@@ -96,11 +100,11 @@ class Summary:
             n, mean = self.each.get(one, (0, np.zeros_like(mine)))
             self.each[one] = (n + 1, mean + (mine - mean) / (n + 1))
 
-    def add(self, values: Array, outputs: Array, slope: Array | None = None) -> None:
+    def add(self, values: Array, outputs: Array, slopes: Mapping[str, Array] | None = None) -> None:
         """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
 
         The mean of attributions says little of a direction, as most of what lies above the training mean in one lies below
-        it in another: that is what ``slope``, from `slopes`, is for. ``share`` is cov(attribution, output) / var(output): for
+        it in another: that is what ``slopes`` are for. ``share`` is cov(attribution, output) / var(output): for
         additive attributions it sums to 1 over all values, since they sum to the output; it needs no label.
         """
         n = len(values)
@@ -112,24 +116,9 @@ class Summary:
         weight = n / (self.n + n)
         for name, new in (("share", share), ("mean_abs", np.abs(values).mean(axis=0)), ("signed", values.mean(axis=0))):
             setattr(self, name, getattr(self, name) * (1 - weight) + new * weight)
-        if slope is not None:
-            self.slope = (0 if self.slope is None else self.slope * (1 - weight)) + slope * weight
+        for name, slope in (slopes or {}).items():
+            self.slopes[name] = self.slopes.get(name, 0) * (1 - weight) + slope * weight
         self.n += n
-
-
-def slopes(values: Array, inputs: Array, *, steps: bool = False) -> Array:
-    """Regress attributions on the values that they are of, (participant, …) both; 0 for what does not vary.
-
-    A linear model has its weights. With ``steps`` the second axis is time or windows, and all steps count alike; NaN is none.
-    """
-    if steps:
-        values, inputs = (x.reshape(-1, *x.shape[2:]) for x in (values, inputs))
-    known = np.isfinite(inputs)
-    n = known.sum(axis=0).clip(1)
-    x, y = (np.where(known, one, 0) for one in (inputs, values))
-    x, y = (np.where(known, one - one.sum(axis=0) / n, 0) for one in (x, y))
-    squares = (x**2).sum(axis=0)
-    return np.asarray((x * y).sum(axis=0) / np.where(squares > 0, squares, np.inf))
 
 
 def summarise(
@@ -137,10 +126,9 @@ def summarise(
 ) -> tuple[dict[str, Summary], bool]:
     """Explain the test participants of every split, each by the model that has not seen them; one model at a time.
 
-    Of several classes each participant's own is explained, so that nothing rises or falls with a value in all of them.
+    Of several classes each participant's own is explained; which of them a value speaks for is told by a slope for each.
     """
     explain = zoo.load("explainers", method)
-    one_output = cohort.target.n_outputs == 1
     summaries: dict[str, Summary] = {}
     additive = True
     for fitted, split in models:
@@ -153,11 +141,24 @@ def summarise(
                 summaries.setdefault(name, Summary.empty(given.shape[1:])).look(given, ids)
                 continue
             values = over_steps(given, additive=additive) if steps else given
-            slope = slopes(given, found.inputs[name], steps=steps) if name in found.inputs and one_output else None
+            slopes = _by_class(found.slopes[name], cohort.target) if name in found.slopes else None
             summaries.setdefault(name, Summary.empty(values.shape[1:])).add(
-                values, found.outputs - found.at_mean, slope
+                values, found.outputs - found.at_mean, slopes
             )
     return summaries, additive
+
+
+def _by_class(slopes: Array, target: Target) -> dict[str, Array]:
+    """Name the columns of slopes (output, …); scores of classes count above the mean of all, as probabilities depend on that alone."""
+    if target.n_outputs == 1:
+        return {"slope": slopes[0]}
+    names = (f"slope_{level}" for level in target.levels)
+    return dict(zip(names, slopes - slopes.mean(axis=0), strict=True))
+
+
+def _said_slope(name: str) -> str:
+    level = name.partition("_")[2]
+    return SLOPE.format(f"the score of '{level}', above the mean of all classes," if level else "the output")
 
 
 def atlas_of(method: str, options: Mapping[str, Any]) -> str:
@@ -252,7 +253,7 @@ def _write_files(summary: Summary, block: Block, stem: Path, atlas: str, *, addi
     if block.dims == ("edge",):
         return [_write_edges(summary, block, stem), _write_edge_regions(summary, block, stem, additive=additive)]
     kind = "region" if block.is_sequence else "column"
-    return [_write(stem, f"{kind}s", {kind: list(block.labels)}, summary.columns)]
+    return [_write(summary, stem, f"{kind}s", {kind: list(block.labels)}, summary.columns)]
 
 
 def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> list[Path]:
@@ -260,27 +261,35 @@ def _write_maps(summary: Summary, block: Block, stem: Path, atlas: str, *, addit
     assert block.affine is not None
     join = np.sum if additive else np.mean
     each = summary.columns
-    together = Summary(n=summary.n, **{name: join(v, axis=0) for name, v in each.items()})
+    together = replace(
+        summary,
+        share=join(summary.share, axis=0),
+        mean_abs=join(summary.mean_abs, axis=0),
+        signed=join(summary.signed, axis=0),
+        slopes={name: join(slope, axis=0) for name, slope in summary.slopes.items()},
+    )
     names = list(block.labels) or [str(number + 1) for number in range(block.shape[0])]
     path = stem.with_name(f"{stem.name}_maps.nii.gz")
     written = [derivatives.write_image(path, np.moveaxis(summary.share, 0, -1), block.affine)]
     if additive:
         written.append(
-            _write(stem, "columns", {"column": names}, {name: v.sum(axis=(1, 2, 3)) for name, v in each.items()})
+            _write(
+                summary, stem, "columns", {"column": names}, {name: v.sum(axis=(1, 2, 3)) for name, v in each.items()}
+            )
         )
     one = Block(block.values[:, 0], block.dims[1:], affine=block.affine)
     return [*written, *_write_files(together, one, stem, atlas, additive=additive)]
 
 
 def _write(
-    stem: Path, kind: str, names: Mapping[str, Any], columns: Mapping[str, Array], said: Mapping[str, str] = COLUMNS
-) -> Path:
+    summary: Summary, stem: Path, kind: str, names: Mapping[str, Any], columns: Mapping[str, Array]
+) -> Path:  # fmt: skip
     """Write a table, the largest shares first."""
     import pandas as pd
 
     table = pd.DataFrame({**names, **columns})
     table = table.iloc[np.argsort(-np.abs(columns["share"]), kind="stable")]
-    described = dict.fromkeys(names, "Name") | {name: said[name] for name in columns}
+    described = dict.fromkeys(names, "Name") | {name: summary.said[name] for name in columns}
     return derivatives.write_table(stem.with_name(f"{stem.name}_{kind}.tsv"), table, described)
 
 
@@ -288,7 +297,7 @@ def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
     first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
     labels = np.asarray(block.labels, dtype=object)
     names = {"region_a": labels[first], "region_b": labels[second]}
-    return _write(stem, "edges", names, summary.columns)
+    return _write(summary, stem, "edges", names, summary.columns)
 
 
 def _write_edge_regions(summary: Summary, block: Block, stem: Path, *, additive: bool) -> Path:
@@ -297,10 +306,11 @@ def _write_edge_regions(summary: Summary, block: Block, stem: Path, *, additive:
     n = len(block.labels)
     parts = 2 if additive else np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
     found = {
-        name: (np.bincount(first, values, n) + np.bincount(second, values, n)) / (1 if name == "slope" else parts)
+        name: (np.bincount(first, values, n) + np.bincount(second, values, n))
+        / (1 if name in summary.slopes else parts)
         for name, values in summary.columns.items()
     }
-    return _write(stem, "regions", {"region": list(block.labels)}, found)
+    return _write(summary, stem, "regions", {"region": list(block.labels)}, found)
 
 
 def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str, *, additive: bool) -> Path:
@@ -312,7 +322,7 @@ def _write_volume_regions(summary: Summary, block: Block, stem: Path, atlas: str
     kept = np.flatnonzero(size)
     sums = {n: np.bincount(labels, v.ravel(), len(size) + 1)[1:][kept] for n, v in summary.columns.items()}
     found = {name: np.asarray(s if additive else s / size[kept], float) for name, s in sums.items()}
-    return _write(stem, "regions", {"region": [chosen.labels[k] for k in kept]}, found, summary.said)
+    return _write(summary, stem, "regions", {"region": [chosen.labels[k] for k in kept]}, found)
 
 
 def able(asked: Sequence[str], *, gradients: bool, attention: bool) -> tuple[str, ...]:

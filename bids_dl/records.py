@@ -229,7 +229,8 @@ class Attribution:
     ``values`` has for each input (participant, …) in the input's shape, in units of ``outputs`` (participant,): the
     logit of a class, or the standardised quantity. ``at_mean`` (participant,) is the same output of the training mean,
     with what is absent of the participant absent. ``additive`` promises that the values of a participant sum to its
-    output, less ``at_mean``. ``inputs`` are the normalised values that additive ones are of, in the same shapes; NaN is absent.
+    output, less ``at_mean``. ``slopes`` has for each input (output, …), of every output of the model, how much it rises with a value: those
+    of the attributions on the normalised values that they are of.
     ``shares`` says that values are parts of 1 instead: where a model looked; an axis that it does not choose along, such
     as the regions of a time point, has the length 1.
     """
@@ -241,4 +242,4 @@ class Attribution:
     at_mean: Array
     additive: bool = True
     shares: bool = False
-    inputs: Mapping[str, Array] = field(default_factory=dict)
+    slopes: Mapping[str, Array] = field(default_factory=dict)

@@ -794,9 +794,8 @@ def _explanation(paths: Mapping[str, Path], *, method: str = "") -> Json:
         regions = regions.iloc[np.argsort(-regions["share"].abs().fillna(0).to_numpy(), kind="stable")]
         top = regions.head(20).fillna({"share": 0})
         largest = max(float(top["share"].abs().max()), 1e-12)
-        directed = "slope" in top and "edges" not in paths
-        ways = np.where(top["slope"] > 0, " \N{UPWARDS ARROW}", " \N{DOWNWARDS ARROW}") if directed else [""] * len(top)
-        shown["note"] += " \N{UPWARDS ARROW}: the output rises with it." if directed else ""
+        ways, said_ways = _ways(top) if "edges" not in paths else ([""] * len(top), "")
+        shown["note"] += said_ways
         shown["regions"] = [
             (r, abs(s) / largest, f"{s:.2%}{way}") for r, s, way in zip(top["region"], top["share"], ways, strict=True)
         ]
@@ -805,6 +804,18 @@ def _explanation(paths: Mapping[str, Path], *, method: str = "") -> Json:
         shown["edges"] = _table(edges.iloc[np.argsort(-edges["share"].abs().fillna(0).to_numpy(), kind="stable")[:30]])
         shown |= _edge_matrix(edges, regions)
     return shown
+
+
+def _ways(regions: Any) -> tuple[list[str], str]:
+    """Say for each region whether the output rises with it, of several classes whose score rises most, and what that means."""
+    up, down = " \N{UPWARDS ARROW}", " \N{DOWNWARDS ARROW}"
+    if "slope" in regions:
+        return [up if slope > 0 else down for slope in regions["slope"]], f"{up}: the output rises with it."
+    if slopes := [column for column in regions if str(column).startswith("slope_")]:
+        most = regions[slopes].fillna(0).to_numpy().argmax(axis=1)
+        named = [f"{up} {slopes[k].removeprefix('slope_')}" for k in most]
+        return named, f"{up}: the class whose score rises most with it."
+    return [""] * len(regions), ""
 
 
 def _said_output(path: Path) -> str:

@@ -78,27 +78,11 @@ def test_splits_count_by_their_participants():
     np.testing.assert_allclose(found.signed, values.mean(axis=0))
 
 
-def test_slopes_of_a_linear_model_are_its_weights_whatever_the_mean():
-    generator = np.random.default_rng(0)
-    weights, inputs = generator.normal(size=3), generator.normal(2, 1, size=(20, 3))
-    np.testing.assert_allclose(attributions.slopes(weights * inputs, inputs), weights)
-    inputs[:, 1] = 5
-    np.testing.assert_allclose(attributions.slopes(weights * inputs, inputs), weights * [1, 0, 1], atol=1e-12)
-
-
-def test_slopes_of_a_sequence_are_over_the_steps_that_there_are():
-    generator = np.random.default_rng(0)
-    weights, inputs = generator.normal(size=3), generator.normal(size=(20, 5, 3))
-    inputs[::2, 3:] = np.nan
-    found = attributions.slopes(np.nan_to_num(weights * inputs), inputs, steps=True)
-    np.testing.assert_allclose(found, weights)
-
-
 def test_slopes_are_averaged_over_splits_and_written(tmp_path):
     found, generator = Summary.empty((6,)), np.random.default_rng(0)
     for n, slope in ((10, 1.0), (30, 3.0)):
         values = generator.normal(size=(n, 6))
-        found.add(values, values.sum(axis=1), np.full(6, slope))
+        found.add(values, values.sum(axis=1), {"slope": np.full(6, slope)})
     edges, regions = attributions.write_group(
         found, Block(np.zeros((5, 6)), ("edge",), LABELS), tmp_path / "x", additive=True
     )

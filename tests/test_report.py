@@ -464,6 +464,10 @@ def test_region_says_whether_the_output_rises_with_it(tmp_path):
     shown = report._explanation({"regions": tmp_path / "x_regions.tsv"})
     assert [said for _, _, said in shown["regions"]] == ["60.00% ↓", "40.00% ↑"]
     assert "↑: the output rises with it." in shown["note"]
+    table = table.drop(columns="slope").assign(slope_ad=[0.2, -0.1], slope_mci=[0.1, 0.4])
+    derivatives.write_table(tmp_path / "x_regions.tsv", table)
+    shown = report._explanation({"regions": tmp_path / "x_regions.tsv"})
+    assert [said for _, _, said in shown["regions"]] == ["60.00% ↑ ad", "40.00% ↑ mci"]
 
 
 def test_courses_are_averaged_in_time_and_slices_drawn_in_millimetres(tmp_path):

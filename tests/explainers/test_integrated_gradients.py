@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from bids_dl import attributions, training
-from bids_dl.explainers.integrated_gradients import explain
+from bids_dl.explainers.integrated_gradients import Slopes, explain
 from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
@@ -118,13 +118,71 @@ def test_slopes_of_planted_edges_have_the_direction_that_was_planted(kind, level
     """Means of attributions do not: half of them were negative, as half of the people lie below the mean."""
     data = cohort(levels)
     found, _ = attributions.summarise([(trained(kind, data), SPLIT)], data, "integrated_gradients", {})
-    assert (found["edges"].slope[PLANTED] > 0).mean() > 0.9
+    assert (found["edges"].slopes["slope"][PLANTED] > 0).mean() > 0.9
 
 
-def test_of_several_classes_nothing_has_one_direction():
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_of_several_classes_each_has_a_direction_of_its_own(kind, tmp_path):
+    """Planted edges rise from a to c; the scores of c rise with them, those of a fall."""
     data = cohort(TARGETS["three classes"])
-    found, _ = attributions.summarise([(trained("linear", data), SPLIT)], data, "integrated_gradients", {})
-    assert found["edges"].slope is None
+    found, additive = attributions.summarise([(trained(kind, data), SPLIT)], data, "integrated_gradients", {})
+    slopes = found["edges"].slopes
+    assert list(slopes) == ["slope_a", "slope_b", "slope_c"]
+    assert (slopes["slope_c"][PLANTED] > 0).mean() > 0.9
+    assert (slopes["slope_a"][PLANTED] < 0).mean() > 0.9
+    np.testing.assert_allclose(sum(slopes.values()), 0, atol=1e-6)  # above the mean of all
+    edges, regions = attributions.write_group(found["edges"], data.features["edges"], tmp_path / "x", additive=additive)
+    for path in (edges, regions):
+        assert {"slope_a", "slope_b", "slope_c"} < set(pd.read_csv(path, sep="\t"))
+        assert "the score of 'b', above the mean" in path.with_suffix(".json").read_text()
+
+
+def test_slopes_of_a_linear_model_of_several_classes_are_its_weights():
+    data = cohort(TARGETS["three classes"])
+    fitted = trained("linear", data)
+    found = explain(fitted, data, SPLIT).slopes["edges"]
+    np.testing.assert_allclose(found, fitted.module.head.weight.detach(), atol=1e-5)
+
+
+def test_one_participant_is_explained_for_the_predicted_class_alone():
+    data = cohort(TARGETS["three classes"])
+    fitted = trained("mlp", data)
+    one, several = (explain(fitted, data, SPLIT, max_participants=n) for n in (1, 2))
+    np.testing.assert_allclose(one.values["edges"][0], several.values["edges"][0], atol=1e-6)
+    assert not one.slopes["edges"].any()
+
+
+def slopes_of(inputs, weights, parts, *, steps=False):
+    """Gather slopes of the attributions of linear models, some participants at a time."""
+    made = Slopes(inputs.shape[1:], len(weights), steps=steps)
+    for at in np.array_split(np.arange(len(inputs)), parts):
+        made.add(inputs[at], np.stack([np.nan_to_num(w * inputs[at]) for w in weights]))
+    return made.found
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_slopes_are_weights_whatever_the_mean_and_however_many_come_at_a_time(parts):
+    generator = np.random.default_rng(0)
+    weights, inputs = generator.normal(size=(2, 3)), generator.normal(2, 1, size=(20, 3))
+    np.testing.assert_allclose(slopes_of(inputs, weights, parts), weights)
+    inputs[:, 1] = 5.3
+    np.testing.assert_allclose(slopes_of(inputs, weights, parts), weights * [1, 0, 1], atol=1e-9)
+
+
+def test_slopes_of_attributions_are_those_of_least_squares():
+    generator = np.random.default_rng(0)
+    inputs, given = generator.normal(size=(20, 3)), generator.normal(size=(1, 20, 3))
+    made = Slopes((3,), 1)
+    made.add(inputs, given)
+    expected = [np.polyfit(inputs[:, k], given[0, :, k], 1)[0] for k in range(3)]
+    np.testing.assert_allclose(made.found[0], expected)
+
+
+def test_slopes_of_a_sequence_are_over_the_steps_that_there_are():
+    generator = np.random.default_rng(0)
+    weights, inputs = generator.normal(size=(1, 3)), generator.normal(1, 1, size=(20, 5, 3))
+    inputs[::2, 3:] = np.nan
+    np.testing.assert_allclose(slopes_of(inputs, weights, 3, steps=True), weights)
 
 
 def test_nothing_planted_leaves_the_shares_anywhere():
