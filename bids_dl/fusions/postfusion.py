@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,23 @@ class PostFusion(nn.Module):
         """Return (participant, output)."""
         out: Tensor = self.head(self.embed(*inputs))  # (participant, output)
         return out
+
+    def varying(self, position: int, *inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what gives the outputs for one input changed again and again, (time × participant, …).
+
+        Whoever has it has it whatever it becomes. The other members represent their inputs once.
+        """
+        parts = list(self.members(*inputs).split([*self.widths, len(self.widths)], dim=1))
+        member: Any = self.members[position]
+
+        def run(x: Tensor) -> Tensor:
+            many = [part.repeat(len(x) // len(part), 1) for part in parts]
+            many[position] = member.embed(torch.nan_to_num(x))
+            with self.members.given():
+                out: Tensor = self(torch.cat(many, dim=1))
+            return out
+
+        return run
 
 
 def build(members: Sequence[nn.Module], modality_dropout: float = 0.2) -> PostFusion:

@@ -7,6 +7,7 @@ import torch
 from bids_dl import training
 from bids_dl.errors import UsageError
 from bids_dl.explainers.occlusion import explain, region_members
+from bids_dl.fusions.postfusion import fuse
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
@@ -96,6 +97,41 @@ def test_regions_in_few_batches_equal_regions_one_by_one(atlas, monkeypatch):
     together = explained(block, atlas=atlas[0])[2]
     monkeypatch.setattr(occlusion, "ROWS_BYTES", 1)
     np.testing.assert_allclose(explained(block, atlas=atlas[0])[2], together, atol=1e-6)
+
+
+def test_of_a_fusion_only_the_member_whose_input_is_occluded_runs_again():
+    features = {name: Block(noise(5), ("column",), tuple("abcde")) for name in ("one", "other")}
+    features["other"].values[17] = np.nan
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(N)]})
+    data = Cohort(people, features, Target("age", np.random.default_rng(1).normal(50, 10, N)))
+    definition, settings = (
+        training.define("mlp", [(5,)], 1, {"hidden": [4]}),
+        Settings(n_epochs=2, n_members=1, device="cpu"),
+    )
+    fitted = fuse(
+        [training.train(definition, data, SPLIT, [name], settings) for name in features], data, SPLIT, settings
+    )
+    rows = {"one": 0, "other": 0}
+    for name, member in zip(rows, fitted.module.members, strict=True):
+        embed = member.embed
+
+        def counted(x, name=name, embed=embed):
+            rows[name] += len(x)
+            return embed(x)
+
+        member.embed = counted
+    found = explain(fitted, data, SPLIT).values
+    assert rows == {"one": 5 * (5 + 2 + 2), "other": 5 * (5 + 2 + 2)}  # each region, the start, once beside each input
+    inputs = training.inputs_of(fitted, data, SPLIT.test)
+    with torch.no_grad():
+        before = fitted.module(*inputs)[:, 0]
+        for position, (name, x) in enumerate(zip(features, inputs, strict=True)):
+            for column in range(5):
+                blanked = x.clone()
+                blanked[:, column] *= 0
+                after = fitted.module(*(blanked if p == position else one for p, one in enumerate(inputs)))[:, 0]
+                np.testing.assert_allclose(found[name][:, column], before - after, atol=1e-6)
+    assert not found["other"][2].any()  # who lacks the input
 
 
 def test_unknown_atlas_is_refused_with_the_nearest():

@@ -99,6 +99,18 @@ def test_prediction_does_not_depend_on_who_else_is_predicted(name, fused):
 
 @every
 @every_target
+def test_outputs_of_one_input_changed_are_those_of_the_whole_model(name, levels, fused):
+    _, _, model, data = fused(name, levels)
+    inputs = training.inputs_of(model, data, SPLIT.test)
+    for position, x in enumerate(inputs):
+        changed = torch.cat([x * factor for factor in (1, 0, -2)])
+        many = [changed if p == position else one.repeat(3, 1) for p, one in enumerate(inputs)]
+        with torch.no_grad():
+            torch.testing.assert_close(model.module.varying(position, *inputs)(changed), model.module(*many))
+
+
+@every
+@every_target
 def test_fused_model_goes_through_a_bundle(name, levels, fused, tmp_path):
     _, _, model, data = fused(name, levels)
     again = bundle.load(bundle.save(model, tmp_path / "fused", {}))
