@@ -19,7 +19,7 @@ ROUNDING = 1e-9
 
 
 def explain(
-    fitted: FittedModel, cohort: Cohort, split: Split, *, n_steps: int = 16, max_participants: int = 32, batch_size: int = 4
+    fitted: FittedModel, cohort: Cohort, split: Split, *, n_steps: int = 16, max_participants: int = 32, batch_size: int = 2
 ) -> Attribution:  # fmt: skip
     """Integrate the output's gradient along the straight line from the training mean [1]_.
 
