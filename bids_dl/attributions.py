@@ -64,7 +64,8 @@ class Summary:
 
     ``slopes`` has, by the name of the column, how much the output rises with a value, or the score of each of several classes
     above the mean of all. ``each`` has, where steps of a sequence were weighed, how often each participant was explained and
-    the mean course.
+    the mean course. ``shared`` is the sum of products of attributions and outputs, ``spread`` that of the outputs' squares,
+    both about their means; ``output`` is the mean output, ``n_sloped`` how many predictions had a slope.
     """
 
     share: Array
@@ -74,6 +75,10 @@ class Summary:
     slopes: dict[str, Array] = field(default_factory=dict)
     looked: bool = False
     each: dict[str, tuple[int, Array]] = field(default_factory=dict)
+    shared: Array = field(default_factory=lambda: np.zeros(()))
+    spread: float = 0.0
+    output: float = 0.0
+    n_sloped: int = 0
 
     @property
     def said(self) -> dict[str, str]:
@@ -104,21 +109,30 @@ class Summary:
         """Add one split's participants; ``outputs`` (participant,) are those beyond the output of the training mean.
 
         The mean of attributions says little of a direction, as most of what lies above the training mean in one lies below
-        it in another: that is what ``slopes`` are for. ``share`` is cov(attribution, output) / var(output): for
-        additive attributions it sums to 1 over all values, since they sum to the output; it needs no label.
+        it in another: that is what ``slopes`` are for. ``share`` is cov(attribution, output) / var(output) over all
+        participants, joined split by split as in [1]_: for additive attributions it sums to 1 over all values, since they sum
+        to the output; it needs no label.
+
+        References
+        ----------
+        .. [1] Chan, Golub and LeVeque (1983), The American Statistician 37(3). doi:10.1080/00031305.1983.10483115
         """
         n = len(values)
-        if n < 2:
-            return
-        centred = outputs - outputs.mean()
-        variance = float((centred**2).sum()) or 1.0
-        share = np.tensordot(centred, values, axes=(0, 0)) / variance
-        weight = n / (self.n + n)
-        for name, new in (("share", share), ("mean_abs", np.abs(values).mean(axis=0)), ("signed", values.mean(axis=0))):
-            setattr(self, name, getattr(self, name) * (1 - weight) + new * weight)
-        for name, slope in (slopes or {}).items():
-            self.slopes[name] = self.slopes.get(name, 0) * (1 - weight) + slope * weight
+        centred, mean = outputs - outputs.mean(), values.mean(axis=0)
+        apart, weight = float(outputs.mean()) - self.output, n / (self.n + n)
+        self.shared = (
+            self.shared + np.tensordot(centred, values, axes=(0, 0)) + self.n * weight * apart * (mean - self.signed)
+        )
+        self.spread += float((centred**2).sum()) + self.n * weight * apart**2
+        self.share = self.shared / (self.spread or 1.0)
+        self.output += weight * apart
+        self.mean_abs = self.mean_abs + weight * (np.abs(values).mean(axis=0) - self.mean_abs)
+        self.signed = self.signed + weight * (mean - self.signed)
         self.n += n
+        self.n_sloped += n if slopes else 0
+        for name, slope in (slopes or {}).items():
+            known = self.slopes.get(name, np.zeros_like(slope))
+            self.slopes[name] = known + n / self.n_sloped * (slope - known)
 
 
 def summarise(
@@ -134,6 +148,8 @@ def summarise(
     for fitted, split in models:
         found: Attribution = explain(fitted, cohort, split, **options)
         additive = found.additive
+        if not found.participant_ids:
+            continue
         for name, given in found.values.items():
             steps = cohort.features[name].is_sequence
             if found.shares:
@@ -141,7 +157,8 @@ def summarise(
                 summaries.setdefault(name, Summary.empty(given.shape[1:])).look(given, ids)
                 continue
             values = over_steps(given, additive=additive) if steps else given
-            slopes = _by_class(found.slopes[name], cohort.target) if name in found.slopes else None
+            sloped = name in found.slopes and len(given) > 1  # one participant alone has no slope
+            slopes = _by_class(found.slopes[name], cohort.target) if sloped else None
             summaries.setdefault(name, Summary.empty(values.shape[1:])).add(
                 values, found.outputs - found.at_mean, slopes
             )

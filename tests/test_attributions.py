@@ -91,13 +91,27 @@ def test_slopes_are_averaged_over_splits_and_written(tmp_path):
     assert "slope" in json.loads((tmp_path / "x_edges.json").read_text())
 
 
-def test_one_participant_and_equal_outputs_have_no_share():
+def test_equal_outputs_have_no_share():
     found = Summary.empty((3,))
-    found.add(np.ones((1, 3)), np.ones(1))
-    assert found.n == 0
     found.add(np.ones((4, 3)), np.ones(4))
     assert not found.share.any()
     assert found.mean_abs.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [2] * 6, [5, 1, 6]])
+def test_shares_are_those_of_all_participants_however_few_a_split_tests(sizes):
+    """Of splits of one participant there was nothing; of two, the quotient of two differences could be of any size."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(12, 3))
+    outputs = values.sum(axis=1) + 5
+    found, whole = Summary.empty((3,)), Summary.empty((3,))
+    whole.add(values, outputs)
+    for part in np.split(np.arange(12), np.cumsum(sizes)[:-1]):
+        found.add(values[part], outputs[part])
+    assert found.n == 12
+    for name in attributions.COLUMNS:
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name))
+    np.testing.assert_allclose(found.share, np.cov(values.T, outputs)[3, :3] / outputs.var(ddof=1))
 
 
 def test_edges_are_named_by_their_regions_with_the_largest_share_first(tmp_path):

@@ -152,6 +152,19 @@ def test_one_participant_is_explained_for_the_predicted_class_alone():
     assert not one.slopes["edges"].any()
 
 
+def test_splits_that_test_one_participant_have_shares_and_those_that_test_nobody_are_passed_over():
+    data = cohort(())
+    fitted = trained("linear", data)
+    alone = [
+        (fitted, Split(SPLIT.train, SPLIT.validation, rows, "x")) for rows in np.split(SPLIT.test, [0, 1, 2, 3, 4])
+    ]
+    found, _ = attributions.summarise(alone, data, "integrated_gradients", {})
+    whole, _ = attributions.summarise([(fitted, SPLIT)], data, "integrated_gradients", {"max_participants": 100})
+    np.testing.assert_allclose(found["edges"].share, whole["edges"].share, atol=1e-6)
+    assert found["edges"].n == len(SPLIT.test)
+    assert found["edges"].n_sloped == len(SPLIT.test) - 4
+
+
 def slopes_of(inputs, weights, parts, *, steps=False):
     """Gather slopes of the attributions of linear models, some participants at a time."""
     made = Slopes(inputs.shape[1:], len(weights), steps=steps)
