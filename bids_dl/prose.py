@@ -719,13 +719,24 @@ def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
         name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
         for name in zoo.names("explainers")
     }
-    for method in methods:
+    for method in (one for one in methods if one != "attention"):
         key = re.sub("[^a-z]", "", method.lower())
         few = f" (at most {most[key]} participants a split, evenly spread)" if most.get(key) else ""
         named.append(f"{spoken(method)} [{_explainer_citation(key)}]{few}")
     several = any(len(t.get("levels", ())) > 2 and t["kind"] == "classification" for t in choices.get("targets", []))
-    said = "; of several classes the predicted one was explained" if several else ""
-    return f"Predictions of held-out participants were attributed to the input by {' and by '.join(named)}{said}."
+    said = (
+        "; of several classes the predicted one was explained, and slopes tell the direction of each" if several else ""
+    )
+    told = (
+        [f"Predictions of held-out participants were attributed to the input by {' and by '.join(named)}{said}."]
+        if named
+        else []
+    )
+    if "attention" in methods:
+        told.append(
+            f"The weights of networks that attend [{_explainer_citation('attention')}] were read for them as well."
+        )
+    return " ".join(told)
 
 
 def _explainer_citation(method: str) -> str:

@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+import seen
 from trained import SMALL, cohort, split_of, train
 
+from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl import derivatives, fits, metrics, nulls, splits, training
 from bids_dl.metrics import Predictions
@@ -73,3 +75,23 @@ def test_a_quantity_that_nothing_tells_is_as_good_as_its_retrained_null():
         ]
         extreme.append(sum(value >= r2[0] for value in r2[1:]) == 0)
     assert np.mean(extreme) < 0.2
+
+
+def test_onsets_of_moments_are_seconds_from_the_volume_that_is_decoded(tmp_path):
+    bids, out = seen.write_outputs(tmp_path)
+    for causal, first in ((True, -10), (False, -6)):
+        config = seen.config_of(bids, out, decoding={"context": 6, "causal": causal})
+        seen.filled(config, tmp_path / "cohort")
+        when = fits._onsets(SimpleNamespace(config=config, folder=tmp_path / "cohort"), "timeseries")
+        np.testing.assert_allclose(when("sub-01@t0013"), first + 2.0 * np.arange(6))
+
+
+def test_onsets_of_participants_are_those_of_their_files(tmp_path):
+    path = derivatives.write_matrix(tmp_path / "sub-01_timeseries.tsv", np.ones((3, 2)), ["A", "B"])
+    derivatives.write_json(tmp_path / "sub-01_timeseries.json", {"RepetitionTime": 2.5})
+    variant = cohorts.Variant("timeseries", "timeseries", {}, {"sub-01": [str(path)]}, 1, "sequence", 3)
+    plan = cohorts.Plan(("sub-01",), (variant,), {})
+    cohorts.write(plan, tmp_path / "cohort")
+    config = configuration.from_mapping({"bids_dir": "a", "output_dir": "b", "analysis_level": "group"})
+    when = fits._onsets(SimpleNamespace(config=config, folder=tmp_path / "cohort"), "timeseries")
+    assert when("sub-01").tolist() == [0, 2.5, 5]

@@ -444,7 +444,16 @@ def test_methods_text_says_whose_predictions_are_explained_and_of_which_class(tm
     derivatives.write_json(path, choices)
     report.write_methods(tmp_path, "group")
     text = (tmp_path / "logs" / "CITATION.md").read_text()
-    assert "evenly spread); of several classes the predicted one was explained." in text
+    assert (
+        "evenly spread); of several classes the predicted one was explained, and slopes tell the direction of each."
+        in text
+    )
+    assert "attend" not in text
+    stem = "target-diagnosis_model-timeseries_attention_rnn_feature-timeseries_desc-attention"
+    derivatives.write_text(tmp_path / "group" / "explanations" / f"{stem}_courses.tsv", "share\n")
+    report.write_methods(tmp_path, "group")
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert "The weights of networks that attend [@Ilse2018] were read for them as well." in text
 
 
 def test_explanation_says_which_output_and_how_many_predictions(tmp_path):

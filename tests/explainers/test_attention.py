@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bids_dl import attributions, training, zoo
+from bids_dl import attributions, group, training, zoo
+from bids_dl.config import from_mapping
 from bids_dl.errors import UsageError
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
@@ -134,6 +135,18 @@ def test_whether_a_model_attends_is_told_by_its_file_and_options():
     assert zoo.attends("cnn2d", {"axis": 1})
     assert not zoo.attends("cnn2d", {"attention": False})
     assert not zoo.attends("lstm", {})
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_group_level_asks_for_attention_where_the_options_of_a_model_have_it(attention):
+    given = {
+        "bids_dir": "a",
+        "output_dir": "b",
+        "analysis_level": "group",
+        "models": {"cnn2d": {"attention": attention}},
+    }
+    model = group.Model("t1w_cnn2d", "cnn2d", ("t1w",), "network")
+    assert ("attention" in group._explainers(from_mapping(given), model)) == attention
 
 
 @pytest.mark.parametrize(("attention", "expected"), [(True, ("attention", "occlusion")), (False, ("occlusion",))])
