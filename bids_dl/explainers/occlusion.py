@@ -107,8 +107,10 @@ def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
     if block.affine is not None:
         chosen = regions.load_atlas(atlas)
         labels = regions.on_grid(chosen, block.shape[-3:], block.affine).ravel()
-        labels = np.tile(labels, int(np.prod(block.shape[:-3])))
-        return [np.flatnonzero(labels == n + 1) for n in range(len(chosen.labels)) if (labels == n + 1).any()]
+        ends = np.cumsum(np.bincount(labels, minlength=len(chosen.labels) + 1))
+        voxels = np.split(np.argsort(labels, kind="stable"), ends[:-1])[1:]  # without those of no region
+        maps = np.arange(int(np.prod(block.shape[:-3])))[:, None] * labels.size
+        return [(maps + one).ravel() for one in voxels if len(one)]
     if block.dims == ("edge",):
         first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
         return [np.flatnonzero((first == r) | (second == r)) for r in range(len(block.labels))]
