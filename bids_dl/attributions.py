@@ -404,7 +404,7 @@ def _names_of(described: Mapping[str, Any], out: Path, participant_id: str, desc
 def _write_one_looked(described: Mapping[str, Any], table: Any, out: Path, participant_id: str, desc: str) -> Path:
     """Write the weights that one participant's slices or time points had."""
     names, folder = _names_of(described, out, participant_id, desc)
-    path = folder / derivatives.name(names, "timeseries" if "onset" in table else "slices", ".tsv")
+    path = folder / derivatives.name(names, "attention", ".tsv")
     return _write_described(path, table, OF_COURSES | OF_SLICES | {"share": LOOKED_ONE})
 
 

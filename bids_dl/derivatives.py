@@ -31,7 +31,7 @@ CODE_URL = "https://github.com/bids-dl/bids_dl"
 IGNORED = (
     "*.html", "*.toml", "group", "figures", "log", "logs", "work", "work/**", "*_xfm.*", "*_dwimap.*",
     "*_dwi.bval", "*_dwi.bvec", "*_snp.*", "genetics", "*_morphometry.*", "*_volumes.*", "*_timeseries.*",
-    "*_relmat.*", "*_mixing.*", "*_components.*", "*_statmap.*", "*_slices.*",
+    "*_relmat.*", "*_mixing.*", "*_components.*", "*_statmap.*", "*_attention.*",
     "*_boldmap.*", "*_edges.*", "*_regions.*", "*_stat-coverage_bold.*", "quality.*",
 )  # fmt: skip
 

@@ -218,7 +218,7 @@ def test_attention_of_one_participant_is_a_course_in_seconds(tmp_path):
              "explainers": {"names": ["attention"]}}  # fmt: skip
     record = {"participant_id": "sub-01", "features": [{"feature": "timeseries", "path": path}], "problems": []}
     (written,) = predict(folder, configuration.from_mapping(given), record)["attributions"]
-    assert written == "sub-01/func/sub-01_task-rest_atlas-four_desc-ModelAttention_timeseries.tsv"
+    assert written == "sub-01/func/sub-01_task-rest_atlas-four_desc-ModelAttention_attention.tsv"
     table = pd.read_csv(tmp_path / "out" / written, sep="\t")
     assert table["onset"].tolist() == [0, 2, 4, 8, 10, 12, 14, 16, 18, 20, 22, 24]
     assert table["share"].sum() == pytest.approx(1, abs=1e-5)
