@@ -294,10 +294,10 @@ def spoken(method: str) -> str:
 
 
 class Reference(NamedTuple):
-    """A paper that a method is known by."""
+    """A paper that a method is known by; files of methods give no title."""
 
     authors: str
-    year: int
+    year: str
     title: str
     venue: str
     link: str
@@ -305,7 +305,7 @@ class Reference(NamedTuple):
     @property
     def key(self) -> str:
         """Name of the BibTeX entry."""
-        return f"{self.authors.split(',')[0].replace(' ', '').replace('-', '')}{self.year}"
+        return f"{re.split(',| and ', self.authors)[0].replace(' ', '').replace('-', '')}{self.year}"
 
     @property
     def cited(self) -> str:
@@ -314,10 +314,15 @@ class Reference(NamedTuple):
         few = len(families) < 3 and families[-1] != "others"
         return f"{' and '.join(families) if few else f'{families[0]} et al.'}, {self.year}"
 
+    @property
+    def url(self) -> str:
+        """Where the paper is found; empty where that is not known."""
+        return re.sub("^arxiv:", "https://arxiv.org/abs/", re.sub("^doi:", "https://doi.org/", self.link), flags=re.I)
+
     def plain(self) -> str:
-        """Write it as a line of a list."""
+        """Write it as a line of a list, without where it is found."""
         who = self.authors.replace(" and others", " et al.").replace(" and ", "; ")
-        return f"{who} ({self.year}). {self.title}. {self.venue}. {self.link}".strip()
+        return " ".join([f"{who} ({self.year}).", *(f"{part}." for part in (self.title, self.venue) if part)])
 
     def bibtex(self) -> str:
         """Write it as a BibTeX entry."""
@@ -326,52 +331,86 @@ class Reference(NamedTuple):
         )
         fields = {
             "author": self.authors,
-            "title": f"{{{self.title}}}",
+            "title": f"{{{self.title}}}" if self.title else "",
             "journal": self.venue,
-            "year": str(self.year),
+            "year": self.year,
             kind: identifier,
         }
         return "\n".join([f"@article{{{self.key},", *(f"  {k} = {{{v}}}," for k, v in fields.items() if v), "}"])
 
 
-CITED = re.compile(r" ?\[@([\w;@-]+)\]")
-"""``[@bids]`` in a paragraph cites the reference of that trigger; a trigger without one cites nothing."""
+CITED = re.compile(r" ?\[@([\w;@.-]+)\]")
+"""``[@bids]`` in a paragraph cites the reference of that trigger, ``[@models.gcn]`` those that the summary of a zoo's method
+marks; a trigger without one cites nothing."""
+
+IN_FILE = re.compile(r"(?P<authors>.+?) \((?P<year>\d{4})\), (?P<venue>.+?)\.(?: (?P<link>\S+))?$")
+"""How a method's file names a paper: Kipf and Welling (2017), ICLR. arXiv:1609.02907."""
 
 
 @lru_cache(maxsize=1)
 def references() -> dict[str, Reference]:
     """Read the table of references, keyed by what brings each in."""
     lines = (written.TEMPLATES / "references.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
+    return {trigger: Reference(*fields) for trigger, *fields in (line.split("\t") for line in lines)}
+
+
+def of_method(folder: str, method: str) -> list[Reference]:
+    """Read what the summary of a method cites from its file; a paper of the table is taken from there, with its title."""
+    if method not in zoo.names(folder):
+        return []
+    titled = {r.link: r for r in references().values() if r.link}
+    found = [match for line in zoo.references(folder, method) if (match := IN_FILE.match(line))]
+    return [
+        titled.get(m["link"]) or Reference(_bibtex_names(m["authors"]), m["year"], "", m["venue"], m["link"] or "")
+        for m in found
+    ]
+
+
+def _bibtex_names(authors: str) -> str:
+    """Join family names as BibTeX does: Mescheder and Geiger and Nowozin."""
+    return authors.replace(" et al.", " and others").replace(", ", " and ")
+
+
+def _known(match: re.Match[str]) -> list[Reference]:
+    """List what a citation refers to, once each."""
+    triggers = [trigger.partition(".") for trigger in match[1].replace("@", "").split(";")]
+    found = [
+        of_method(name, method) if dot else [r for r in [references().get(name)] if r] for name, dot, method in triggers
+    ]
+    return list(dict.fromkeys(reference for some in found for reference in some))
+
+
+def _lettered(paragraphs: Sequence[str]) -> dict[Reference, Reference]:
+    """Find what the paragraphs cite, by author; papers of the same first author and year get letters: 2010a, 2010b."""
+    found = {r for p in paragraphs for m in CITED.finditer(p) for r in _known(m)}
+    ordered = sorted(found, key=lambda r: (r.authors.lower(), r.year, r.venue))
+    alike = {key: [r for r in ordered if r.key == key] for key in {r.key for r in ordered}}
     return {
-        trigger: Reference(authors, int(year), title, venue, link)
-        for trigger, authors, year, title, venue, link in rows
+        r: r._replace(year=r.year + chr(ord("a") + alike[r.key].index(r))) if len(alike[r.key]) > 1 else r
+        for r in ordered
     }
-
-
-def _known(match: re.Match[str]) -> list[str]:
-    return [k for k in match[1].replace("@", "").split(";") if k in references()]
 
 
 def cited_in(paragraphs: Sequence[str]) -> list[Reference]:
     """List what the paragraphs cite, by author, once each."""
-    keys = {k for p in paragraphs for m in CITED.finditer(p) for k in _known(m)}
-    return sorted({references()[k] for k in keys}, key=lambda r: (r.authors.lower(), r.year))
+    return list(_lettered(paragraphs).values())
 
 
-def with_citations(text: str, frame: str, show: Callable[[Reference], str]) -> str:
-    """Put each citation of a paragraph in a frame such as ``({})``; those without a reference vanish."""
+def with_citations(paragraphs: Sequence[str], show: Callable[[Reference], str], frame: str, within: str) -> list[str]:
+    """Put each citation in a frame such as ``({})``, and ``within`` parentheses in another; those that cite nothing vanish."""
+    named = _lettered(paragraphs)
 
     def cite(match: re.Match[str]) -> str:
-        known = [show(references()[k]) for k in _known(match)]
-        return frame.format("; ".join(known)) if known else ""
+        before = match.string[: match.start()]
+        known = "; ".join(show(named[r]) for r in _known(match))
+        return (within if before.count("(") > before.count(")") else frame).format(known) if known else ""
 
-    return CITED.sub(cite, text)
+    return [CITED.sub(cite, p) for p in paragraphs]
 
 
 def readable(paragraphs: Sequence[str]) -> list[str]:
     """Put authors and years into paragraphs, for a page."""
-    return [with_citations(p, " ({})", lambda reference: reference.cited) for p in paragraphs]
+    return with_citations(paragraphs, lambda reference: reference.cited, " ({})", " [{}]")
 
 
 def methods(out: Path, level: str) -> list[str]:
@@ -395,7 +434,7 @@ def _said_data(out: Path) -> str:
 
 
 KEPT = "the weights with the lowest loss in validation participants were kept"
-WITH_CAPTUM = {"integratedgradients", "saliency", "gradcam", "lrp"}
+WITH_CAPTUM = {"integrated_gradients"}
 SUBJECTS = {
     "timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes",
     "dual_regression": "Courses", "network_maps": "Individual maps",
@@ -539,10 +578,10 @@ def _said_targets(choices: Json, settings: Json) -> str:
             f"Confounds ({confounds}) were regressed out of {freed}, with weights learned from training participants."
         )
     if (name := choices.get("harmonizer", "none")) != "none" and freed:
-        cited = HARMONIZERS.get(name, f"the harmonizer '{name}' [@harmonized]")
         site = choices.get("splits", {}).get("site")
         said.append(
-            f"Differences between sites ('{site}') were removed from {freed} by {cited}, learned from training participants."
+            f"Differences between sites ('{site}') were removed from {freed} by the harmonizer '{name}' [@harmonizers.{name}], "
+            "learned from training participants."
         )
     return " ".join([*said, said_splits(choices.get("splits", {}))]).strip()
 
@@ -571,12 +610,6 @@ def _freed(choices: Json) -> str:
     return "the features" if len(whole) == len(given) else ", ".join(whole)
 
 
-HARMONIZERS = {
-    "combat": "ComBat [@combat]",
-    "adversarial": "ComBat [@combat] and adversarial moves after it [@adversarial]",
-}
-
-
 CORAL = "Ordered levels were told apart by consistent rank logits [@coral], but for models that learn from unlabelled participants"
 
 
@@ -584,7 +617,9 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
     """Tell which models were trained, and how long, from what they left behind."""
     named: dict[str, list[str]] = {"network": [], "solved": [], "baseline": []}
     for model in choices.get("models", []):
-        named[_kind_of(model)].append(f"{model['id']} ({model.get('summary', '').rstrip('.')})")
+        folder = "fusions" if model.get("role") == "fusion" else "models"
+        cited = f"[@{folder}.{model.get('model')}]"
+        named[_kind_of(model)].append(f"{model['id']} ({model.get('summary', '').rstrip('.')} {cited})")
     said = []
     if named["network"]:
         said.append(
@@ -601,7 +636,7 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
     given = settings.get("training", {})
     said += _said_beginning(given) if named["network"] else []
     if given.get("synthetic", "none") != "none":
-        cited = f"a generative model ('{given['synthetic']}' [@synthetic-{given['synthetic']}])"
+        cited = f"a generative model ('{given['synthetic']}' [@models.{given['synthetic']}])"
         said.append(
             f"To the training rows of networks of connectomes and columns, and to no others, {given.get('n_synthetic', 1):g} synthetic "
             f"participants for each real one were added, drawn by {cited} that had seen these training rows alone; "
@@ -715,14 +750,13 @@ def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
     if not methods:
         return ""
     given, named = settings.get("explainers", {}), []
-    most = {
-        name.replace("_", ""): (zoo.options("explainers", name) | given.get(name, {}))["max_participants"]
-        for name in zoo.names("explainers")
-    }
+    files = {name.replace("_", ""): name for name in zoo.names("explainers")}
     for method in (one for one in methods if one != "attention"):
-        key = re.sub("[^a-z]", "", method.lower())
-        few = f" (at most {most[key]} participants a split, evenly spread)" if most.get(key) else ""
-        named.append(f"{spoken(method)} [{_explainer_citation(key)}]{few}")
+        name = files.get(re.sub("[^a-z]", "", method.lower()))
+        most = (zoo.options("explainers", name) | given.get(name, {}))["max_participants"] if name else 0
+        few = f" (at most {most} participants a split, evenly spread)" if most else ""
+        cited = f"[@explainers.{name}{';@captum' if name in WITH_CAPTUM else ''}]"
+        named.append(f"{spoken(method)} {cited}{few}")
     several = any(len(t.get("levels", ())) > 2 and t["kind"] == "classification" for t in choices.get("targets", []))
     said = (
         "; of several classes the predicted one was explained, and slopes tell the direction of each" if several else ""
@@ -733,11 +767,5 @@ def _said_explanations(out: Path, choices: Json, settings: Json) -> str:
         else []
     )
     if "attention" in methods:
-        told.append(
-            f"The weights of networks that attend [{_explainer_citation('attention')}] were read for them as well."
-        )
+        told.append("The weights of networks that attend [@explainers.attention] were read for them as well.")
     return " ".join(told)
-
-
-def _explainer_citation(method: str) -> str:
-    return f"@explainer-{method}" + (";@captum" if method in WITH_CAPTUM else "")

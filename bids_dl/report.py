@@ -866,14 +866,12 @@ def write_methods(out: Path, level: str) -> None:
     """
     paragraphs = prose.methods(out, level)
     used = prose.cited_in(paragraphs)
-    keyed = [prose.with_citations(p, " [{}]", lambda reference: f"@{reference.key}") for p in paragraphs]
-    listed = "\n".join(f"- {r.plain()}" for r in used)
+    keyed = prose.with_citations(paragraphs, lambda reference: f"@{reference.key}", " [{}]", " [{}]")
+    listed = "\n".join(f"- {r.plain()} {r.url}".rstrip() for r in used)
     logs = out / "logs"
     derivatives.write_text(logs / "CITATION.md", "\n\n".join(["# Methods", *keyed, "# References", listed]) + "\n")
     derivatives.write_text(logs / "CITATION.bib", "\n\n".join(r.bibtex() for r in used) + "\n")
-    page = _template("methods.html.j2").render(
-        paragraphs=prose.readable(paragraphs), references=[r.plain() for r in used]
-    )
+    page = _template("methods.html.j2").render(paragraphs=prose.readable(paragraphs), references=used)
     derivatives.write_text(logs / "CITATION.html", page)
 
 
@@ -888,6 +886,6 @@ def _methods(out: Path, choices: Json) -> Json:
     ]
     return {
         "paragraphs": prose.readable(paragraphs),
-        "references": [r.plain() for r in prose.cited_in(paragraphs)],
+        "references": prose.cited_in(paragraphs),
         "seconds": bars,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,13 @@ def declaring(zoo: str, key: str) -> tuple[str, ...]:
 def summary(zoo: str, name: str) -> str:
     """Read the first line of a method's docstring."""
     return (ast.get_docstring(_definition(zoo, name)) or "").split("\n")[0]
+
+
+def references(zoo: str, name: str) -> tuple[str, ...]:
+    """Read the papers that a method's summary marks, such as ``[1]_``, from the list that ends its docstring."""
+    listed = (ast.get_docstring(_definition(zoo, name)) or "").partition("\nReferences\n")[2]
+    papers = dict(re.findall(r"^\.\. \[(\d+)\] (.+)$", listed, flags=re.MULTILINE))
+    return tuple(papers[mark] for mark in re.findall(r"\[(\d+)\]_", summary(zoo, name)))
 
 
 def check_options(zoo: str, name: str, given: Mapping[str, Any]) -> None:

@@ -544,7 +544,10 @@ def test_harmonisation_says_what_it_did_to_site_and_target(harmonized):
     assert found["n"].tolist() == [N, N]
     page = (harmonized / "group.html").read_text()
     assert "Before and after harmonisation" in page
-    assert "removed from the features by ComBat" in page
+    assert (
+        "removed from the features by the harmonizer &#39;combat&#39; (Johnson et al., 2007; Fortin et al., 2018)"
+        in page
+    )
 
 
 def test_what_a_harmonizer_leaves_as_it_is_is_said_before_anything_runs(harmonized, bids, tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dl import prose
+from bids_dl import prose, zoo
 
 MODELS = {
     "dummy": ("dummy", "confounds", "baseline"),
@@ -77,9 +77,55 @@ def test_what_is_told_of_synthetic_participants_follows_the_numbers():
     assert "too few participants" in resembling(np.nan)
 
 
-def test_references_have_different_keys():
-    keys = [r.key for r in prose.references().values()]
-    assert len(set(keys)) == len(keys)
+ZOOS = ("models", "harmonizers", "fusions", "explainers")
+PAPERS = [(folder, name) for folder in ZOOS for name in zoo.names(folder) if "[1]_" in zoo.summary(folder, name)]
+
+
+@pytest.mark.parametrize(("folder", "name"), PAPERS)
+def test_papers_that_a_summary_marks_are_read_from_the_file(folder, name):
+    found = prose.of_method(folder, name)
+    assert len(found) == zoo.summary(folder, name).count("]_")
+    for paper in found:
+        assert paper.url.startswith(("https://doi.org/10.", "https://arxiv.org/abs/")), paper
+        assert paper.authors[0].isupper()
+        assert paper.venue
+
+
+def test_a_paper_has_one_line_in_all_files():
+    found = {r for folder, name in PAPERS for r in prose.of_method(folder, name)} | set(prose.references().values())
+    links = [r.link for r in found if r.link]
+    assert sorted(set(links)) == sorted(links)
+
+
+def test_text_cites_what_a_method_marks_and_nobody_twice():
+    text = [
+        "Trained [@pytorch]: x_gcn (Build it [@models.gcn]); x_gat (Build it [@models.gat]); own (Build [@models.own])."
+    ]
+    assert prose.readable(text) == [
+        "Trained (Paszke et al., 2019): x_gcn (Build it [Kipf and Welling, 2017; Cui et al., 2022]); "
+        "x_gat (Build it [Veličković et al., 2018; Cui et al., 2022]); own (Build)."
+    ]
+    listed = [f"{r.plain()} {r.url}" for r in prose.cited_in(text)]
+    assert listed[:2] == [
+        "Cui et al. (2022). IEEE Transactions on Medical Imaging 42(2). https://doi.org/10.1109/TMI.2022.3218745",
+        "Kipf; Welling (2017). ICLR. https://arxiv.org/abs/1609.02907",
+    ]
+    assert len(listed) == 4
+    assert "author = {Kipf and Welling}" in prose.cited_in(text)[1].bibtex()
+    assert "title" not in prose.cited_in(text)[1].bibtex()
+
+
+def test_papers_of_one_author_and_year_are_told_apart():
+    text = ["Of ICA [@atlas-ica], in the tangent space [@models.tangent_linear]."]
+    keys = [r.key for r in prose.cited_in(text)]
+    assert keys == ["Dadi2019", "Varoquaux2010a", "Varoquaux2010b"]
+    assert prose.readable(text)[0].startswith(
+        "Of ICA (Varoquaux et al., 2010b), in the tangent space (Varoquaux et al., 2010a;"
+    )
+
+
+def test_a_paper_of_the_table_keeps_its_title():
+    assert prose.of_method("fusions", "postfusion")[0].title.startswith("Deep learning in neuroimaging")
 
 
 def test_a_flag_makes_a_participants_verdict_cautious():

@@ -245,7 +245,24 @@ def _without_plotly(page: str) -> str:
 
 
 def _loaded(page: str) -> list[str]:
-    return re.findall(r'(?:src|href)="([^"]*)"', page)
+    """Whatever a page names, but papers that a reader may follow a link to."""
+    links = re.findall(r'(<a )?(?:src|href)="([^"]*)"', page)
+    return [link for anchor, link in links if not (anchor and link.startswith(PAPERS))]
+
+
+PAPERS = ("https://doi.org/10.", "https://arxiv.org/abs/", "https://www.jstor.org/", "https://www.jmlr.org/")
+
+
+def test_methods_page_links_each_paper_of_its_list(tmp_path):
+    make_group(tmp_path, n=24, n_splits=3)
+    report.write_methods(tmp_path, "group")
+    page, text = ((tmp_path / "logs" / f"CITATION.{end}").read_text() for end in ("html", "md"))
+    assert '<a href="https://doi.org/10.1038/nature14539">doi:10.1038/nature14539</a>' in page
+    assert "connectivity_mlp (Summary of mlp [LeCun et al., 2015; Kim et al., 2016])" in page
+    assert "[@LeCun2015; @Kim2016]" in text
+    links = re.findall("https://\\S+", text.partition("# References")[2])
+    assert len(links) == len(set(links))
+    assert all(f'<a href="{link}">' in page for link in links)
 
 
 def test_participant_page_shows_a_figure_of_each_feature(person):
@@ -524,7 +541,7 @@ def test_methods_text_calls_nothing_a_network_that_is_none(tmp_path):
     assert "postfusion" in networks
     assert "boosting" not in networks
     assert (
-        "no neural networks, but solved for, were fitted on the same splits: connectivity_boosting (Solve boosting); conn"
+        "solved for, were fitted on the same splits: connectivity_boosting (Solve boosting [@Friedman2001; @Friedman2002]); conn"
         in text
     )
 
