@@ -311,7 +311,7 @@ def _write(
 
 
 def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
-    first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+    first, second = cohorts.edge_index(len(block.labels), directed=block.is_directed)
     labels = np.asarray(block.labels, dtype=object)
     names = {"region_a": labels[first], "region_b": labels[second]}
     return _write(summary, stem, "edges", names, summary.columns)
@@ -319,7 +319,7 @@ def _write_edges(summary: Summary, block: Block, stem: Path) -> Path:
 
 def _write_edge_regions(summary: Summary, block: Block, stem: Path, *, additive: bool) -> Path:
     """Give each region half of each of its edges, but their whole slopes; where edges are not additive, their mean."""
-    first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+    first, second = cohorts.edge_index(len(block.labels), directed=block.is_directed)
     n = len(block.labels)
     parts = 2 if additive else np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
     found = {

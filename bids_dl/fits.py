@@ -130,10 +130,11 @@ class Step:
 
     def definition(self, model: Settings) -> dict[str, Any]:
         """Write down how a model is built for this cohort."""
-        shapes = [self.cohort.features[name].shape for name in model["inputs"]]
+        blocks = [self.cohort.features[name] for name in model["inputs"]]
         return training.define(
-            model["method"], shapes, self.cohort.target.n_outputs, self.config.models.of(model["method"])
-        )
+            model["method"], [block.shape for block in blocks], self.cohort.target.n_outputs,
+            self.config.models.of(model["method"]), directed=any(block.is_directed for block in blocks),
+        )  # fmt: skip
 
     def stem(self, kind: str, model: str) -> Path:
         """Begin the name of a result."""

@@ -203,18 +203,13 @@ class RecurrentNetwork(Network):
         return found
 
 
-def n_regions(n_edges: int) -> tuple[int, bool]:
-    """Find how many regions a connectome has, and whether it is directed, from its number of edges.
-
-    Undirected, n (n - 1) / 2 edges; else n (n - 1). A number that fits both is undirected, which is far more common.
-    """
-    n = (1 + math.isqrt(1 + 8 * n_edges)) // 2
-    if n * (n - 1) // 2 == n_edges:
-        return n, False
-    n = (1 + math.isqrt(1 + 4 * n_edges)) // 2
-    if n * (n - 1) == n_edges:
-        return n, True
-    raise ValueError(f"{n_edges} values are no connectome's edges.")
+def n_regions(n_edges: int, *, directed: bool = False) -> int:
+    """Find how many regions a connectome has from its number of edges: n (n - 1) / 2, of a directed one n (n - 1)."""
+    n_ways = n_edges if directed else 2 * n_edges
+    n = (1 + math.isqrt(1 + 4 * n_ways)) // 2
+    if n * (n - 1) != n_ways:
+        raise ValueError(f"{n_edges} values are no {'directed' if directed else 'undirected'} connectome's edges.")
+    return n
 
 
 class Connectome(nn.Module):
@@ -227,9 +222,9 @@ class Connectome(nn.Module):
     scale: Tensor
     places: Tensor
 
-    def __init__(self, n_edges: int) -> None:
+    def __init__(self, n_edges: int, *, directed: bool = False) -> None:
         super().__init__()
-        self.n, self.directed = n_regions(n_edges)
+        self.n, self.directed = n_regions(n_edges, directed=directed), directed
         places = torch.full(
             (self.n, self.n), n_edges, device="cpu"
         )  # which edge lies in each cell; none on the diagonal

@@ -102,6 +102,11 @@ class Block:
         return self.dims[:1] in {(step,) for step in STEPS}
 
     @property
+    def is_directed(self) -> bool:
+        """Whether it is a connectome with an edge in each direction: no number of edges tells."""
+        return "directed" in self.entities
+
+    @property
     def has_one_scale(self) -> bool:
         """Whether the values have one unit and, but for real differences, one sampling variance: correlations do."""
         return self.dims[-1:] == ("edge",) and "correlation" in self.entities.get("stat", "").lower()

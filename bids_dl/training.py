@@ -61,12 +61,16 @@ class Ensemble(Network):
         return torch.cat([m.embed(x) for m in self.members], dim=1)  # type: ignore[operator]
 
 
-def define(model: str, shapes: Sequence[tuple[int, ...]], n_outputs: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Write down how a model is built, as a MONAI bundle does."""
+def define(
+    model: str, shapes: Sequence[tuple[int, ...]], n_outputs: int, options: Mapping[str, Any], *, directed: bool = False
+) -> dict[str, Any]:
+    """Write down how a model is built, as a MONAI bundle does; whether edges have a direction, for who asks for it."""
+    told = {"directed": True} if directed and zoo.takes("models", model, "directed") else {}
     return {
         "_target_": f"bids_dl.models.{model}.build",
         "shapes": [list(s) for s in shapes],
         "n_outputs": n_outputs,
+        **told,
         **options,
     }
 

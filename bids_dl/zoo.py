@@ -87,6 +87,11 @@ def options(zoo: str, name: str) -> dict[str, Any]:
     }
 
 
+def takes(zoo: str, name: str, argument: str) -> bool:
+    """Tell whether a method is told something that is no option: one of its function's positional arguments."""
+    return argument in {one.arg for one in _definition(zoo, name).args.args}
+
+
 def constant(zoo: str, name: str, key: str) -> Any:
     """Read a constant of a method's file, such as the kinds of input it suits; None if there is none."""
     found = [n for n in _statements(zoo, name) if isinstance(n, ast.Assign)]

@@ -1,13 +1,16 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pytest
 import seen
 from trained import SMALL, cohort, split_of, train
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import derivatives, fits, metrics, nulls, splits, training
+from bids_dl import bundle, derivatives, fits, metrics, nulls, splits, training
 from bids_dl.metrics import Predictions
+from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings
 
 
@@ -22,6 +25,40 @@ def test_training_participants_are_counted_where_they_have_the_input(tmp_path):
     fits._predict(step, train("linear", "columns", data, split), split, tmp_path / "predictions.npz")
     with np.load(tmp_path / "predictions.npz") as found:
         assert found["n_train"] == len(split.pool) - len(split.train[::2])
+
+
+def connectomes(n_regions, *, directed):
+    """Twenty people with 210 edges: 21 regions, or 15 with an edge in each direction."""
+    edges = np.random.default_rng(0).normal(size=(20, 210)).astype(np.float32)
+    block = Block(edges, ("edge",), tuple(f"r{i}" for i in range(n_regions)), {"directed": "true"} if directed else {})
+    people = pd.DataFrame({"participant_id": [f"sub-{i:02d}" for i in range(20)]})
+    return Cohort(people, {"edges": block}, Target("target", np.arange(20.0) % 2, ("a", "b")))
+
+
+@pytest.mark.parametrize("method", ["gcn", "gat", "brainnetcnn", "brain_network_transformer"])
+@pytest.mark.parametrize(("n_regions", "directed"), [(21, False), (15, True)])
+@pytest.mark.parametrize("pretrain", ["none", "masked"])
+def test_a_directed_connectome_is_no_larger_undirected_one(
+    tmp_path, monkeypatch, method, n_regions, directed, pretrain
+):
+    """No number of edges tells: 210 are those of 21 regions, and of 15 in both directions."""
+    monkeypatch.setattr("bids_dl.pretraining.N_EPOCHS", 1)
+    data = connectomes(n_regions, directed=directed)
+    given = {"bids_dir": "a", "output_dir": "b", "analysis_level": "group"}
+    step = SimpleNamespace(cohort=data, config=configuration.from_mapping(given))
+    definition = fits.Step.definition(step, {"method": method, "inputs": ["edges"]})
+    split = Split(np.arange(12), np.arange(12, 16), np.arange(16, 20), "one")
+    settings = Settings(n_epochs=1, n_members=1, device="cpu", pretrain=pretrain)
+    fitted = training.train(definition, data, split, ["edges"], settings)
+    again = bundle.load(bundle.save(fitted, tmp_path / "one", {}))
+    for module in (fitted.module, again.module):
+        assert (module.connectome.n, module.connectome.directed) == (n_regions, directed)
+    np.testing.assert_array_equal(training.outputs(fitted, data, split.test), training.outputs(again, data, split.test))
+
+
+def test_only_models_that_ask_are_told_of_directions():
+    assert "directed" not in training.define("mlp", [(210,)], 1, {}, directed=True)
+    assert "directed" not in training.define("gcn", [(210,)], 1, {})
 
 
 def test_a_fusion_takes_of_each_feature_the_network_of_the_lowest_validation_loss(tmp_path):

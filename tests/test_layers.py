@@ -46,23 +46,27 @@ def test_positions_follow_the_paper_word_for_word():
             assert math.isclose(float(encoded[step, unit]), expected, abs_tol=1e-5)
 
 
-@pytest.mark.parametrize(("n_edges", "expected"), [(45, (10, False)), (90, (10, True)), (76_636, (392, False))])
-def test_number_of_regions_follows_from_the_edges(n_edges, expected):
-    assert layers.n_regions(n_edges) == expected
+@pytest.mark.parametrize(
+    ("n_edges", "directed", "expected"),
+    [(45, False, 10), (90, True, 10), (76_636, False, 392), (210, False, 21), (210, True, 15), (242_556, True, 493)],
+)
+def test_number_of_regions_follows_from_the_edges_and_whether_they_are_directed(n_edges, directed, expected):
+    assert layers.n_regions(n_edges, directed=directed) == expected
 
 
-def test_number_that_is_no_connectome_is_refused():
-    with pytest.raises(ValueError, match="17 values are no connectome's edges"):
-        layers.n_regions(17)
+@pytest.mark.parametrize(("n_edges", "directed", "kind"), [(17, False, "undirected"), (45, True, "directed")])
+def test_number_that_is_no_connectome_is_refused(n_edges, directed, kind):
+    with pytest.raises(ValueError, match=f"{n_edges} values are no {kind} connectome's edges"):
+        layers.n_regions(n_edges, directed=directed)
 
 
-@pytest.mark.parametrize("directed", [False, True])
-def test_connectome_is_laid_out_as_it_was_read(directed):
-    matrix = torch.randn(2, 5, 5)
-    matrix = (matrix if directed else matrix + matrix.transpose(1, 2)) * (1 - torch.eye(5))
-    at = ~np.eye(5, dtype=bool) if directed else np.triu(np.ones((5, 5), bool), 1)
+@pytest.mark.parametrize(("n", "directed"), [(5, False), (5, True), (21, False), (15, True)])
+def test_connectome_is_laid_out_as_it_was_read(n, directed):
+    matrix = torch.randn(2, n, n)
+    matrix = (matrix if directed else matrix + matrix.transpose(1, 2)) * (1 - torch.eye(n))
+    at = ~np.eye(n, dtype=bool) if directed else np.triu(np.ones((n, n), bool), 1)
     edges = matrix[:, torch.from_numpy(at)]
-    torch.testing.assert_close(layers.Connectome(edges.shape[1])(edges), matrix)
+    torch.testing.assert_close(layers.Connectome(edges.shape[1], directed=directed)(edges), matrix)
 
 
 def test_measured_connectome_undoes_the_normalisation():
@@ -91,7 +95,7 @@ def test_grown_buffer_is_loaded_in_the_size_it_was_saved():
 
 def slow_strongest(values, density):
     """Sort, keep, divide by the mean: one participant's edges as a matrix, written as a person would do it."""
-    n, _ = layers.n_regions(len(values))
+    n = layers.n_regions(len(values))
     keep = sorted(range(len(values)), key=lambda e: -values[e])[: round(density * len(values))]
     keep = [e for e in keep if values[e] > 0]
     matrix, mean = np.zeros((n, n)), np.mean([values[e] for e in keep]) if keep else 1
@@ -131,7 +135,7 @@ def test_unit_of_a_connectome_does_not_change_its_graph():
 
 
 def test_profiles_of_a_directed_connectome_tell_both_directions():
-    connectome = layers.Connectome(12)  # 4 regions, directed
+    connectome = layers.Connectome(12, directed=True)
     edges = torch.arange(12.0)[None]
     matrix, profiles = connectome(edges), connectome.profiles(edges)
     assert profiles.shape == (1, 4, 8)

@@ -112,11 +112,11 @@ def region_members(block: Block, atlas: str) -> list[NDArray[np.intp]]:
         maps = np.arange(int(np.prod(block.shape[:-3])))[:, None] * labels.size
         return [(maps + one).ravel() for one in voxels if len(one)]
     if block.dims == ("edge",):
-        first, second = cohorts.edge_index(len(block.labels), directed="directed" in block.entities)
+        first, second = cohorts.edge_index(len(block.labels), directed=block.is_directed)
         return [np.flatnonzero((first == r) | (second == r)) for r in range(len(block.labels))]
     if block.dims == ("window", "edge"):
         n_windows, n_edges = block.shape
-        first, second = cohorts.edge_index(n_regions(n_edges)[0])
+        first, second = cohorts.edge_index(n_regions(n_edges))
         touching = [np.flatnonzero((first == r) | (second == r)) for r in range(second[-1] + 1)]
         return [(np.arange(n_windows)[:, None] * n_edges + edges).ravel() for edges in touching]
     if block.is_sequence:

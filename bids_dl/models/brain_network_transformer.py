@@ -83,11 +83,11 @@ class BrainNetworkTransformer(Network):
     """Profiles, projected; layers of attention; the clusters' sums, put side by side, through one hidden layer."""
 
     def __init__(
-        self, n_edges: int, n_outputs: int, n_units: int, n_layers: int, n_heads: int, n_clusters: int,
+        self, connectome: Connectome, n_outputs: int, n_units: int, n_layers: int, n_heads: int, n_clusters: int,
         n_codes: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.connectome = Connectome(n_edges)
+        self.connectome = connectome
         self.project = nn.Linear(self.connectome.n_profile, n_units)
         self.layers = nn.Sequential(*(Layer(n_units, n_heads, dropout) for _ in range(n_layers)))
         self.code = Coded(self.connectome.n * n_units, n_codes) if n_codes else nn.Identity()
@@ -107,7 +107,8 @@ class BrainNetworkTransformer(Network):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, n_units: int = 64, n_layers: int = 1, n_heads: int = 4,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
+    n_units: int = 64, n_layers: int = 1, n_heads: int = 4,
     n_clusters: int = 10, n_codes: int = 32, input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> BrainNetworkTransformer:  # fmt: skip
     """Build a Brain Network Transformer [1]_.
@@ -122,6 +123,8 @@ def build(
         One connectome's edges, undirected or directed.
     n_outputs
         One logit for two classes or a quantity, else one a class.
+    directed
+        Whether there is an edge in each direction; else one a pair.
     n_units
         Units that a region's profile is projected to.
     n_layers
@@ -156,6 +159,7 @@ def build(
             f"brain_network_transformer: {n_clusters} clusters are more than {n_units} units can keep orthonormal; "
             "lower n_clusters or raise n_units."
         )
+    connectome = Connectome(shapes[0][0], directed=directed)
     return BrainNetworkTransformer(
-        shapes[0][0], n_outputs, n_units, n_layers, n_heads, n_clusters, n_codes, input_dropout, dropout
+        connectome, n_outputs, n_units, n_layers, n_heads, n_clusters, n_codes, input_dropout, dropout
     )

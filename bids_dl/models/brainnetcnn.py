@@ -66,11 +66,11 @@ class BrainNetCNN(Network):
     """Edge-to-edge layers, edge-to-node, node-to-graph."""
 
     def __init__(
-        self, n_edges: int, n_outputs: int, edge_filters: Sequence[int], node_filters: int, graph_filters: int,
+        self, connectome: Connectome, n_outputs: int, edge_filters: Sequence[int], node_filters: int, graph_filters: int,
         input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.connectome = Connectome(n_edges)
+        self.connectome = connectome
         n, widths = self.connectome.n, [1, *edge_filters]
         self.edges = nn.ModuleList(EdgeToEdge(n, a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.nodes = EdgeToNode(n, widths[-1], node_filters, directed=self.connectome.directed)
@@ -89,7 +89,8 @@ class BrainNetCNN(Network):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, edge_filters: Sequence[int] = (4,), node_filters: int = 8,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
+    edge_filters: Sequence[int] = (4,), node_filters: int = 8,
     graph_filters: int = 32, input_dropout: float = 0.2, dropout: float = 0.5,
 ) -> BrainNetCNN:  # fmt: skip
     """Build a convolutional network for brain networks [1]_.
@@ -100,6 +101,8 @@ def build(
         One connectome's edges, undirected or directed.
     n_outputs
         One logit for two classes or a quantity, else one a class.
+    directed
+        Whether there is an edge in each direction; else one a pair.
     edge_filters
         Filters of each edge-to-edge layer; the paper has 32 in one or two layers. Their time and memory grow with the
         square of the regions.
@@ -116,4 +119,5 @@ def build(
     ----------
     .. [1] Kawahara et al. (2017), NeuroImage 146. doi:10.1016/j.neuroimage.2016.09.046
     """
-    return BrainNetCNN(shapes[0][0], n_outputs, edge_filters, node_filters, graph_filters, input_dropout, dropout)
+    connectome = Connectome(shapes[0][0], directed=directed)
+    return BrainNetCNN(connectome, n_outputs, edge_filters, node_filters, graph_filters, input_dropout, dropout)

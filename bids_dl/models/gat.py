@@ -57,12 +57,12 @@ class GAT(GraphNetwork):
     """Layers of attention over each participant's own graph; the regions are pooled at the end."""
 
     def __init__(
-        self, n_edges: int, n_outputs: int, hidden: Sequence[int], n_heads: int, density: float, node_features: str,
+        self, connectome: Connectome, n_outputs: int, hidden: Sequence[int], n_heads: int, density: float, node_features: str,
         pooling: str, graph_units: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list(hidden)
-        self.connectome, self.density, self.pooling = Connectome(n_edges), density, pooling
+        self.connectome, self.density, self.pooling = connectome, density, pooling
         self.features = RegionFeatures(self.connectome, node_features, density, widths[0])
         self.attend = nn.ModuleList(GraphAttention(width, n_heads) for width in widths)
         self.between = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
@@ -83,7 +83,8 @@ class GAT(GraphNetwork):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (16,), n_heads: int = 2,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
+    hidden: Sequence[int] = (16,), n_heads: int = 2,
     density: float = 0.1, node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> GAT:  # fmt: skip
@@ -95,6 +96,8 @@ def build(
         One connectome's edges, undirected or directed; a region listens to those in its row and to itself.
     n_outputs
         One logit for two classes or a quantity, else one a class.
+    directed
+        Whether there is an edge in each direction; else one a pair.
     hidden
         Units a region has after each layer, all heads together.
     n_heads
@@ -127,6 +130,7 @@ def build(
     uneven = [width for width in hidden if width % n_heads]
     if uneven:
         raise UsageError(f"gat: {n_heads} heads do not divide {uneven[0]} units; choose n_heads or hidden to fit.")
+    connectome = Connectome(shapes[0][0], directed=directed)
     return GAT(
-        shapes[0][0], n_outputs, hidden, n_heads, density, node_features, pooling, graph_units, input_dropout, dropout
+        connectome, n_outputs, hidden, n_heads, density, node_features, pooling, graph_units, input_dropout, dropout
     )

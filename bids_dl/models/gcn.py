@@ -24,12 +24,12 @@ class GCN(GraphNetwork):
     """Layers of ``relu(A h W)``, ``A`` being the participant's own normalised graph; the regions are pooled at the end."""
 
     def __init__(
-        self, n_edges: int, n_outputs: int, hidden: Sequence[int], density: float, node_features: str, pooling: str,
+        self, connectome: Connectome, n_outputs: int, hidden: Sequence[int], density: float, node_features: str, pooling: str,
         graph_units: int, input_dropout: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list(hidden)
-        self.connectome, self.density, self.pooling = Connectome(n_edges), density, pooling
+        self.connectome, self.density, self.pooling = connectome, density, pooling
         self.features = RegionFeatures(self.connectome, node_features, density, widths[0])
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
@@ -50,7 +50,8 @@ class GCN(GraphNetwork):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, hidden: Sequence[int] = (32, 8), density: float = 0.1,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
+    hidden: Sequence[int] = (32, 8), density: float = 0.1,
     node_features: str = "profile", pooling: str = "concat", graph_units: int = 32,
     input_dropout: float = 0.0, dropout: float = 0.3,
 ) -> GCN:  # fmt: skip
@@ -62,6 +63,8 @@ def build(
         One connectome's edges, undirected or directed; a region takes up from those in its row.
     n_outputs
         One logit for two classes or a quantity, else one a class.
+    directed
+        Whether there is an edge in each direction; else one a pair.
     hidden
         Units a region has after each layer.
     density
@@ -89,4 +92,5 @@ def build(
     .. [1] Kipf and Welling (2017), ICLR. arXiv:1609.02907
     .. [2] Cui et al. (2022), IEEE Transactions on Medical Imaging 42(2). doi:10.1109/TMI.2022.3218745
     """
-    return GCN(shapes[0][0], n_outputs, hidden, density, node_features, pooling, graph_units, input_dropout, dropout)
+    connectome = Connectome(shapes[0][0], directed=directed)
+    return GCN(connectome, n_outputs, hidden, density, node_features, pooling, graph_units, input_dropout, dropout)

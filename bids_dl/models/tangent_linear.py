@@ -76,9 +76,11 @@ class TangentLinear(Network):
     row: Tensor
     column: Tensor
 
-    def __init__(self, n_edges: int, n_outputs: int, shrinkage: float, penalties: Array, *, is_class: bool) -> None:
+    def __init__(
+        self, connectome: Connectome, n_outputs: int, shrinkage: float, penalties: Array, *, is_class: bool
+    ) -> None:
         super().__init__()
-        self.connectome = Connectome(n_edges)
+        self.connectome = connectome
         self.shrinkage, self.penalties, self.is_class = shrinkage, penalties, is_class
         n = self.connectome.n
         row, column = torch.triu_indices(n, n, device="cpu")
@@ -147,7 +149,8 @@ class TangentLinear(Network):
 
 
 def build(
-    shapes: Sequence[tuple[int, ...]], n_outputs: int, *, classify: bool = True, shrinkage: float = 0.5,
+    shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
+    classify: bool = True, shrinkage: float = 0.5,
     weakest: float = 1e4, strongest: float = 1e-3, n_penalties: int = 6,
 ) -> TangentLinear:  # fmt: skip
     """Build logistic or ridge regression on connectomes in the tangent space [1]_, as compared in [2]_.
@@ -158,9 +161,11 @@ def build(
     Parameters
     ----------
     shapes
-        One undirected connectome's edges.
+        One connectome's edges.
     n_outputs
         One logit for two classes or a quantity, else one a class.
+    directed
+        Whether there is an edge in each direction, which is refused.
     classify
         Classes or a quantity; set by the target.
     shrinkage
@@ -184,10 +189,9 @@ def build(
     .. [2] Dadi et al. (2019), NeuroImage 192. doi:10.1016/j.neuroimage.2019.02.062
     .. [3] Arsigny et al. (2006), Magnetic Resonance in Medicine 56(2). doi:10.1002/mrm.20965
     """
+    if directed:
+        raise UsageError("models.tangent_linear needs an undirected connectome; choose another model for this feature.")
     if not 0 < shrinkage <= 1:
         raise UsageError(f"models.tangent_linear.shrinkage is {shrinkage}; give a number above 0 and at most 1.")
     penalties = np.geomspace(strongest, weakest, n_penalties)
-    found = TangentLinear(int(np.prod(shapes[0])), n_outputs, shrinkage, penalties, is_class=classify)
-    if found.connectome.directed:
-        raise UsageError("models.tangent_linear needs an undirected connectome; choose another model for this feature.")
-    return found
+    return TangentLinear(Connectome(shapes[0][0]), n_outputs, shrinkage, penalties, is_class=classify)

@@ -73,7 +73,7 @@ def test_edge_to_node_follows_the_paper_word_for_word(directed):
 
 def test_direction_of_an_edge_matters_where_there_is_one():
     torch.manual_seed(0)
-    module, x = build([(12,)], 1).eval(), torch.randn(2, 12)
+    module, x = build([(12,)], 1, True).eval(), torch.randn(2, 12)
     off = ~torch.eye(module.connectome.n, dtype=torch.bool)
     turned = module.connectome(x).transpose(1, 2)[:, off]
     assert not torch.allclose(module(turned), module(x))

@@ -67,7 +67,7 @@ def test_order_of_the_regions_does_not_matter_if_the_projection_is_moved_with_th
 
 def test_directed_connectome_takes_up_from_the_row():
     torch.manual_seed(0)
-    module = build([(12,)], 1, node_features="identity", pooling="concat", hidden=(4,), density=0.1).eval()
+    module = build([(12,)], 1, True, node_features="identity", pooling="concat", hidden=(4,), density=0.1).eval()
     module.features.project.weight.data.abs_()
     x = torch.zeros(1, 12)
     x[0, 1] = 1.0  # from region 0 to 2

@@ -131,7 +131,7 @@ def test_edges_that_are_no_correlations_are_refused():
 
 def test_directed_connectome_is_refused():
     with pytest.raises(UsageError, match="needs an undirected connectome"):
-        build([(20,)], 1)
+        build([(20,)], 1, True)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 1.5])
