@@ -1,4 +1,4 @@
-"""What models of volumes, or of several maps on one grid, share: the check of their input."""
+"""What models of volumes, or of several maps on one grid, share: the checks of their input."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def maps_on_grid(shapes: Sequence[tuple[int, ...]], model: str) -> tuple[int, in
         n, x, y, z = shapes[0]
         return n, x, y, z
     return 1, *one_volume(shapes, model)
+
+
+def refuse_small(grid: Sequence[int], n_voxels: int, model: str, remedy: str) -> None:
+    """Refuse a grid that a model's layers would halve, or pool, to nothing.
+
+    Raises
+    ------
+    UsageError
+        If an edge has fewer voxels than the model takes; it ends in the remedy.
+    """
+    if min(grid) < n_voxels:
+        size = " x ".join(map(str, grid))
+        raise UsageError(f"{model} takes at least {n_voxels} voxels along each axis; this grid has {size}. {remedy}")
 
 
 def as_maps(x: Tensor) -> Tensor:

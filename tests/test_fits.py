@@ -6,9 +6,9 @@ import pytest
 import seen
 from trained import SMALL, cohort, split_of, train
 
+from bids_dl import bundle, derivatives, fits, metrics, nulls, splits, training
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import bundle, derivatives, fits, metrics, nulls, splits, training
 from bids_dl.metrics import Predictions
 from bids_dl.records import Block, Cohort, Split, Target
 from bids_dl.settings import Settings

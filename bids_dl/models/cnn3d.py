@@ -8,7 +8,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from bids_dl.grid import as_maps, maps_on_grid
+from bids_dl.grid import as_maps, maps_on_grid, refuse_small
 from bids_dl.layers import Network
 
 SUITS = ("volume", "maps")
@@ -92,11 +92,12 @@ def build(
     Raises
     ------
     UsageError
-        If the input is neither a volume nor maps.
+        If the input is neither a volume nor maps, or has fewer voxels along an axis than are averaged first.
 
     References
     ----------
     .. [1] Abrol et al. (2021), Nature Communications 12, 353. doi:10.1038/s41467-020-20655-6
     """
     n_maps, *shape = maps_on_grid(shapes, "cnn3d")
+    refuse_small(shape, pool, "cnn3d", f"Lower models.cnn3d.pool, which is {pool}, or use resnet3d.")
     return CNN3D(n_maps, tuple(shape), n_outputs, channels, width, dropout, pool)

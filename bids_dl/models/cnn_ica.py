@@ -12,7 +12,7 @@ from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 
 from bids_dl.errors import UsageError
-from bids_dl.grid import maps_on_grid
+from bids_dl.grid import maps_on_grid, refuse_small
 from bids_dl.layers import Network, masked, masked_mean
 
 SUITS = ("maps", "moving_maps")
@@ -330,7 +330,8 @@ def build(
     Raises
     ------
     UsageError
-        If the input is not the maps of two networks or more, or fewer than two sources are asked for.
+        If the input is not the maps of two networks or more, fewer than two sources are asked for, or the grid has fewer
+        voxels along an axis than are averaged first.
 
     References
     ----------
@@ -344,6 +345,7 @@ def build(
             f"has the shape {tuple(shapes[0])} and n_sources is {n_sources}. Use it on network_maps or dynamic_network_maps."
         )
     n_maps, *grid = maps_on_grid([shapes[0][-4:]], "cnn_ica")
+    refuse_small(grid, pool, "cnn_ica", f"Lower models.cnn_ica.pool, which is {pool}.")
     return CNNICA(
         n_maps, tuple(grid), n_outputs, n_sources=n_sources, width=width, n_blocks=n_blocks, pool=pool, n_cells=n_cells,
         independence=independence, n_pretraining=n_pretraining, dropout=dropout, moves=len(shapes[0]) == 5,

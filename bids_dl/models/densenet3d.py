@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 
-from bids_dl.grid import one_volume
+from bids_dl.grid import one_volume, refuse_small
 from bids_dl.layers import Network
 
 SUITS = ("volume",)
@@ -83,12 +83,15 @@ def build(
     Raises
     ------
     UsageError
-        If the input is no volume.
+        If the input is no volume, or has too few voxels for so many blocks.
 
     References
     ----------
     .. [1] Huang et al. (2017), IEEE CVPR. doi:10.1109/CVPR.2017.243
     .. [2] Wang et al. (2019), Neurocomputing 333. doi:10.1016/j.neucom.2018.12.018
     """
-    one_volume(shapes, "densenet3d")
+    grid = one_volume(shapes, "densenet3d")
+    n_voxels = 4 * 2 ** (len(block_config) - 1) - 3  # a quarter, rounded up, that each transition can halve
+    remedy = "Use cnn3d or resnet3d, or a shorter models.densenet3d.block_config."
+    refuse_small(grid, n_voxels, "densenet3d", remedy)
     return DenseNet3D(n_outputs, init_features, growth_rate, block_config, dropout)
