@@ -33,6 +33,15 @@ CHUNK = 64
 """Participants whose time points are held in memory at once while the covariance is summed."""
 
 
+def stretches(x: Tensor) -> Tensor:
+    """Cut `MOST_STEPS` time points of each series (participant, time, region) at random, none of them from its padding."""
+    _, mask = masked(x)
+    n_steps = x.shape[1] - mask.flip(1).to(torch.uint8).argmax(dim=1)  # up to the last one that there is
+    first = (torch.rand(len(x)) * (n_steps - MOST_STEPS + 1).clamp(min=1)).long()
+    at = first[:, None] + torch.arange(min(MOST_STEPS, x.shape[1]))  # (participant, time)
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+
+
 class RNNICA(Network):
     """Whitening, unmixing, and gated recurrent units that give each source's density at a time point from those before.
 
@@ -68,9 +77,8 @@ class RNNICA(Network):
         optimizer = torch.optim.Adam(generative, lr=1e-2)
         for _ in range(self.n_pretraining):
             x = rows(torch.randint(n, (min(n, 32),)).numpy())[0]
-            start = int(torch.randint(max(1, x.shape[1] - MOST_STEPS + 1), ()))
             optimizer.zero_grad()
-            self.surprise(x[:, start : start + MOST_STEPS]).backward()  # type: ignore[no-untyped-call]
+            self.surprise(stretches(x)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         self.begun.fill_(1)
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import FastICA
 
 from bids_dl.errors import UsageError
-from bids_dl.models.rnn_ica import NARROWEST, build
+from bids_dl.models.rnn_ica import MOST_STEPS, NARROWEST, build, stretches
 
 
 def drawn(seed=0, **options):
@@ -80,7 +80,7 @@ def test_gradient_without_a_past_is_that_of_infomax():
 @pytest.mark.parametrize("lasting", [0.5, 0.95])
 def test_sources_are_found_where_principal_components_mix_them(lasting):
     true, series = drawn(0, lasting=lasting)
-    module = unmixed(series, n_pretraining=250)
+    module = unmixed(series)
     found = module.sources(series).detach().numpy()
     assert matched(found, true).min() > 0.98
     assert matched((series @ module.whitening.T).numpy(), true).min() < 0.8
@@ -165,3 +165,27 @@ def test_one_source_is_refused():
 def test_direction_of_time_is_told_where_connectivity_is_alike():
     assert planted.auc("rnn_ica") > 0.8
     assert planted.linear_auc("rnn_ica") < 0.65
+
+
+def test_one_long_series_does_not_leave_the_others_unlearned():
+    """Stretches were cut at one place for all: where one series was long, most lay in the padding of the others."""
+    source, series = drawn(lasting=0.5)
+    padded = torch.cat([series, torch.full((40, 900, 7), torch.nan)], dim=1)
+    padded[0] = series[0].repeat(10, 1)
+    found = unmixed(padded).sources(padded)[:, :100].detach().numpy()
+    assert (matched(found, source) > 0.99).all()
+
+
+def test_stretches_lie_within_each_series():
+    torch.manual_seed(0)
+    x = torch.full((40, 3 * MOST_STEPS, 1), torch.nan)
+    n_steps = torch.linspace(MOST_STEPS // 2, 3 * MOST_STEPS, 40).long()
+    for row, n in enumerate(n_steps):
+        x[row, :n, 0] = torch.arange(n)
+    cut = stretches(x)[..., 0]
+    assert cut.shape == (40, MOST_STEPS)
+    assert (torch.isfinite(cut).sum(dim=1) == n_steps.clamp(max=MOST_STEPS)).all()
+    whole = n_steps >= MOST_STEPS
+    assert (cut[whole].diff(dim=1) == 1).all()
+    assert len(cut[whole, 0].unique()) > 10
+    assert cut[whole, -1].max() < n_steps.max()
