@@ -63,10 +63,12 @@ class DynamicStates(Network):
         self.centroids.copy_(torch.from_numpy(found.cluster_centers_[order]))
 
     def _windows(self, rows: Callable[[Any], tuple[Tensor, ...]], n: int) -> Array:
-        """Take as many windows of each row as fit into memory, evenly spread over its time, (window, edge)."""
-        most = max(1, MOST_VALUES // (n * self.centroids.shape[1]))
+        """Take as many windows as fit into memory, evenly spread over the rows and each one's time, (window, edge)."""
+        n_windows = max(len(self.centroids), MOST_VALUES // self.centroids.shape[1])
+        chosen = np.unique(np.linspace(0, n - 1, min(n, n_windows)).astype(np.intp))
+        most = n_windows // len(chosen)
         found = []
-        for row in range(n):
+        for row in chosen:
             values, mask = masked(rows(np.array([row]))[0])
             there = values[mask]  # (window, edge)
             at = np.unique(np.linspace(0, len(there) - 1, min(most, len(there))).astype(np.intp))

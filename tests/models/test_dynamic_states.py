@@ -122,6 +122,13 @@ def test_windows_that_do_not_fit_into_memory_are_thinned_evenly(monkeypatch):
     np.testing.assert_array_equal(found, np.concatenate([x[0, [0, 2, 4]], x[1, [0, 1, 3]]]))
 
 
+def test_more_people_than_windows_fit_into_memory_take_no_more_of_it(monkeypatch):
+    monkeypatch.setattr("bids_dl.models.dynamic_states.MOST_VALUES", 5 * 4)
+    x = torch.arange(9.0)[:, None, None].expand(9, 6, 4)
+    found = with_centroids(np.zeros((2, 4)))._windows(lambda at: (x[at],), 9)
+    assert found[:, 0].tolist() == [0, 2, 4, 6, 8]
+
+
 def test_padding_changes_nothing():
     windows, _, y = sequences.visited(sequences.in_order, sequences.CORNERS)
     fitted = trained(sequences.cohort(windows, y, DIMS))
