@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -447,17 +447,17 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
     made = json.loads((root / "plan.json").read_text(encoding="utf-8"))
     described = json.loads((root / "features.json").read_text(encoding="utf-8"))
     refused = []
-    prints: dict[str, dict[str, str]] = {v["name"]: {} for v in made["variants"]}
+    prints: dict[str, dict[str, list[str]]] = {v["name"]: {} for v in made["variants"]}
     for variant in made["variants"]:
         values = _open_memmap(root / f"{variant['name']}.npy", mode="r+")
         for row in range(start, min(stop, len(made["participant_ids"]))):
             participant_id = made["participant_ids"][row]
             try:
                 if participant_id in variant["files"]:
-                    found = joined(variant["files"][participant_id], described[variant["name"]])
+                    runs = runs_of(variant["files"][participant_id], described[variant["name"]])
+                    found = together(runs, described[variant["name"]])
                     values[(row, slice(len(found))) if described[variant["name"]]["dims"][0] in STEPS else row] = found
-                    if found.size >= FEWEST_TO_COMPARE:
-                        prints[variant["name"]][participant_id] = fingerprint(found)
+                    prints[variant["name"]][participant_id] = fingerprints(runs)
             except DataError as problem:
                 refused.append({"participant_id": participant_id, "feature": variant["name"], "reason": str(problem)})
         values.flush()
@@ -467,16 +467,26 @@ def fill(folder: str, start: int, stop: int) -> list[dict[str, str]]:
 
 
 def duplicates(folder: Path) -> list[dict[str, str]]:
-    """List participants whose values of a feature are those of another one: the same scan under two names."""
+    """List participants one of whose runs has the values of another one's: the same scan under two names."""
     seen: dict[tuple[str, str], str] = {}
-    found = []
+    found: dict[tuple[str, str, str], None] = {}
+    for feature, participant_id, print_ in printed(folder):
+        first = seen.setdefault((feature, print_), participant_id)
+        if first != participant_id:
+            found[participant_id, first, feature] = None
+    return [dict(zip(("participant_id", "same_as", "feature"), one, strict=True)) for one in found]
+
+
+def printed(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Walk the fingerprints of a laid-out cohort: feature, participant, fingerprint of one run."""
     for path in sorted(folder.glob("prints_*.json")):
         for feature, mine in query.read_json(path).items():
-            for participant_id, print_ in mine.items():
-                first = seen.setdefault((feature, print_), participant_id)
-                if first != participant_id:
-                    found.append({"participant_id": participant_id, "same_as": first, "feature": feature})
-    return found
+            yield from ((feature, participant_id, one) for participant_id, runs in mine.items() for one in runs)
+
+
+def fingerprints(runs: Sequence[Array]) -> list[str]:
+    """Hash each run; a few values, which many people share, and none at all tell of nobody."""
+    return [fingerprint(run) for run in runs if run.size >= FEWEST_TO_COMPARE and np.isfinite(run).any()]
 
 
 def fingerprint(values: Array) -> str:
@@ -490,20 +500,30 @@ def fingerprint(values: Array) -> str:
 
 
 def joined(files: Sequence[str], described: Mapping[str, Any]) -> Array:
-    """Join a participant's runs of one feature in the shape that the cohort stores: their mean, sequences end to end.
+    """Read a participant's runs of one feature, and join them in the shape that the cohort stores."""
+    return together(runs_of(files, described), described)
+
+
+def runs_of(files: Sequence[str], described: Mapping[str, Any]) -> list[Array]:
+    """Read each run of a participant.
 
     Raises
     ------
     DataError
         If a file has other regions or another grid than the feature of the other participants.
     """
+    read_one = steps_of if described["dims"][0] in STEPS else row_of
+    return [read_one(Path(file), described) for file in files]
+
+
+def together(runs: Sequence[Array], described: Mapping[str, Any]) -> Array:
+    """Join runs: their mean, sequences end to end."""
     if described["dims"][0] in STEPS:
-        return np.concatenate([steps_of(Path(f), described) for f in files])
-    parts = [row_of(Path(f), described) for f in files]
-    if len(parts) == 1:
-        return parts[0]
-    known = np.isfinite(parts).sum(axis=0)
-    return np.where(known > 0, np.nansum(parts, axis=0) / np.maximum(known, 1), np.nan)
+        return np.concatenate(runs)
+    if len(runs) == 1:
+        return runs[0]
+    known = np.isfinite(runs).sum(axis=0)
+    return np.where(known > 0, np.nansum(runs, axis=0) / np.maximum(known, 1), np.nan)
 
 
 def steps_of(file: Path, described: Mapping[str, Any]) -> Array:

@@ -54,9 +54,11 @@ class Plan(cohorts.Plan):
 class Run:
     """One run: what was on, (volume, condition), where that is ``unknown`` (volume,), censored volumes, repetition time in seconds.
 
-    ``late_s`` is how many seconds late events really count: they are moved by whole volumes.
+    ``file`` has its series. ``late_s`` is how many seconds late events really count: they are moved by whole volumes.
+    ``n_late`` events begin after the end of the scan.
     """
 
+    file: Path
     name: str
     on: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
@@ -64,6 +66,7 @@ class Run:
     censored: frozenset[int]
     period: float
     late_s: float = 0.0
+    n_late: int = 0
 
     def codes(self, chosen: Sequence[str]) -> NDArray[np.intp]:
         """Return the number of the condition that is on at each volume, below 0 where it is not exactly one of these."""
@@ -85,8 +88,9 @@ def plan(config: Config, given: cohorts.Plan) -> Plan:
     """
     _refuse_meaningless(config)
     variant = _series(given)
-    runs, problems = _runs(given, variant, config.decoding.delay_s)
+    runs, lacking = _runs(given, variant, config.decoding.delay_s)
     _refuse_unlike(runs)
+    variant = replace(variant, files={i: [str(run.file) for run in mine] for i, mine in runs.items()})
     chosen = _chosen(config.decoding, runs)
     people = [i for i in given.participant_ids if i in runs]
     n_steps = max(sum(len(run.on) for run in runs[i]) for i in people)
@@ -107,7 +111,11 @@ def plan(config: Config, given: cohorts.Plan) -> Plan:
         excluded=(),
         tables={},
     )
-    notes = (*given.notes, *_notes(config, len(rows), len({row[0] for row in rows}), chosen, left, runs))
+    some = [reason for i, reasons in lacking.items() for reason in reasons if i in runs]
+    problems = [_without_events(i, reasons) for i, reasons in lacking.items() if i not in runs]
+    said = _notes(config, len(rows), len({row[0] for row in rows}), chosen, left, runs)
+    told = f"Runs of these participants that are left out, as they have no events: {len(some)}. {' '.join(some[:1])}"
+    notes = (*given.notes, *said, *([told] if some else []))
     n_volumes = {i: [len(run.on) for run in runs[i]] for i in people}
     return Plan(
         tuple(_row_id(row, runs) for row in rows), _features(stored.variants[0], config.decoding.context),
@@ -140,20 +148,26 @@ def _series(given: cohorts.Plan) -> cohorts.Variant:
 
 def _runs(
     given: cohorts.Plan, variant: cohorts.Variant, delay_s: float
-) -> tuple[dict[str, list[Run]], list[dict[str, str]]]:
-    """Read every participant's events; who lacks a run's events is left out, with the reason."""
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Read the events of every participant's runs; also returns, by participant, why runs have none."""
     found: dict[str, list[Run]] = {}
-    problems = []
+    lacking: dict[str, list[str]] = {}
     for person in given.participant_ids:
-        try:
-            if files := [Path(f) for f in variant.files.get(person, ())]:
-                found[person] = [_run(f, delay_s) for f in files]
-        except DataError as problem:
-            problems.append({"participant_id": person, "target": EVENTS, "reason": str(problem)})
+        for file in map(Path, variant.files.get(person, ())):
+            try:
+                found.setdefault(person, []).append(_run(file, delay_s))
+            except DataError as problem:
+                lacking.setdefault(person, []).append(str(problem))
+    found = {person: mine for person, mine in found.items() if mine}
     if not found:
-        said = problems[0]["reason"] if problems else f"nobody has {variant.name}."
+        said = next((reasons[0] for reasons in lacking.values()), f"nobody has {variant.name}.")
         raise DataError(f"no participant has series with events: {said}")
-    return found, problems
+    return found, lacking
+
+
+def _without_events(person: str, reasons: Sequence[str]) -> dict[str, str]:
+    """List somebody none of whose runs has events."""
+    return {"participant_id": person, "target": EVENTS, "reason": " ".join(reasons)}
 
 
 def _run(series: Path, delay_s: float) -> Run:
@@ -177,7 +191,7 @@ def _run(series: Path, delay_s: float) -> Run:
     on[told], unknown[told] = values[source[told]] > 0, np.isnan(values[source[told]]).any(axis=1)
     censored = frozenset(said_beside(series).get("CensoredVolumes", ()))
     late_s = float(said["HaemodynamicDelay"]) + later * period
-    return Run(_run_name(series), on, unknown, conditions, censored, period, late_s)
+    return Run(series, _run_name(series), on, unknown, conditions, censored, period, late_s, said.get("LateEvents", 0))
 
 
 def said_beside(series: Path) -> dict[str, Any]:
@@ -336,6 +350,8 @@ def _notes(
             "Series are standardised by what came before, never by later volumes. Cleaning at the participant level (filter, "
             "confound regression) has seen the whole run; for a claim about real time, extract with it switched off."
         )
+    n_late = sum(run.n_late for mine in runs.values() for run in mine)
+    notes += [f"Events that begin after the end of their scan, and tell of no volume: {n_late}."] if n_late else []
     return notes + ([ONE_ORDER] if _same_order(runs) else [])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_dl import attributions, building, bundle, calibration, query, timeline, training, windows
+from bids_dl import attributions, building, bundle, calibration, query, timeline, training
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
 from bids_dl.config import Config
@@ -76,7 +76,7 @@ def _predict_moments(folder: Path, config: Config, participant_id: str, record: 
     """
     fitted, said = _loaded(folder)
     runs = timeline.read(said, config, participant_id, record)
-    _refuse_known(set(windows.prints([run.series for run in runs])), said, config, participant_id)
+    _refuse_known(set(cohorts.fingerprints([run.series for run in runs])), said, config, participant_id)
     scores = timeline.decode(fitted, said, runs, participant_id)
     row = timeline.row_of(timeline.named(np.concatenate(scores), fitted.levels), fitted.levels)
     written = [

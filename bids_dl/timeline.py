@@ -54,7 +54,9 @@ def _course(file: Path, asked: Mapping[str, Any]) -> Course:
     _refuse_other_period(file, period, asked["repetition_time"])
     series = windows.volumes_of(file, asked["regions"], causal=asked["causal"])
     no_condition, censored = np.zeros((len(series), 0), bool), frozenset(beside.get("CensoredVolumes", ()))
-    return Course(file, series, decoding.Run(file.stem, no_condition, np.ones(len(series), bool), (), censored, period))
+    return Course(
+        file, series, decoding.Run(file, file.stem, no_condition, np.ones(len(series), bool), (), censored, period)
+    )
 
 
 def _refuse_other_period(file: Path, period: float, wanted: float) -> None:

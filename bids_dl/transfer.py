@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,11 +241,5 @@ def _confounds(people: Any, labels: Sequence[str]) -> Block:
 
 def seen(root: Path, trained: Path) -> dict[str, str]:
     """Find who of the test dataset has the same scan as somebody of the training dataset: participant → that one."""
-    known = {(feature, mark): i for feature, i, mark in _prints(trained)}
-    return {i: known[feature, mark] for feature, i, mark in _prints(root) if (feature, mark) in known}
-
-
-def _prints(root: Path) -> list[tuple[str, str, str]]:
-    """List the fingerprints of a laid-out cohort: feature, participant, fingerprint."""
-    found: list[Mapping[str, Mapping[str, str]]] = [query.read_json(p) for p in sorted(root.glob("prints_*.json"))]
-    return [(feature, i, mark) for part in found for feature, mine in part.items() for i, mark in mine.items()]
+    known = {(feature, mark): i for feature, i, mark in cohorts.printed(trained)}
+    return {i: known[feature, mark] for feature, i, mark in cohorts.printed(root) if (feature, mark) in known}

@@ -52,7 +52,7 @@ def fill(folder: str, start: int, stop: int, causal: bool) -> list[dict[str, str
             ]
             found = np.concatenate(parts)
             values[row, : len(found)] = found
-            prints[person] = cohorts.fingerprint(found)
+            prints[person] = cohorts.fingerprints(parts)
         except DataError as problem:
             refused.append({"participant_id": person, "feature": variant.name, "reason": str(problem)})
     values.flush()
@@ -190,12 +190,7 @@ def prints_of(folder: Path, people: Sequence[str]) -> Iterator[str]:
     stored = np.load(folder / f"{made.variants[0].name}.npy", mmap_mode="r")
     for person in people:
         ends = np.cumsum(n_volumes[person])
-        yield from prints(np.split(stored[made.participant_ids.index(person), : ends[-1]], ends[:-1]))
-
-
-def prints(runs: Sequence[Array]) -> list[str]:
-    """Hash each run, (volume, region); one without any value has no hash."""
-    return [cohorts.fingerprint(run) for run in runs if np.isfinite(run).any()]
+        yield from cohorts.fingerprints(np.split(stored[made.participant_ids.index(person), : ends[-1]], ends[:-1]))
 
 
 def thinned(rows: NDArray[np.intp]) -> NDArray[np.intp]:

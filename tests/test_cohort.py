@@ -125,6 +125,18 @@ def test_runs_of_a_participant_are_averaged_and_missing_cells_filled_by_the_othe
     np.testing.assert_allclose(cohort.features["connectivity"].values[0], expected, rtol=1e-6)
 
 
+def test_one_run_under_two_names_is_seen_beside_others_of_their_own(folders):
+    large = {name: np.random.default_rng(seed).normal(size=(5, 5)) for seed, name in enumerate("abc")}
+    names = tuple(map(str, range(5)))
+    for person, one in (("sub-01", "a"), ("sub-02", "b"), ("sub-03", "a")):
+        folders.matrix(person, large[one] + large[one].T, labels=names, middle="task-rest_run-1_atlas-five_stat-x")
+        folders.matrix(person, large["c"] * int(person[-1]), labels=names, middle="task-rest_run-2_atlas-five_stat-x")
+    config = folders.config()
+    built(config)
+    found = cohorts.duplicates(config.work / "cohort")
+    assert [(one["participant_id"], one["same_as"]) for one in found] == [("sub-03", "sub-01")]
+
+
 def test_first_session_speaks_for_a_participant(folders):
     folders.person("sub-04", group="mdd", age=30, site="south")
     folders.matrix("sub-04", matrix(40), session="ses-02_")

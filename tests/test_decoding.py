@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from seen import N_VOLUMES, N, config_of, filled, held_out, planned, write_outputs
+from seen import N_VOLUMES, PERIOD, N, config_of, filled, held_out, planned, write_outputs
 
 from bids_dl import cli, decoding, group, shifting, splits
 from bids_dl import cohort as cohorts
@@ -118,6 +119,21 @@ def test_series_without_events_are_named(tmp_path):
         planned(config_of(bids, out))
 
 
+def test_a_run_without_events_leaves_the_other_runs_of_its_participant(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4, runs=("_run-1", "_run-2"))
+    whole = planned(config_of(bids, out))
+    events_of(out, "sub-02", "_run-1").unlink()
+    for run in ("_run-1", "_run-2"):
+        events_of(out, "sub-03", run).unlink()
+    made, cohort = filled(config_of(bids, out), tmp_path / "cohort")
+    assert set(made.columns[decoding.PERSON]) == {"sub-01", "sub-02", "sub-04"}
+    kept = [run for run in whole.columns[decoding.RUN] if run != "sub-02 task-see_run-1" and "sub-03" not in run]
+    assert made.columns[decoding.RUN] == kept
+    assert np.isfinite(cohort.features["timeseries"].values[:]).all()
+    assert [e["participant_id"] for e in made.excluded] == ["sub-03"]
+    assert any("they have no events: 1. sub-02_task-see_run-1" in note for note in made.notes)
+
+
 def events_of(out, person, run=""):
     return out / person / "func" / f"{person}_task-see{run}_desc-alignedevents_timeseries.tsv"
 
@@ -155,6 +171,15 @@ def test_runs_of_one_participant_that_differ_in_repetition_time_are_named(tmp_pa
         )
     with pytest.raises(DataError, match=r"differ: 1 s in sub-01 task-see_run-2, 2 s in sub-04 task-see_run-1"):
         planned(config_of(bids, out))
+
+
+def test_events_after_the_end_of_a_scan_are_said(tmp_path):
+    bids, out = write_outputs(tmp_path, n=4)
+    assert "after the end of their scan" not in " ".join(planned(config_of(bids, out)).notes)
+    for person, n_late in (("sub-01", 2), ("sub-04", 1)):
+        said = {"HaemodynamicDelay": 5.0, "RepetitionTime": PERIOD, "LateEvents": n_late}
+        events_of(out, person).with_suffix(".json").write_text(json.dumps(said))
+    assert "after the end of their scan, and tell of no volume: 3." in " ".join(planned(config_of(bids, out)).notes)
 
 
 def test_a_file_of_splits_may_name_participants(dataset, tmp_path):

@@ -80,8 +80,8 @@ def test_confounds_and_sites_have_the_columns_of_the_training_cohort(tmp_path):
 
 def test_the_same_scan_is_seen_only_within_one_feature(tmp_path):
     for folder, prints in (
-        ("train", {"t1w": {"sub-1": "p", "sub-2": "q"}}),
-        ("test", {"t1w": {"x": "q"}, "fa": {"y": "p"}}),
+        ("train", {"t1w": {"sub-1": ["p"], "sub-2": ["r", "q"]}}),
+        ("test", {"t1w": {"x": ["q", "s"]}, "fa": {"y": ["p"]}}),
     ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "prints_0000000.json").write_text(json.dumps(prints))

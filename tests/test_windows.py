@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from seen import N_VOLUMES, PERIOD, config_of, filled, write_outputs
 
+from bids_dl import cohort as cohorts
 from bids_dl import windows
 
 
@@ -88,3 +89,12 @@ def test_runs_do_not_flow_into_one_another_and_censored_volumes_keep_their_place
     assert min(int(i[-4:]) for i in made.participant_ids) == 13
     assert cohort.target.levels == ("face", "house", "rest")
     assert len(made.participant_ids) == 4 * (N_VOLUMES - 13) - 2
+
+
+def test_one_run_under_two_names_is_seen_beside_others_of_their_own(tmp_path):
+    bids, out = write_outputs(tmp_path, n=3, runs=("_run-1", "_run-2"))
+    name = "{0}/func/{0}_task-see_run-{1}_atlas-five_stat-mean_timeseries.tsv"
+    (out / name.format("sub-03", 2)).write_text((out / name.format("sub-01", 1)).read_text())
+    filled(config_of(bids, out), tmp_path / "cohort")
+    found = cohorts.duplicates(tmp_path / "cohort")
+    assert found == [{"participant_id": "sub-03", "same_as": "sub-01", "feature": "timeseries"}]

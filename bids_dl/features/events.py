@@ -21,7 +21,8 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     """Mark the volumes of each trial type, shifted by the delay of the haemodynamic response [1]_.
 
     A volume belongs to a trial that is under way in its middle; a trial too short for that has the volume nearest to
-    its onset. Rows are those of the whole run: of a series that was censored, ``CensoredVolumes`` are missing.
+    its onset. Rows are those of the whole run: of a series that was censored, ``CensoredVolumes`` are missing. Trials that
+    begin after the end of the scan, as where it was stopped, have no volume; ``LateEvents`` counts them.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     Raises
     ------
     DataError
-        If there is no events file, it lacks numbers for onset, or has an onset after the end of the scan.
+        If there is no events file, it lacks numbers for onset, or most onsets lie after the end of the scan.
 
     References
     ----------
@@ -51,7 +52,7 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
     n_volumes, period = image.shape[3], signals.repetition_time(scan, image)
     onset, duration, kind = read_events(scan.related["events"])
     typed = np.array([name is not None for name in kind], bool)
-    _refuse_late(scan, onset[typed], n_volumes * period)
+    late = _late(scan, onset[typed], n_volumes * period)
     labels = tuple(sorted({name for name in kind if name is not None}))
     values, untyped = np.zeros((n_volumes, len(labels))), np.zeros(n_volumes, bool)
     for start, stop, name in zip(*_volumes_of(onset + delay_s, duration, period), kind, strict=True):
@@ -61,7 +62,7 @@ def extract(scan: Scan, *, delay_s: float = 5.0) -> Feature:
         else:
             values[at, labels.index(name)] = 1
     values[untyped & ~values.any(axis=1)] = np.nan
-    described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s}
+    described: dict[str, Any] = {"RepetitionTime": period, "HaemodynamicDelay": delay_s, "LateEvents": late}
     named = {"space": "", "res": "", "desc": "alignedevents"}
     return Feature(values, ("time", "trial_type"), "timeseries", "none", labels, named, described)
 
@@ -103,12 +104,14 @@ def read_events(file: Path) -> tuple[Array, Array, list[str | None]]:
     return onset, duration, [str(kind) if known else None for kind, known in zip(kinds, kinds.notna(), strict=True)]
 
 
-def _refuse_late(scan: Scan, onset: Array, end: float) -> None:
+def _late(scan: Scan, onset: Array, end: float) -> int:
+    """Count the events that begin after the end of a scan; refuse those of another run, or in another unit."""
     file, late = scan.related["events"].name, int((onset >= end).sum())
     if not len(onset):
         raise DataError(f"{file} names no trial type in any row; leave out the feature events.")
-    if late:
+    if 2 * late > len(onset):
         raise DataError(
             f"{file}: {late} of {len(onset)} events begin after the end of {scan.name} at {end:g} s; are the onsets in "
             "seconds, and of this run?"
         )
+    return late

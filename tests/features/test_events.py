@@ -53,6 +53,13 @@ def test_brief_events_have_one_volume_and_those_out_of_view_none(tmp_path: Path)
     assert np.flatnonzero(found[:, 0]).tolist() == [4, 7]
 
 
+def test_events_after_a_scan_that_was_stopped_are_counted_and_leave_the_others(tmp_path: Path) -> None:
+    found = extract(scan(tmp_path, "0\t8\tface\n10\t6\thouse\n41\t8\tface\n50\t8\tlate"), delay_s=4.0)
+    assert np.flatnonzero(found.values[:, 0]).tolist() == [2, 3, 4, 5]
+    assert found.metadata["LateEvents"] == 2
+    assert not found.values[:, found.labels.index("late")].any()
+
+
 def test_a_table_without_trial_types_has_one_column_and_rows_without_are_left_out(tmp_path: Path) -> None:
     assert extract(scan(tmp_path, "0\t8", "onset\tduration")).labels == ("event",)
     assert extract(scan(tmp_path, "0\t8\tn/a\n3\t4\tb")).labels == ("b",)
