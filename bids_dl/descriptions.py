@@ -170,13 +170,10 @@ def write_participant(
         window, part).
     """
     dropped = {"res"} if told.pool > 1 else set()
-    names = {
-        k: v
-        for k, v in query.entities(Path(files[0])).items()
-        if k in KEPT and k not in dropped and (k != "run" or len(files) == 1)
-    }
+    labels = query.entities(Path(files[0]))
+    names = {k: v for k, v in labels.items() if k in KEPT and k not in dropped and (k != "run" or len(files) == 1)}
     names["desc"] = derivatives.word(target) + derivatives.word(model)
-    folder = out / f"sub-{names['sub']}" / (f"ses-{names['ses']}" if names.get("ses") else "") / "func"
+    folder = out / f"sub-{names['sub']}" / (f"ses-{names['ses']}" if names.get("ses") else "") / labels["datatype"]
     common = {
         "Model": model, "Target": target, "Split": told.split, "Sources": [_uri(Path(f), out) for f in files],
         "Matched": f"Order{' and signs' if part in WEIGHTS else ''} as in the model that was trained on everybody",

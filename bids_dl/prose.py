@@ -610,6 +610,10 @@ def _freed(choices: Json) -> str:
     return "the features" if len(whole) == len(given) else ", ".join(whole)
 
 
+VARIED = (
+    "Training volumes, and no others, were rotated, scaled, shifted, bent, made brighter here and there and noisier at random, anew at "
+    "each step."
+)
 CORAL = "Ordered levels were told apart by consistent rank logits [@coral], but for models that learn from unlabelled participants"
 
 
@@ -635,6 +639,8 @@ def _said_models(out: Path, choices: Json, settings: Json) -> str:
         said += [f"{CORAL}."] if epochs and any(t["kind"] == "ordinal" for t in choices.get("targets", [])) else []
     given = settings.get("training", {})
     said += _said_beginning(given) if named["network"] else []
+    whole = [one for one in choices.get("features", []) if one.get("dims") == ["x", "y", "z"]]
+    said += [VARIED] if named["network"] and whole and given.get("augment") == "on" else []
     if given.get("synthetic", "none") != "none":
         cited = f"a generative model ('{given['synthetic']}' [@models.{given['synthetic']}])"
         said.append(

@@ -184,6 +184,15 @@ def written(tmp_path):
     )
 
 
+def test_sources_of_an_eeg_lie_beside_it(tmp_path):
+    source = tmp_path / "sub-1" / "eeg" / "sub-1_task-rest_atlas-eegAlpha_stat-mean_timeseries.tsv"
+    source.parent.mkdir(parents=True)
+    source.with_suffix(".json").write_text('{"RepetitionTime": 0.5}')
+    options = {"model": "timeseries_rnn_ica", "target": "group", "part": "source"}
+    found = descriptions.write_participant(told()[1], COHORT.features["input"], [str(source)], tmp_path, **options)
+    assert {path.parent for path in found} == {source.parent}
+
+
 def test_courses_and_maps_are_derivatives_beside_the_features(written, tmp_path):
     stem = "sub-1_ses-a_task-rest_run-1_atlas-five_desc-GroupTimeseriesRnnIca"
     courses, maps = written[1]

@@ -546,6 +546,14 @@ def test_methods_text_calls_nothing_a_network_that_is_none(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("augment", "said"), [("on", True), ("auto", False)])
+def test_methods_text_says_that_volumes_were_changed_at_random(tmp_path, augment, said):
+    make_group(tmp_path, n=24, n_splits=3)
+    derivatives.write_text(tmp_path / "logs" / "bids_dl_group.toml", f'[training]\naugment = "{augment}"\n')
+    report.write_methods(tmp_path, "group")
+    assert ("Training volumes, and no others, were rotated" in (tmp_path / "logs" / "CITATION.md").read_text()) is said
+
+
 def test_methods_text_says_that_relatives_are_drawn_together(tmp_path):
     make_group(tmp_path, n=24, n_splits=3)
     path = tmp_path / "group" / "choices.json"
