@@ -527,9 +527,11 @@ def together(runs: Sequence[Array], described: Mapping[str, Any]) -> Array:
 
 
 def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
-    """Read one run of a sequence, (step, value) or (window, network, x, y, z), without the steps that hold nothing.
+    """Read one run of a sequence, (step, value) or (window, network, x, y, z).
 
-    Each region's series is standardised within the run: its mean and scale are the scanner's, not the brain's.
+    Each region's series is standardised within the run: its mean and scale are the scanner's, not the brain's. Censored
+    volumes leave a series; a window of which censoring left too little keeps its place, as what is next to it is not next
+    to each other.
     """
     if tuple(described["dims"]) == MOVING:
         return _moving(file, described)
@@ -537,10 +539,10 @@ def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
     if values.ndim != 2 or list(labels) != list(described["labels"]):
         like = {**described, "file_shape": [len(values), len(described["labels"])]}
         raise DataError(f"{file.name}: {_difference(values.shape, labels, like)}; extract it with the same atlas.")
+    if described["dims"][0] == "window":
+        return values
     kept = values[np.isfinite(values).any(axis=1)]
-    if described["dims"][0] == "window" or not len(kept):
-        return kept
-    return standardised(kept)
+    return standardised(kept) if len(kept) else kept
 
 
 def onsets(files: Sequence[Path]) -> Array:

@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 
@@ -632,6 +633,16 @@ def test_censored_time_points_leave_a_sequence_and_lost_regions_stay_missing(fol
     assert np.isfinite(found[:6, [0, 2, 3]]).all()
     assert np.isnan(found[:, 1]).all()
     assert np.isnan(found[6:]).all()
+
+
+def test_a_window_that_censoring_took_keeps_its_place(tmp_path):
+    values = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)
+    values[2] = np.nan
+    names = [f"{a}~{b}" for a, b in itertools.combinations("abcd", 2)]
+    np.save(tmp_path / "sub-1_edges.npy", values)
+    (tmp_path / "sub-1_edges.json").write_text(json.dumps({"Labels": names}))
+    described = {"dims": ["window", "edge"], "labels": names, "file_shape": [0, 6]}
+    np.testing.assert_array_equal(cohorts.steps_of(tmp_path / "sub-1_edges.npy", described), values)
 
 
 def test_sequence_of_other_regions_is_refused_by_name(folders):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ FOLLOWS = ("timeseries", "dual_regression")
 BY_DEFAULT = False
 LIMIT = np.float32(1 - 1e-6)
 """Largest correlation that Fisher's transform is given: what float32 can still tell from 1 after 30 sums."""
+LEAST_KEPT = 0.5
+"""Part of a window's weight that has to be left by censoring."""
 
 
 def extract(scan: Scan, *, window: int = 30, step: int = 1, taper_sd: float = 3.0, fisher_z: bool = True) -> Feature:
     """Correlate every pair of regions in each of the windows that slide over the run [1]_.
+
+    Windows are cut from the run as it was measured: a censored volume, by the sidecar's ``CensoredVolumes``, keeps its place
+    and has no weight.
 
     Parameters
     ----------
@@ -38,12 +44,13 @@ def extract(scan: Scan, *, window: int = 30, step: int = 1, taper_sd: float = 3.
     -------
     Feature
         ``edges``, (window, edge), float32, no unit: the upper triangle in the order of ``np.triu_indices(n, 1)``, an
-        edge named ``region~region``. NaN where a region does not vary in a window.
+        edge named ``region~region``. NaN where a region does not vary in a window, and in all of a window of whose
+        weight censoring took more than half.
 
     Raises
     ------
     DataError
-        If the run is shorter than one window, or fewer than two regions vary.
+        If the run is shorter than one window, fewer than two regions vary, or censoring leaves no window.
 
     References
     ----------
@@ -52,14 +59,26 @@ def extract(scan: Scan, *, window: int = 30, step: int = 1, taper_sd: float = 3.
     """
     labels, series = query.read_matrix(scan.path)
     known = np.isfinite(series).all(axis=0) & (np.ptp(np.nan_to_num(series), axis=0) > 0)
-    _refuse(scan, known, len(series), window, step)
-    values = edges(np.where(known, series, np.nan), weights(window, taper_sd), step)
+    whole = _in_time(np.where(known, series, np.nan), query.sidecar(scan.path, scan.dataset).get("CensoredVolumes", ()))
+    _refuse(scan, known, len(whole), window, step)
+    values = edges(whole, weights(window, taper_sd), step)
+    if np.isnan(values).all():
+        raise DataError(
+            f"{scan.name}: censoring leaves no window of {window} volumes half of its weight; choose a longer window."
+        )
     if fisher_z:
         np.arctanh(np.clip(values, -LIMIT, LIMIT, out=values), out=values)
     return Feature(
         values, ("window", "edge"), "edges", "none", _edge_names(labels),
         {"stat": "pearsoncorrelation", "desc": "slidingwindow"}, _described(scan, window, step, taper_sd, fisher_z),
     )  # fmt: skip
+
+
+def _in_time(series: Array, censored: Sequence[int]) -> Array:
+    """Put a series (kept volume, roi) back in its run's time, NaN at the censored volumes."""
+    whole = np.full((len(series) + len(censored), series.shape[1]), np.nan)
+    whole[np.setdiff1d(np.arange(len(whole)), censored)] = series
+    return whole
 
 
 def _refuse(scan: Scan, known: Array, n_volumes: int, window: int, step: int) -> None:
@@ -83,14 +102,19 @@ def weights(window: int, taper_sd: float) -> Array:
 def edges(series: Array, weight: Array, step: int) -> Array:
     """Correlate all pairs of regions in all windows, (time, roi) to (window, edge), in float32.
 
-    A window's connectome is one matrix product of its standardised series with themselves.
+    A window's connectome is one matrix product of its standardised series with themselves. Volumes without any value have
+    no weight; a window that keeps less than `LEAST_KEPT` of its weight is NaN.
     """
     windows = sliding_window_view(series, len(weight), axis=0)[::step]  # (window, roi, time)
+    there = sliding_window_view(np.isfinite(series).any(axis=1), len(weight))[::step]  # (window, time)
     row, column = np.triu_indices(series.shape[1], 1)
     edge = row * series.shape[1] + column
     found = np.empty((len(windows), len(edge)), np.float32)
-    for number, one in enumerate(windows):
-        standard = _standardised(one, weight)
+    for number, (one, kept) in enumerate(zip(windows, there, strict=True)):
+        if (left := weight[kept].sum()) < LEAST_KEPT:
+            found[number] = np.nan
+            continue
+        standard = _standardised(one, weight) if kept.all() else _standardised(one[:, kept], weight[kept] / left)
         np.take(standard @ standard.T, edge, out=found[number], mode="clip")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,28 @@ def test_equal_regions_stay_finite(tmp_path: Path) -> None:
 def test_the_windows_are_described_in_volumes_and_seconds(tmp_path: Path, series: np.ndarray) -> None:
     metadata = extract(scan(series, tmp_path), window=20, step=5).metadata
     assert (metadata["WindowVolumes"], metadata["WindowDuration"], metadata["StepDuration"]) == (20, 40.0, 10.0)
+
+
+def test_censored_volumes_keep_their_place_and_have_no_weight(tmp_path: Path, series: np.ndarray) -> None:
+    """Windows went on over the gap, as if what lies before and after it were neighbours."""
+    censored = [10, *range(25, 40)]
+    one = scan(np.delete(series, censored, axis=0), tmp_path)
+    said = {"RepetitionTime": 2.0, "CensoredVolumes": censored}
+    one.path.with_suffix(".json").write_text(json.dumps(said))
+    found = extract(one, window=20, taper_sd=2.0, fisher_z=False)
+    weight = weights(20, 2.0) * ~np.isin(np.arange(31)[:, None] + np.arange(20), censored)
+    assert found.values.shape[0] == 31
+    kept = weight.sum(axis=1) >= 0.5
+    assert kept[[0, 5, 30]].all()
+    assert not kept[20]
+    for start in range(31):
+        part = np.nan_to_num(series[start : start + 20])
+        slow = [weighted(part[:, i], part[:, j], weight[start]) for i, j in zip(*UPPER, strict=True)]
+        np.testing.assert_allclose(found.values[start], slow if kept[start] else np.full(15, np.nan), atol=1e-5)
+    few = scan(series[:4], tmp_path / "few")
+    few.path.with_suffix(".json").write_text(json.dumps({**said, "CensoredVolumes": list(range(4, 50))}))
+    with pytest.raises(DataError, match="sub-1.*censoring leaves no window of 20 volumes half of its weight"):
+        extract(few, window=20)
 
 
 def test_a_short_run_a_strange_window_and_still_regions_are_named(tmp_path: Path, series: np.ndarray) -> None:
