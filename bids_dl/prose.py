@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -96,8 +97,9 @@ def _origin(entry: Json) -> str:
 
 
 def _is_derived(entry: Json) -> bool:
-    """Tell whether a connectome was computed from a series, wherever the output lies today."""
-    return entry.get("feature") == "connectivity" and str(entry.get("source", "")).endswith("_timeseries.tsv")
+    """Tell whether a connectome, or one in windows, was computed from a series, wherever the output lies today."""
+    follows = entry.get("feature") in zoo.declaring("features", "FOLLOWS")
+    return follows and str(entry.get("source", "")).endswith("_timeseries.tsv")
 
 
 METRICS = {
@@ -305,7 +307,8 @@ class Reference(NamedTuple):
     @property
     def key(self) -> str:
         """Name of the BibTeX entry."""
-        return f"{re.split(',| and ', self.authors)[0].replace(' ', '').replace('-', '')}{self.year}"
+        first = unicodedata.normalize("NFKD", re.split(",| and ", self.authors)[0]).encode("ascii", "ignore").decode()
+        return f"{re.sub('[^A-Za-z]', '', first)}{self.year}"
 
     @property
     def cited(self) -> str:
@@ -436,7 +439,8 @@ def _said_data(out: Path) -> str:
 KEPT = "the weights with the lowest loss in validation participants were kept"
 WITH_CAPTUM = {"integrated_gradients"}
 SUBJECTS = {
-    "timeseries": "Regional time series", "connectivity": "Connectivity matrices", "t1w": "T1-weighted volumes",
+    "timeseries": "Regional time series", "connectivity": "Connectivity matrices",
+    "dynamic_connectivity": "Connectivity matrices in sliding windows", "t1w": "T1-weighted volumes",
     "dual_regression": "Courses", "network_maps": "Individual maps",
     "dynamic_network_maps": "Individual maps in sliding windows", "events": "Trial types under way at each volume",
 }  # fmt: skip
@@ -496,6 +500,8 @@ def _said_origin(entries: Sequence[Json]) -> str:
     if _is_derived(first):
         follows = "courses of the networks" if "dual_regression" in str(first.get("why")) else "regional time series"
         return f"computed from the {'series of the sensors' if sensed else follows}"
+    if str(first.get("why", "")).startswith("from the feature "):
+        return f"computed {first['why']}"
     if first["feature"] == decoding.EVENTS:
         return "read from the tables of events"
     if first["feature"] in zoo.declaring("features", "OF_NETWORKS"):

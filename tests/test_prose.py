@@ -111,6 +111,7 @@ def test_text_cites_what_a_method_marks_and_nobody_twice():
         "Kipf; Welling (2017). ICLR. https://arxiv.org/abs/1609.02907",
     ]
     assert len(listed) == 4
+    assert [r.key for r in prose.cited_in(text)][3] == "Velickovic2018"
     assert "author = {Kipf and Welling}" in prose.cited_in(text)[1].bibtex()
     assert "title" not in prose.cited_in(text)[1].bibtex()
 
@@ -192,6 +193,19 @@ def test_a_connectome_of_networks_is_said_to_come_from_their_courses():
     said = prose._said_feature(Path("/out"), [edges])
     assert "of the networks ICA20" in said
     assert "computed from the courses of the networks" in said
+
+
+def test_what_was_computed_here_is_not_said_to_be_taken_from_derivatives():
+    moving = entry(
+        "dynamic_connectivity", "sub-1/func/sub-1_atlas-AAL_edges.npy", source="x_timeseries.tsv", prepared=True
+    )
+    said = prose._said_feature(Path("/out"), [moving])
+    assert said.startswith("Connectivity matrices in sliding windows in the regions of the AAL atlas")
+    assert said.endswith("were computed from the regional time series.")
+    assert prose._origin(moving) == "computed here from the time series"
+    means = entry("regional", "sub-1/func/sub-1_atlas-AAL_stat-alff_regional.tsv", why="from the feature alff", prepared=True,
+                  source="x_alff.nii.gz")  # fmt: skip
+    assert prose._said_feature(Path("/out"), [means]).endswith("were computed from the feature alff.")
 
 
 def test_the_rule_of_flags_tells_its_limits():

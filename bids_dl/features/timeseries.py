@@ -13,6 +13,8 @@ from bids_dl.records import Array, Feature, Scan
 
 TAKES = ("timeseries", "bold", "cifti")
 ATLAS_FOR = ("bold", "cifti")
+CENSORING = ("NumberOfVolumesCensored", "CensoredVolumes")
+"""What the sidecar of a table that is taken as it is says of the volumes that it lacks."""
 
 
 def extract(
@@ -82,7 +84,9 @@ def _from_table(scan: Scan) -> Feature:
     labels, series = query.read_matrix(scan.path)
     signals.refuse_short(scan, len(series))
     period = signals.repetition_time(scan, None)
-    return _feature(scan, series, labels, scan.entities["atlas"], _metadata(scan, period), None)
+    beside = query.sidecar(scan.path, scan.dataset)
+    described = _metadata(scan, period) | {key: beside[key] for key in CENSORING if beside.get(key)}
+    return _feature(scan, series, labels, scan.entities["atlas"], described, None)
 
 
 def _feature(

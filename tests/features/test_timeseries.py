@@ -118,6 +118,22 @@ def test_a_still_image_and_a_short_one_are_named(bold: Scan, atlas: str) -> None
         extract(bold, atlas=atlas, confounds="none")
 
 
+def test_a_table_says_which_volumes_it_lacks(tmp_path: Path) -> None:
+    """Else its windows, and the moments that are decoded, went on over the gaps."""
+    path = write_series(
+        tmp_path / "sub-1_task-rest_atlas-Six_timeseries.tsv", np.random.default_rng(0).normal(size=(30, 6))
+    )
+    said = {"RepetitionTime": 2.0, "CensoredVolumes": [3, 4], "NumberOfVolumesCensored": 2, "Description": "elsewhere"}
+    path.with_suffix(".json").write_text(json.dumps(said))
+    found = extract(Scan(path, query.entities(path), tmp_path)).metadata
+    assert found == {
+        "RepetitionTime": 2.0,
+        "SamplingFrequency": 0.5,
+        "CensoredVolumes": [3, 4],
+        "NumberOfVolumesCensored": 2,
+    }
+
+
 def test_a_table_is_taken_as_it_is_and_still_regions_are_blanked(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((20, 6))
     values[:, 2], values[4, 3] = 1.0, np.nan
