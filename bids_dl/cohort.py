@@ -55,7 +55,7 @@ class Variant:
 
     ``kind`` is what it looks like to a model, as the models' ``SUITS`` call it: ``volume``, ``maps`` (a volume a
     network), ``edge``, ``column``, ``sequence`` (regional series), ``windows`` (a connectome a window) or ``moving_maps``
-    (maps a window). ``n_steps`` is the length of the longest sequence, all runs together.
+    (maps a window). ``n_steps`` is the length of the longest sequence, all runs together, as `together` joins them.
     """
 
     name: str
@@ -181,7 +181,8 @@ def _variant(
     name: str, key: tuple[str, tuple[tuple[str, str], ...]], files: Mapping[str, Sequence[str]], kind: str,
     lengths: Mapping[str, int],
 ) -> Variant:  # fmt: skip
-    n_steps = max(sum(lengths[path] for path in paths) for paths in files.values())
+    between = int(kind == "windows")  # a missing window between runs
+    n_steps = max(sum(lengths[path] for path in paths) + between * (len(paths) - 1) for paths in files.values())
     return Variant(name, key[0], dict(key[1]), files, sum(map(len, files.values())), kind, n_steps)
 
 
@@ -517,7 +518,10 @@ def runs_of(files: Sequence[str], described: Mapping[str, Any]) -> list[Array]:
 
 
 def together(runs: Sequence[Array], described: Mapping[str, Any]) -> Array:
-    """Join runs: their mean, sequences end to end."""
+    """Join runs: their mean, sequences end to end, windows of connectomes with a missing one between: no state goes over."""
+    if tuple(described["dims"]) == SEQUENCES["windows"]:
+        missing = np.full((1, runs[0].shape[1]), np.nan)
+        return np.concatenate([part for run in runs for part in (missing, run)][1:])
     if described["dims"][0] in STEPS:
         return np.concatenate(runs)
     if len(runs) == 1:

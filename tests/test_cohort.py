@@ -645,6 +645,30 @@ def test_a_window_that_censoring_took_keeps_its_place(tmp_path):
     np.testing.assert_array_equal(cohorts.steps_of(tmp_path / "sub-1_edges.npy", described), values)
 
 
+def test_a_missing_window_lies_between_runs(folders):
+    """Else a state that ends one run and begins the next was one visit, or a transition that nobody made."""
+    names = [f"{a}~{b}" for a, b in itertools.combinations("abcd", 2)]
+    generator = np.random.default_rng(4)
+    made = {("sub-01", 1): 3, ("sub-01", 2): 2, ("sub-02", 1): 5}
+    for (person, run), n in made.items():
+        made[person, run] = generator.normal(size=(n, 6)).astype(np.float32)
+        path = folders.out / person / "func" / f"{person}_task-rest_run-{run}_atlas-four_edges.npy"
+        np.save(path, made[person, run])
+        path.with_suffix(".json").write_text(json.dumps({"Labels": names}))
+        entry = {"feature": "dynamic_connectivity", "path": str(path.relative_to(folders.out)), "shape": [n, 6]}
+        folders.note(person, entry)
+    plan, refused, cohort = built(
+        folders.config(features={"names": ["dynamic_connectivity"]}, models={"names": ["dynamic_states"]})
+    )
+    assert not refused
+    assert {v.name: v.n_steps for v in plan.variants}["dynamic_connectivity"] == 6
+    values = cohort.features["dynamic_connectivity"].values
+    expected = np.concatenate([made["sub-01", 1], np.full((1, 6), np.nan), made["sub-01", 2]])
+    np.testing.assert_array_equal(values[0], expected)
+    np.testing.assert_array_equal(values[1, :5], made["sub-02", 1])
+    assert np.isnan(values[1, 5:]).all()
+
+
 def test_sequence_of_other_regions_is_refused_by_name(folders):
     generator = np.random.default_rng(2)
     course(folders, "sub-01", generator.normal(size=(8, 4)))

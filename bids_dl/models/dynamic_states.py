@@ -146,8 +146,8 @@ def build(
     The windows of the training rows are sorted by k-means, and each participant is described by the part of the windows
     in each state, the mean length of a visit, and which state follows which. In difference to the paper, distances are
     Euclidean rather than absolute, states are found from windows evenly spread in time rather than from those of
-    largest variance, and the windows' correlations are not regularised. Runs that were joined end to end count as one:
-    where they meet, a transition is counted that nobody made.
+    largest variance, and the windows' correlations are not regularised. A visit ends with its run, and where censoring
+    took a window.
 
     Parameters
     ----------
