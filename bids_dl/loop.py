@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from bids_dl import augmentation, stacking
+from bids_dl.errors import UsageError
 from bids_dl.records import Array
 from bids_dl.settings import Settings
 
@@ -113,6 +115,7 @@ class Loop:
 
     def _train(self, training: Read, y: Tensor, validation: Read, y_validation: Tensor) -> None:
         """Train epoch after epoch, from the first that is not in the history."""
+        self._refuse_one_by_one()
         if not self.history:
             self.best = self.evaluate(validation, y_validation)
             self._refuse_no_number(self.best, "validation loss", 0)
@@ -148,8 +151,15 @@ class Loop:
         self.module.train()
         for name in self.settings.frozen if self.settings.start_from else ():
             for part in self.bare.get_submodule(name).modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                if isinstance(part, BatchNorm):
                     part.eval()
+
+    def _refuse_one_by_one(self) -> None:
+        """Refuse batches of one participant for a network that learns a normalisation over the batch."""
+        self._let_learn()
+        learns = any(isinstance(part, BatchNorm) and part.training for part in self.bare.modules())
+        if learns and self.settings.batch_size == 1:
+            raise UsageError("training.batch_size is 1, and this network normalises over the batch; give at least 2.")
 
     def _epoch(self, rows: Read, y: Tensor) -> float:
         self._let_learn()

@@ -8,6 +8,7 @@ from trained import as_trained, cohort, split_of, train
 
 from bids_dl import building, training
 from bids_dl import loop as loops
+from bids_dl.errors import UsageError
 from bids_dl.settings import Settings
 
 
@@ -45,6 +46,20 @@ def test_a_loss_that_leaps_at_first_and_then_falls_is_waited_for():
     history = run.run(lambda at: (torch.ones(len(at), 1),), y, lambda at: (), y)
     assert [row["validation_loss"] for row in history] == [3.0, 2.5, 2.0, 1.5, 1.0, 0.8, 0.6, 0.9, 0.8, 0.7]
     assert run.best == 0.6
+
+
+def test_one_participant_at_a_time_is_refused_where_a_network_normalises_over_them():
+    def trained(*layers):
+        module, y = torch.nn.Sequential(*layers, torch.nn.Linear(2, 1)), torch.zeros(4)
+        settings = Settings(n_epochs=1, batch_size=1, device="cpu")
+        run = loops.Loop(module, settings, lambda out, y: out.square().mean(), None, seed=0)
+        return run.run(lambda at: (torch.ones(len(at), 2),), y, lambda at: (torch.ones(len(at), 2),), y)
+
+    with pytest.raises(
+        UsageError, match=r"training.batch_size is 1, and this network normalises over the batch; give at"
+    ):
+        trained(torch.nn.BatchNorm1d(2))
+    assert len(trained(torch.nn.LayerNorm(2))) == 1
 
 
 @pytest.mark.parametrize(
