@@ -339,7 +339,8 @@ class Reference(NamedTuple):
             "year": self.year,
             kind: identifier,
         }
-        return "\n".join([f"@article{{{self.key},", *(f"  {k} = {{{v}}}," for k, v in fields.items() if v), "}"])
+        said = {k: v.replace("&", r"\&") for k, v in fields.items() if v}
+        return "\n".join([f"@article{{{self.key},", *(f"  {k} = {{{v}}}," for k, v in said.items()), "}"])
 
 
 CITED = re.compile(r" ?\[@([\w;@.-]+)\]")

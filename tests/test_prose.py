@@ -116,6 +116,12 @@ def test_text_cites_what_a_method_marks_and_nobody_twice():
     assert "title" not in prose.cited_in(text)[1].bibtex()
 
 
+def test_what_latex_would_stumble_over_is_escaped():
+    made = prose.of_method("models", "boosting")[1].bibtex()
+    assert r"journal = {Computational Statistics \& Data Analysis 38(4)}" in made
+    assert "doi = {10.1016/S0167-9473(01)00065-2}" in made
+
+
 def test_papers_of_one_author_and_year_are_told_apart():
     text = ["Of ICA [@atlas-ica], in the tangent space [@models.tangent_linear]."]
     keys = [r.key for r in prose.cited_in(text)]
