@@ -13,6 +13,8 @@ from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Array
 
 TOLERANCE, MOST_STEPS = 1e-4, 200
+SAME = 1e-5
+"""Part of the longest axis of sites and covariates below which another is rounding: columns that tell the same."""
 MOST_PEERS = 2000
 """Values that stand for all when no distribution is assumed."""
 POLICIES = ("pooled", "refuse", "adapt")
@@ -217,15 +219,20 @@ def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, 
     known = np.isfinite(x)
     holed = ~known.all(axis=0)
     design = np.hstack([member, covariates])
-    x = np.where(known, x, 0) if holed.any() else x
-    weights = np.linalg.pinv(design) @ x  # (site + covariate, value)
-    if holed.any():
-        weights[:, holed] = _least_squares(design, x[:, holed], known[:, holed])
     counts = member.T @ known if holed.any() else np.broadcast_to(made.n[:, None], (len(made.n), x.shape[1]))
     n_sites, total = member.shape[1], np.maximum(counts.sum(axis=0), 1)
+    mean = np.where(known, x, 0).sum(axis=0) / total  # covariates that sites tell share effects with them, not the mean
+    x = np.where(known, x - mean, 0)
+    far = np.concatenate([np.zeros(n_sites), made.covariate_mean])
+    size = np.sqrt((design**2).mean(axis=0) + far**2)  # with the mean: what does not vary stays small
+    size[size == 0] = 1
+    weights = np.linalg.pinv(design / size, rcond=SAME) @ x / size[:, None]  # (site + covariate, value)
+    if holed.any():
+        weights[:, holed] = _least_squares(design / size, x[:, holed], known[:, holed]) / size[:, None]
+    off = (counts * weights[:n_sites]).sum(axis=0) / total
     made.counts[:, part] = counts
-    made.centre[part] = (counts * weights[:n_sites]).sum(axis=0) / total
-    made.shift[:, part] = np.where(counts > 0, weights[:n_sites] - made.centre[part], 0)
+    made.centre[part] = mean + off
+    made.shift[:, part] = np.where(counts > 0, weights[:n_sites] - off, 0)
     made.slopes[:, part] = weights[n_sites:]
     squares = (x - design @ weights) ** 2
     squares[~known] = 0
@@ -235,15 +242,11 @@ def _estimate_range(x: Array, member: Array, covariates: Array, made: Estimate, 
 
 def _least_squares(design: Array, x: Array, known: NDArray[np.bool_]) -> Array:
     """Regress each value on the rows that hold it, (column, value); values that the same rows hold are solved together."""
-    size = np.sqrt((design**2).sum(axis=0))
-    size[size == 0] = 1
-    scaled = design / size
     patterns, which = np.unique(known, axis=1, return_inverse=True)
-    products = (scaled[:, :, None] * scaled[:, None]).reshape(len(x), -1)
+    products = (design[:, :, None] * design[:, None]).reshape(len(x), -1)
     gram = (patterns.T.astype(float) @ products).reshape(-1, *2 * design.shape[1:])
-    solved = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
-    found: Array = np.einsum("vij,jv->iv", solved[which.reshape(-1)], scaled.T @ x) / size[:, None]
-    return found
+    solved = np.linalg.pinv(gram, rcond=SAME**2, hermitian=True)
+    return np.asarray(np.einsum("vij,jv->iv", solved[which.reshape(-1)], design.T @ x))
 
 
 def _adapt(flat: Array, rows: NDArray[np.intp], member: Array, covariates: Array, made: Estimate) -> None:

@@ -13,6 +13,8 @@ from bids_dl.records import Array
 
 CHUNK_BYTES = 2**23
 TINY = 1e-6
+SAME = 1e-10
+"""Part of the largest variance of the confounds below which another is rounding: columns that tell the same."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,11 @@ def _typical(deviation: Array) -> Array:
 def _regress(
     read: Callable[[NDArray[np.intp]], Array], rows: NDArray[np.intp], confounds: Array | None, mean: Array
 ) -> tuple[Array | None, Array | None, Array]:
-    """Fit the linear part of the confounds; returns slopes, the confounds' mean, and the variance they explain."""
+    """Fit the linear part of the confounds; returns slopes, the confounds' mean, and the variance they explain.
+
+    Confounds that tell the same share what it explains. Of the levels of a column the mean over the rows is 0, so that a level
+    which nobody in training has, 0 in every column, counts as the mean.
+    """
     if confounds is None or not confounds.shape[1]:
         return None, None, np.zeros(mean.shape)
     known = np.isfinite(confounds[rows])
@@ -162,6 +168,9 @@ def _regress(
         centred = np.nan_to_num(read(part) - mean).reshape(len(part), -1)
         product += design[part].T @ centred
     gram = design[rows].T @ design[rows]
-    slopes = np.linalg.pinv(gram) @ product
+    size = np.sqrt(np.diag(gram) + len(rows) * centre**2)
+    size[size == 0] = 1
+    inverse = np.linalg.pinv(gram / np.outer(size, size), rcond=SAME, hermitian=True)
+    slopes = inverse @ (product / size[:, None]) / size[:, None]
     explained = np.einsum("ci,ci->i", slopes, gram @ slopes) / len(rows)
     return slopes.astype(np.float32), centre, explained.reshape(mean.shape)

@@ -187,3 +187,23 @@ def test_sequence_is_scaled_by_its_steps_and_padding_stays_missing():
     assert (applied[1, :, 2] == 0).all()
     longer = np.concatenate([values[4], values[4]])[None]
     np.testing.assert_allclose(learned.apply(longer)[0, 7:], learned.apply(values[4:5])[0])
+
+
+def test_levels_that_nobody_in_training_has_count_as_the_mean_however_many_columns_tell_the_same():
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        n, n_sites = int(generator.integers(60, 900)), int(generator.integers(4, 15))
+        shares = generator.dirichlet(np.ones(n_sites))
+        site = np.concatenate([np.arange(n_sites), generator.choice(n_sites, n - n_sites, p=shares)])
+        scanner = np.eye(2)[site % 2]
+        given = np.column_stack([generator.normal(40, 10, n), np.eye(n_sites)[site], scanner]).astype(np.float32)
+        values = generator.normal(size=(n, 5)) + site[:, None]
+        rows, new = np.flatnonzero(site > 0), given[site == 0]
+        fitted = normalization.fit(values, rows, given)
+        unknown = new.copy()
+        unknown[:, 1 : 1 + n_sites] = np.nan
+        found, expected = (fitted.apply(values[site == 0], g) * fitted.scale for g in (new, unknown))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        design = np.column_stack([np.ones(n), given]).astype(float)
+        residuals = values[rows] - design[rows] @ np.linalg.lstsq(design[rows], values[rows], rcond=1e-9)[0]
+        np.testing.assert_allclose(fitted.apply(values[rows], given[rows]) * fitted.scale, residuals, atol=1e-3)
