@@ -80,10 +80,11 @@ def prepare(cohort: Cohort, split: Split, inputs: Sequence[str], settings: Setti
     split = material.present(cohort, split, inputs)
     pool = split.pool
     given = material.given_of(cohort) if settings.needs_confounds else None
-    confounds = cohort.features["confounds"].values if settings.remove_confounds else None
     found = {}
     for name in inputs:
         block = cohort.features[name]
+        removes = settings.remove_confounds and name != "confounds"  # what they tell by themselves is asked of them
+        confounds = cohort.features["confounds"].values if removes else None
         found[name] = norm.fit(
             block.values, pool, confounds, one_scale=block.has_one_scale, steps=block.is_sequence, given=given,
             harmonization=_harmonize(cohort, name, pool, given, settings),

@@ -206,3 +206,18 @@ def test_a_harmonization_that_learns_all_sites_together_learns_none_later():
     assert made is fitted
     assert shown.features["sites"].shape == (2,)
     assert np.isfinite(training.predict(made, shown, np.arange(N))).all()
+
+
+def test_removing_confounds_from_the_features_leaves_what_they_tell_by_themselves():
+    data = cohort(TWO)
+    tells = Block(
+        np.stack([data.target.values + np.arange(N) % 3, np.arange(N)], axis=1).astype(np.float32), ("column",)
+    )
+    data = replace(data, features={**data.features, "confounds": tells})
+    definition, split = training.define("confounds_only", [(2,)], 1, {}), split_of(data)
+    found = [
+        training.predict(training.train(definition, data, split, ["confounds"], one), data, split.test)
+        for one in (Settings(), Settings(remove_confounds=True))
+    ]
+    np.testing.assert_array_equal(*found)
+    assert np.ptp(found[0]) > 0.1
