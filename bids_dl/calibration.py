@@ -187,7 +187,7 @@ def expected_error(truth: Array, probabilities: Array, *, n_bins: int = N_BINS) 
     probabilities
         (row, level); of two classes the last one's probability is judged, of more the predicted one's.
     n_bins
-        Bins of equally many rows.
+        Bins of equally many rows; those of which the same is said count as equally often right, in whichever bin they are.
 
     References
     ----------
@@ -197,8 +197,12 @@ def expected_error(truth: Array, probabilities: Array, *, n_bins: int = N_BINS) 
         said, right = probabilities[:, 1], truth == 1
     else:
         said, right = probabilities.max(axis=1), truth == probabilities.argmax(axis=1)
+    _, at = np.unique(said, return_inverse=True)
+    observed = (np.bincount(at, right) / np.bincount(at))[
+        at
+    ]  # the order of rows of which the same is said tells nothing
     bins = np.array_split(np.argsort(said, kind="stable"), min(n_bins, len(said)))
-    return float(sum(abs(said[b].mean() - right[b].mean()) * len(b) for b in bins) / len(said))
+    return float(sum(abs(said[b].mean() - observed[b].mean()) * len(b) for b in bins) / len(said))
 
 
 def covers(truth: Array, predicted: Array, reach: Array, n_levels: int) -> Array:

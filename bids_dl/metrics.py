@@ -138,11 +138,11 @@ def _quantity_scores(p: Predictions, w: Array, y: Array) -> dict[str, Array]:
     together = (w * y * said).sum(axis=1) / total - mean_y * mean_said
     varies = var_said > 1e-12 * np.maximum(mean_said**2, 1e-12)
     spread = np.where(var_y > 1e-12 * np.maximum(mean_y**2, 1e-12), var_y, 0)
-    r = np.where(varies, together / np.sqrt(np.maximum(var_y * var_said, 1e-300)), 0)
+    r = np.where(varies, together / np.sqrt(np.maximum(spread * var_said, 1e-300)), 0)
     return {
         "mae": (w * np.abs(y - said)).sum(axis=1) / total,
         "r2": 1 - _ratio(squares, spread),
-        "r": r,
+        "r": np.where(spread > 0, r, np.nan),
         "rmse": np.sqrt(squares),
     }
 

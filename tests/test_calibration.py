@@ -137,6 +137,13 @@ def test_expected_error_follows_its_definition_bin_by_bin():
     assert found == pytest.approx(total)
 
 
+@pytest.mark.parametrize("n_levels", [2, 4])
+def test_order_of_participants_is_no_error_of_whoever_says_the_same_of_all(n_levels):
+    """A table that lists controls first must not make the class frequencies look badly calibrated."""
+    truth = np.repeat(np.arange(n_levels), 30)
+    assert calibration.expected_error(truth, np.full((len(truth), n_levels), 1 / n_levels)) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
 def test_reach_is_the_order_statistic_of_the_book(coverage):
     scores = np.sort(GENERATOR.random(37))

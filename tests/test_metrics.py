@@ -133,6 +133,15 @@ def test_constant_prediction_has_no_correlation():
     assert values(Predictions(p.truth, np.full((60, 1), 41.3), p.participants, p.folds))["r"] == 0
 
 
+@pytest.mark.parametrize("age", [30.1, 0.1])
+def test_correlation_with_a_truth_that_does_not_vary_is_undefined_not_huge(age):
+    said = np.array([[28.3], [31.7], [33.9]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = values(Predictions(np.full(3, age), said, np.arange(3), np.zeros(3, int)))
+    assert np.isnan(found["r"])
+
+
 def test_r2_of_a_single_participant_is_undefined_not_infinite():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
