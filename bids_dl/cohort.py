@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -704,13 +704,20 @@ def encode_covariate(name: str, cells: Any, levels: Sequence[str] | None = None)
     """Encode one covariate."""
     import pandas as pd
 
-    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
     known = cells.notna().to_numpy()
-    if levels is None and known.any() and np.isfinite(numbers[known]).all():
-        return [(name, numbers)]
+    if levels is None and are_numbers(cells[known]):
+        return [(name, pd.to_numeric(cells, errors="coerce").to_numpy(np.float64))]
     found = list(levels or sorted(cells.dropna().unique()))
     shown = found[1:] if len(found) == 2 else found
     return [(f"{name}={level}", np.where(known, (cells == level).to_numpy(np.float64), np.nan)) for level in shown]
+
+
+def are_numbers(cells: Iterable[Any]) -> bool:
+    """Tell whether there are cells, and all hold finite numbers."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(pd.Series(list(cells), dtype=object), errors="coerce").to_numpy(np.float64)
+    return len(numbers) > 0 and bool(np.isfinite(numbers).all())
 
 
 def choose_targets(config: Config, columns: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
@@ -743,7 +750,21 @@ def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> l
             raise DataError(f"covariate '{name}' is not in participants.tsv; {zoo.nearest(name, columns)}")
     lower = {str(c).lower(): str(c) for c in columns}
     found = list(config.targets.covariates) or [lower[c] for c in COVARIATES if c in lower]
+    for name in found:
+        is_site = name == config.splits.site_column or name.lower() in quality.SITE_COLUMNS
+        if not is_site and (word := _among_numbers(columns[name])):
+            raise DataError(f"covariate '{name}' holds '{word}' among numbers; mend the cell, or write n/a.")
     return [c for c in found if len({v for v in columns[c] if isinstance(v, str)}) > 1]
+
+
+def _among_numbers(cells: Sequence[Any]) -> str:
+    """Find a cell that is no number in a column of quantities, which it would turn into words; empty where none is."""
+    import pandas as pd
+
+    known = pd.Series([c for c in cells if isinstance(c, str)], dtype=object)
+    numbers = np.isfinite(pd.to_numeric(known, errors="coerce").to_numpy(np.float64))
+    is_quantity = numbers.mean() > 0.5 and known[numbers].nunique() > MAX_CLASSES if len(known) else False
+    return next(iter(known[~numbers]), "") if is_quantity else ""
 
 
 def make_target(
@@ -778,6 +799,8 @@ def make_target(
         raise DataError(f"target '{name}' is n/a for everybody; choose another column.")
     if kind == "ordinal":
         return _ranked(name, series, numbers, order)
+    if word := _among_numbers(cells):
+        raise DataError(f"target '{name}' holds '{word}' among numbers; mend the cell, or write n/a.")
     levels = sorted(series[known].unique(), key=str)
     numeric = bool(np.isfinite(numbers[known]).all())
     if kind == "regression" or (kind != "classification" and numeric and len(levels) > 5):
@@ -791,6 +814,7 @@ def make_target(
             f"target '{name}' has {len(levels)} class{'' if len(levels) == 1 else 'es'} ({', '.join(map(str, levels[:4]))}"
             f"{' …' if len(levels) > 4 else ''}); between 2 and {MAX_CLASSES} are needed."
         )
+    _refuse_alike(name, levels)
     ordered = _ordered(name, levels, positive)
     codes = {level: code for code, level in enumerate(ordered)}
     return Target(
@@ -798,6 +822,22 @@ def make_target(
         np.array([codes[c] if k else np.nan for c, k in zip(series, known, strict=True)]),
         tuple(map(str, ordered)),
     )
+
+
+def _refuse_alike(name: str, levels: Sequence[Any]) -> None:
+    """Refuse classes that are one, written in two ways: in another case, or as another number."""
+    written: dict[str, str] = {}
+    for level in map(str, levels):
+        try:
+            same = f"{float(level):g}"
+        except ValueError:
+            same = level.casefold()
+        if same in written:
+            raise DataError(
+                f"target '{name}' has the classes '{written[same]}' and '{level}', which differ only in how they are written; write "
+                "them alike in participants.tsv."
+            )
+        written[same] = level
 
 
 def _ranked(name: str, series: Any, numbers: Array, order: Sequence[str]) -> Target:

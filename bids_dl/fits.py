@@ -888,7 +888,7 @@ def keep(model: Settings, **common: Any) -> str:
         "uses_confounds": step.config.normalization.remove_confounds or cohorts.CONFOUNDS in fitted.inputs,
         "harmonizer": step.config.harmonizer, "site_column": step.site,
         "sites": list(step.cohort.features[cohorts.SITES].labels) if cohorts.SITES in step.cohort.features else [],
-        "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels),
+        "confounds": list(step.cohort.features[cohorts.CONFOUNDS].labels), "confound_levels": _confound_levels(step.cohort),
         "participants": _trained_on(step, _taught_by(step, model, split), fitted, dataset),
         "n_participants": len(set(step.people(rows))), "model": model["method"], "scores": _scores(step, model["id"]),
         **moments,
@@ -896,6 +896,16 @@ def keep(model: Settings, **common: Any) -> str:
     return str(
         bundle.save(fitted, step.config.out / "group" / "bundles" / f"target-{step.target}_model-{model['id']}", said)
     )
+
+
+def _confound_levels(cohort: Cohort) -> dict[str, list[str]]:
+    """List the levels of each confound of words: of two, one has no column."""
+    named = {
+        column
+        for column, is_word, _ in (lb.partition("=") for lb in cohort.features[cohorts.CONFOUNDS].labels)
+        if is_word
+    }
+    return {column: sorted(cohort.participants[column].dropna().unique()) for column in sorted(named)}
 
 
 def _options_of_participants(config: Config) -> dict[str, Any]:

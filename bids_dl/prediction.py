@@ -181,7 +181,13 @@ def _confounds_of_one(said: Mapping[str, Any], config: Config, participant_id: s
             cell = str(float(np.mean(motion)))
         if not isinstance(cell, str):
             raise DataError(f"{participant_id} has no '{column}' in participants.tsv, which this bundle needs.")
-        found[label] = float(cell == level) if level else _number(cell, participant_id, column)
+        levels = said.get("confound_levels", {}).get(column, [cell])
+        if level and cell not in levels and column != said.get("site_column"):
+            raise DataError(
+                f"{participant_id} has '{cell}' as '{column}' in participants.tsv, and this bundle knows {', '.join(levels)}."
+            )
+        known = float(cell == level) if cell in levels else np.nan
+        found[label] = known if level else _number(cell, participant_id, column)
     return Block(np.array([list(found.values())], np.float32).reshape(1, -1), ("column",), tuple(found))
 
 

@@ -179,9 +179,13 @@ def participants_table(folder: Path) -> Any:
     return read_people(folder / "participants.tsv")
 
 
+MISSING = ("n/a", "N/A", "NA", "NaN", "nan", "")
+"""How tables say that nothing is known: BIDS, then R, pandas and spreadsheets; none is ever a class."""
+
+
 @lru_cache(maxsize=32)
 def read_people(file: Path) -> Any:
-    """Read a table with a row a participant, all cells as text, missing cells as NaN."""
+    """Read a table with a row a participant, all cells as text without space around them; cells of `MISSING` are NaN."""
     import pandas as pd
 
     if not file.is_file():
@@ -189,16 +193,18 @@ def read_people(file: Path) -> Any:
             f"{file} is missing; a row for each participant is needed, with the columns to predict."
         )
     try:
-        table = pd.read_csv(file, sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(file, sep="\t", dtype=str, na_filter=False, encoding="utf-8-sig")
     except ValueError as problem:  # not UTF-8, empty, or with more cells than columns
         raise DataError(f"{file} cannot be read as a table of UTF-8 text: {str(problem).strip()}.") from problem
     if "participant_id" not in table:
         raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
+    table = table.apply(lambda cells: cells.str.strip())
     table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
     twice = table["participant_id"][table["participant_id"].duplicated()].unique()
     if len(twice):
         raise DataError(f"{file}: {', '.join(twice[:5])} stands in more than one row; keep one row a participant.")
-    return table.set_index("participant_id")
+    table = table.set_index("participant_id")
+    return table.mask(table.isin(MISSING))
 
 
 def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:

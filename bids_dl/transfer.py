@@ -12,7 +12,7 @@ import numpy as np
 
 from bids_dl import cohort as cohorts
 from bids_dl import config as configuration
-from bids_dl import query
+from bids_dl import quality, query
 from bids_dl.cohort import Plan, Variant
 from bids_dl.config import Config, Select
 from bids_dl.errors import DataError, MissingInputError, NothingSelectedError
@@ -69,6 +69,8 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
             f"--test-dataset {config.test_dataset}: its participants.tsv or phenotype/ has no '{lacking[0]}', which the models "
             "are trained with; add it there, or name what both datasets have with --covariates or --features."
         )
+    for column in covariates:
+        _refuse_other_words(config, column, trained.columns[column], found.columns[column])
     names = [str(query.description(c.bids)["Name"]) for c in (config, other)]
     both = set(trained.participant_ids) & set(found.participant_ids) if names[0] == names[1] else set()
     excluded = [
@@ -81,6 +83,19 @@ def plan(config: Config, trained: Plan, covariates: Sequence[str]) -> Plan:
             "dataset of other people."
         )
     return _without(both, replace(found, variants=tuple(variants), excluded=(*found.excluded, *excluded)))
+
+
+def _refuse_other_words(config: Config, column: str, trained: Sequence[Any], cells: Sequence[Any]) -> None:
+    """Refuse a confound of which no cell means anything here, but sites, which are others: F and M, and female and male."""
+    mine, theirs = ({c for c in some if isinstance(c, str)} for some in (trained, cells))
+    numbers = cohorts.are_numbers(mine)
+    fits = any(cohorts.are_numbers([cell]) for cell in theirs) if numbers else bool(mine & theirs)
+    if fits or not theirs or column == config.splits.site_column or column.lower() in quality.SITE_COLUMNS:
+        return
+    raise DataError(
+        f"--test-dataset {config.test_dataset}: its column '{column}' holds {', '.join(sorted(theirs)[:3])}, and that of the "
+        f"training dataset {'numbers' if numbers else ', '.join(sorted(mine)[:3])}; both must write them alike."
+    )
 
 
 def _refuse_unlike(config: Config, features: Collection[str]) -> None:
@@ -206,12 +221,12 @@ def load(
 ) -> Cohort:
     """Open the test dataset's participants with the confounds, sites and columns of the training cohort.
 
-    A site, or a level of a confound, that the training cohort does not know is 0 in every column; where the harmonizer
-    ``adapts``, such sites get columns of their own after the others.
+    A site that the training cohort does not know is 0 in every column; where the harmonizer ``adapts``, such sites get
+    columns of their own after the others.
     """
     found = cohorts.load(root, target, (), columns=columns)
     people, features = found.participants, dict(found.features)
-    features[cohorts.CONFOUNDS] = _confounds(people, trained.features[cohorts.CONFOUNDS].labels)
+    features[cohorts.CONFOUNDS] = _confounds(people, trained)
     if cohorts.SITES in trained.features:
         cells = people[site] if site in people else [None] * len(people)
         known = trained.features[cohorts.SITES].labels
@@ -222,17 +237,16 @@ def load(
     return Cohort(people, features, target)
 
 
-def _confounds(people: Any, labels: Sequence[str]) -> Block:
-    """Encode the confounds as the training cohort's are; an unknown value is NaN."""
+def _confounds(people: Any, trained: Cohort) -> Block:
+    """Encode the confounds as the training cohort's are; a level that nobody there has is unknown, NaN."""
     import pandas as pd
 
-    parts = []
+    labels, parts = trained.features[cohorts.CONFOUNDS].labels, []
     for label in labels:
         column, _, level = label.partition("=")
         cells = people[column]
-        numbers = (
-            (cells == level).astype(float).where(cells.notna()) if level else pd.to_numeric(cells, errors="coerce")
-        )
+        known = cells.isin(trained.participants[column].dropna())
+        numbers = (cells == level).astype(float).where(known) if level else pd.to_numeric(cells, errors="coerce")
         parts.append(numbers.to_numpy(np.float32))
     return Block(
         np.stack(parts, axis=1) if parts else np.zeros((len(people), 0), np.float32), ("column",), tuple(labels)

@@ -444,12 +444,24 @@ def test_numbers_with_many_values_are_a_quantity_unless_they_are_called_classes(
         (["a", "a", np.nan], "", r"has 1 class \(a\)"),
         ([f"text {n}" for n in range(20)], "", "has 20 classes"),
         (["a", "b"], "regression", "holds text"),
+        ([*map(str, range(20)), "34y"], "", "holds '34y' among numbers; mend the cell, or write n/a"),
+        (["HC", "hc", "mdd"], "", "has the classes 'HC' and 'hc', which differ only in how they are written"),
+        (["1", "1.0", "2"], "", "has the classes '1' and '1.0', which differ only in how they are written"),
         (["7", "7"], "regression", "has one value"),
     ],
 )
 def test_target_that_cannot_be_predicted_is_named(cells, kind, reason):
     with pytest.raises(DataError, match=f"target 'x' {reason}"):
         cohorts.make_target("x", cells, kind=kind)
+
+
+def test_word_among_the_numbers_of_a_covariate_is_named_but_for_sites():
+    """It would turn every age into a level of its own."""
+    cells = [*map(str, range(20, 40)), "34y"]
+    config = configuration.Config("bids", "out", "group")
+    with pytest.raises(DataError, match="covariate 'age' holds '34y' among numbers; mend the cell, or write n/a"):
+        cohorts.choose_covariates(config, {"age": cells})
+    assert cohorts.choose_covariates(config, {"site": cells}) == ["site"]
 
 
 def test_ordered_levels_have_the_places_that_the_table_lists_or_their_numbers_give():

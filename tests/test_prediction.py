@@ -279,6 +279,16 @@ def test_confound_that_is_no_number_is_named(tmp_path, new):
     assert row["excluded"] == "sub-01 has '89+' as 'age' in participants.tsv, and this bundle needs a number."
 
 
+def test_level_of_a_confound_that_nobody_trained_on_had_is_named(tmp_path, new):
+    """It would count as the level that has no column of its own."""
+    fitted = trained(confounds=True)[0]
+    about = {"features": {"connectivity": DESCRIBED}, "uses_confounds": True, "confounds": ["age", "sex=M"], "participants": [],
+             "confound_levels": {"sex": ["F", "M"]}}  # fmt: skip
+    folder = bundle.save(fitted, tmp_path / "model", about)
+    row = predict(folder, *new(EDGES, people="participant_id\tage\tsex\nsub-01\t30\tmale\n"))["row"]
+    assert row["excluded"] == "sub-01 has 'male' as 'sex' in participants.tsv, and this bundle knows F, M."
+
+
 def note(config, record, edges, *, session="", task="faces", run=""):
     path = f"sub-01/func/sub-01{session}_task-{task}{run}_atlas-four_stat-pearsoncorrelation_relmat.tsv"
     pd.DataFrame(matrix(edges), columns=LABELS).to_csv(config.out / path, sep="\t", index=False)

@@ -241,6 +241,22 @@ def test_participants_tsv_that_is_no_table_is_named(tmp_path: Path, content: byt
         query.participants_table(tmp_path)
 
 
+def test_space_around_a_cell_is_no_part_of_it_and_what_is_blank_is_missing(tmp_path: Path) -> None:
+    rows = [
+        "participant_id\tgroup\tage",
+        "sub-1\thc \t 22",
+        "2\t hc\tNA",
+        "sub-3\t\tNaN",
+        "sub-4 \tN/A\t",
+        "sub-5\tn/a\t7",
+    ]
+    (tmp_path / "participants.tsv").write_text("\n".join(rows) + "\n")
+    found = query.participants_table(tmp_path)
+    assert list(found.index) == [f"sub-{n}" for n in range(1, 6)]
+    assert list(found["group"].dropna()) == ["hc", "hc"]
+    assert list(found["age"].dropna()) == ["22", "7"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("[]", "lacks BIDSVersion and Name"), ('{"Name": "x"}', "lacks BIDSVersion"), ("{", "not JSON")],

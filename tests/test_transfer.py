@@ -65,17 +65,43 @@ def test_levels_have_the_places_of_the_training_dataset_and_may_be_absent():
 
 
 def test_confounds_and_sites_have_the_columns_of_the_training_cohort(tmp_path):
-    people = {"sex": ["F", "M", np.nan], "age": ["30", "n", "40.5"], "site": ["north", "new", np.nan]}
-    made = Plan(("sub-1", "sub-2", "sub-3"), (), people)
+    people = {
+        "sex": ["F", "M", np.nan, "f"],
+        "age": ["30", "n", "40.5", "1"],
+        "site": ["north", "new", np.nan, "south"],
+    }
+    made = Plan(("sub-1", "sub-2", "sub-3", "sub-4"), (), people)
     cohorts.write(made, tmp_path)
     blocks = {
         "confounds": Block(np.zeros((2, 2), np.float32), ("column",), ("age", "sex=M")),
         "sites": Block(np.zeros((2, 2), np.float32), ("column",), ("north", "south")),
     }
-    trained = Cohort(pd.DataFrame({"participant_id": ["a", "b"]}), blocks, Target("y", np.zeros(2)))
-    found = transfer.load(tmp_path, trained, Target("y", np.zeros(3)), site="site")
-    np.testing.assert_array_equal(found.features["confounds"].values, [[30, 0], [np.nan, 1], [40.5, np.nan]])
-    np.testing.assert_array_equal(found.features["sites"].values, [[1, 0], [0, 0], [0, 0]])
+    known = pd.DataFrame({"participant_id": ["a", "b"], "sex": ["M", "F"], "age": ["1", "2"]})
+    trained = Cohort(known, blocks, Target("y", np.zeros(2)))
+    found = transfer.load(tmp_path, trained, Target("y", np.zeros(4)), site="site")
+    nan = np.nan
+    np.testing.assert_array_equal(found.features["confounds"].values, [[30, 0], [nan, 1], [40.5, nan], [1, nan]])
+    np.testing.assert_array_equal(found.features["sites"].values, [[1, 0], [0, 0], [0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("column", "mine", "theirs", "said"),
+    [
+        ("sex", ["F", "M"], ["male", "female"], "holds female, male, and that of the training dataset F, M"),
+        ("age", ["30", "4.5"], ["old", np.nan], "holds old, and that of the training dataset numbers"),
+        ("age", ["30", "4.5"], ["31", "old"], ""),
+        ("sex", ["F", "M"], ["F", "female"], ""),
+        ("sex", ["F", "M"], [np.nan, np.nan], ""),
+        ("site", ["north"], ["south"], ""),
+    ],
+)
+def test_confounds_that_another_dataset_writes_in_other_words_are_refused(column, mine, theirs, said):
+    """F and M, and female and male: everybody would be taken for the level that has no column."""
+    if not said:
+        transfer._refuse_other_words(CONFIG, column, mine, theirs)
+        return
+    with pytest.raises(DataError, match=f"its column '{column}' {said}; both must write them alike"):
+        transfer._refuse_other_words(CONFIG, column, mine, theirs)
 
 
 def test_the_same_scan_is_seen_only_within_one_feature(tmp_path):
