@@ -731,8 +731,12 @@ def choose_targets(config: Config, columns: Mapping[str, Sequence[Any]]) -> list
     for name in config.targets.names:
         if name not in columns:
             raise DataError(f"participants.tsv has no column '{name}'; {zoo.nearest(name, columns)}")
+        if "/" in name:
+            raise DataError(
+                f"target '{name}' has a '/', which no file's name can have; rename the column in participants.tsv."
+            )
     if config.targets.names:
-        return [(name, "named by the user") for name in config.targets.names]
+        return [(name, "named by the user") for name in dict.fromkeys(config.targets.names)]
     lower = {str(c).lower(): str(c) for c in columns}
     for candidate in TARGETS:
         column = lower.get(candidate)
@@ -749,7 +753,7 @@ def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> l
         if name not in columns:
             raise DataError(f"covariate '{name}' is not in participants.tsv; {zoo.nearest(name, columns)}")
     lower = {str(c).lower(): str(c) for c in columns}
-    found = list(config.targets.covariates) or [lower[c] for c in COVARIATES if c in lower]
+    found = list(dict.fromkeys(config.targets.covariates)) or [lower[c] for c in COVARIATES if c in lower]
     for name in found:
         is_site = name == config.splits.site_column or name.lower() in quality.SITE_COLUMNS
         if not is_site and (word := _among_numbers(columns[name])):

@@ -158,6 +158,8 @@ def _choose(config: Config, plan: cohorts.Plan) -> Choices:
     make = decoding.target_of if config.decodes else cohorts.target_of
     targets = tuple((make(config, plan, name), why) for name, why in named)
     models = choose_models(config, plan, has_confounds=bool(covariates))
+    _refuse_alike("targets", [name for name, _ in named])
+    _refuse_alike("models", [m.id for m in models])
     site = _column(plan, config.splits.site_column, quality.SITE_COLUMNS, needed=_needs_sites(config))
     _refuse_site_as_target(config, site, [name for name, _ in named])
     groups = decoding.TIES if config.decodes else _column(plan, config.splits.group_column, cohorts.FAMILIES, needed="")
@@ -486,12 +488,33 @@ def _cells(plan: cohorts.Plan, column: str) -> tuple[str, ...]:
 
 
 def _splits(config: Config, plan: cohorts.Plan, target: Target, groups: str, site: str) -> list[Split]:
-    tied = _cells(plan, groups)
-    if config.splits.kind == "file":
-        return splits.read(Path(config.splits.file), plan.participant_ids, target, groups=tied)
-    return splits.make(
-        target, plan.participant_ids, config.splits, seed=config.random_seed, groups=tied, sites=_cells(plan, site)
+    tied, seed = _cells(plan, groups), config.random_seed
+    made = (
+        splits.read(Path(config.splits.file), plan.participant_ids, target, groups=tied)
+        if config.splits.kind == "file"
+        else splits.make(target, plan.participant_ids, config.splits, seed=seed, groups=tied, sites=_cells(plan, site))
     )
+    _refuse_alike("splits", [split.name for split in made], ("final", "test"))
+    return made
+
+
+def _refuse_alike(what: str, names: Sequence[str], own: Sequence[str] = ()) -> None:
+    """Refuse names that would make one step and file of two, as they differ in punctuation alone; ``own`` are this program's.
+
+    Raises
+    ------
+    DataError
+        Naming two of them.
+    """
+    taken = {name: f"this program's own '{name}'" for name in own}
+    for name in names:
+        step = task_name(name)
+        if step in taken:
+            raise DataError(
+                f"of the {what}, '{name}' cannot be told from {taken[step]} by letters and digits; rename the column, site or table "
+                "that it is called after."
+            )
+        taken[step] = f"'{name}'"
 
 
 def _lay_out(config: Config, plan: cohorts.Plan) -> str:
@@ -506,13 +529,12 @@ def _lay_out(config: Config, plan: cohorts.Plan) -> str:
 
 
 def _digest(plan: cohorts.Plan, *more: Any) -> str:
-    """Hash a plan and the stamps of its files."""
-    stamps = {
-        f: (s := Path(f).stat()).st_size + s.st_mtime_ns
-        for v in plan.variants
-        for paths in v.files.values()
-        for f in paths
-    }
+    """Hash a plan and the stamps of its files, of tables and what describes their columns too."""
+    files = [Path(f) for v in plan.variants for paths in v.files.values() for f in paths]
+    files += [
+        f for table in plan.tables.values() for f in (Path(table), Path(table).with_suffix(".json")) if f.is_file()
+    ]
+    stamps = {str(f): (s := f.stat()).st_size + s.st_mtime_ns for f in files}
     return hashlib.sha256(json.dumps([asdict(plan), stamps, *more], sort_keys=True, default=str).encode()).hexdigest()[
         :16
     ]
@@ -529,8 +551,8 @@ def _renew(folder: Path, digest: str, write: Callable[[], object], stale: Sequen
         return
     derivatives.remove([folder, *stale])
     write()
-    derivatives.write_text(mark, digest)
     (folder / "fresh").touch()
+    derivatives.write_text(mark, digest)  # last: a run that is killed before begins anew
 
 
 def cohort_folder(config: Config) -> Path:

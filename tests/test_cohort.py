@@ -455,6 +455,18 @@ def test_target_that_cannot_be_predicted_is_named(cells, kind, reason):
         cohorts.make_target("x", cells, kind=kind)
 
 
+def test_columns_named_twice_count_once_and_one_that_no_file_can_be_called_after_is_refused():
+    columns = {"age": ["1", "2"], "IQ/verbal": ["3", "4"]}
+    config = configuration.from_mapping({
+        "bids_dir": "a", "output_dir": "b", "analysis_level": "group",
+        "targets": {"names": ["age", "age"], "covariates": ["age", "age"]},
+    })  # fmt: skip
+    assert cohorts.choose_targets(config, columns) == [("age", "named by the user")]
+    assert cohorts.choose_covariates(config, columns) == ["age"]
+    with pytest.raises(DataError, match="target 'IQ/verbal' has a '/'"):
+        cohorts.choose_targets(replace(config, targets=replace(config.targets, names=("IQ/verbal",))), columns)
+
+
 def test_word_among_the_numbers_of_a_covariate_is_named_but_for_sites():
     """It would turn every age into a level of its own."""
     cells = [*map(str, range(20, 40)), "34y"]

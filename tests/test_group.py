@@ -1014,3 +1014,41 @@ def test_participant_without_a_family_is_tied_to_nobody():
 def test_leaving_sites_out_without_a_column_of_sites_is_refused():
     with pytest.raises(DataError, match="leave-site-out needs a column of sites; participants.tsv has age"):
         group._column(plan(age=["1", "2", "3"]), "", quality.SITE_COLUMNS, needed="leave-site-out")
+
+
+def test_an_edited_phenotype_table_or_its_levels_begin_anew(tmp_path):
+    """The cohort reads the table itself; its name alone would call stale fits up to date."""
+    table = tmp_path / "answers.tsv"
+    table.write_text("participant_id\tscore\nsub-01\t3\n")
+    made = replace(plan(), variants=(), tables={"phenotype": str(table)})
+    first = group._digest(made)
+    assert group._digest(made) == first
+    table.with_suffix(".json").write_text("{}")
+    second = group._digest(made)
+    table.write_text("participant_id\tscore\nsub-01\t-17\n")
+    assert len({first, second, group._digest(made)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["site-a.1", "site-a-1"], "'site-a-1' cannot be told from 'site-a.1' by letters and digits"),
+        (["one", "final"], "'final' cannot be told from this program's own 'final'"),
+    ],
+)
+def test_splits_that_would_share_their_steps_and_files_are_refused(names, said):
+    with pytest.raises(DataError, match=f"of the splits, {said}"):
+        group._refuse_alike("splits", names, ("final", "test"))
+    group._refuse_alike("splits", ["site-a.1", "site-a.2"], ("final", "test"))
+
+
+def test_a_run_that_is_killed_while_it_lays_out_begins_anew(tmp_path):
+    def killed():
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "cohort"
+    with pytest.raises(KeyboardInterrupt):
+        group._renew(folder, "a", killed)
+    group._renew(folder, "a", folder.mkdir)
+    assert (folder / "fresh").is_file()
