@@ -153,7 +153,7 @@ def refine(
     """Train a module that is already built, on inputs whose normalisation is already learned: a fusion of members.
 
     Its weights before training compete in the early stopping, so that refining never ends below the start on the
-    validation rows.
+    validation rows. What it learns of the validation rows' outputs flatters where members were fitted on these rows.
     """
     split = material.present(cohort, split, inputs)
 
@@ -162,6 +162,14 @@ def refine(
         return module, dict(definition), history
 
     return _fitted(cohort, split, inputs, Prepared(normalization), settings, fit)
+
+
+def new_rows(fitted: FittedModel, cohort: Cohort, split: Split, seed: int) -> list[Rows]:
+    """Name the rows that each network of an ensemble was not fitted on, as `train` divided the rows of ``split`` by ``seed``."""
+    split = material.present(cohort, split, fitted.inputs)
+    y, *_ = material.standardised(cohort.target, split.pool)
+    n = len(fitted.definition.get("members", (None,)))
+    return [rows for _, rows in material.parts(split, y, cohort.target, n, seed)]
 
 
 def _fitted(

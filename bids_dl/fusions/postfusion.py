@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bids_dl import building, material, training
+from bids_dl import building, calibration, loop, material, stacking, training
 from bids_dl.calibration import Calibration
 from bids_dl.layers import Fixed
 from bids_dl.records import Cohort, FittedModel, Split
@@ -69,13 +70,21 @@ class PostFusion(nn.Module):
 
     def embed(self, *inputs: Tensor) -> Tensor:
         """Join the embeddings; an absent modality (NaN) counts nothing and the others count more."""
-        *parts, flags = self.members(*inputs).split([*self.widths, len(self.widths)], dim=1)
+        return self.joined(self.members(*inputs))
+
+    def joined(self, made: Tensor) -> Tensor:
+        """Join what the members make of participants, (participant, sum of widths + modality)."""
+        *parts, flags = self.apart(made)
         has = flags > 0  # (participant, modality)
         if self.training and self.modality_dropout > 0:
             has = has & ~self._dropped(has)
         share = has.float() / has.float().sum(dim=1, keepdim=True).clamp(min=1)
         shared = [part * share[:, [m]] for m, part in enumerate(parts)]
         return torch.cat([*shared, share], dim=1)  # (participant, sum of widths + modality)
+
+    def apart(self, made: Tensor) -> tuple[Tensor, ...]:
+        """Divide what members make of participants: the embedding of each modality, then which modalities there are."""
+        return torch.split(made, [*self.widths, len(self.widths)], dim=1)
 
     def _dropped(self, has: Tensor) -> Tensor:
         """Draw modalities to leave out, never the last one that a participant has."""
@@ -146,7 +155,33 @@ def fuse(
     module = PostFusion([_copy(m) for m in members], modality_dropout, _units(members, cohort, split))
     inputs = [name for m in members for name in m.inputs]
     given = {name: m.normalization[name] for m in members for name in m.inputs}
-    return training.refine(module, definition, cohort, split, inputs, given, settings)
+    fused = training.refine(module, definition, cohort, split, inputs, given, settings)
+    return replace(fused, calibration=_calibration(fused, members, cohort, split, settings.seed))
+
+
+def _calibration(
+    fused: FittedModel, members: Sequence[FittedModel], cohort: Cohort, split: Split, seed: int
+) -> Calibration:
+    """Learn from validation rows as nobody was fitted on them: of an ensemble, the networks that were say nothing there."""
+    module, rows = cast(PostFusion, fused.module), fused.split.validation
+    weights = [_of_new(m, training.new_rows(m, cohort, split, seed), rows) for m in members]
+    outputs = []
+    with torch.no_grad():
+        size = loop.n_together(lambda at: training.inputs_of(fused, cohort, rows[at]))
+        for at in stacking.batches(np.arange(len(rows)), size):
+            *parts, flags = module.apart(module.members(*training.inputs_of(fused, cohort, rows[at])))
+            new = [part * weight[at] for part, weight in zip(parts, weights, strict=True)]
+            outputs.append(module.head(module.joined(torch.cat([*new, flags], dim=1))).numpy().astype(np.float64))
+    y = (cohort.target.values[rows] - fused.target_mean) / fused.target_scale
+    return calibration.learn(np.concatenate(outputs), y, len(fused.levels), fused.target_mean, fused.target_scale)
+
+
+def _of_new(member: FittedModel, new: Sequence[material.Rows], rows: material.Rows) -> Tensor:
+    """Weigh the units of an ensemble's networks, (row, unit): those that the row is new to stand for all, others count 0."""
+    networks: Any = getattr(member.module, "members", [member.module])
+    n_units = member.module.head.in_features // len(networks)  # type: ignore[union-attr, operator]
+    known = np.stack([np.isin(rows, some) for some in new], axis=1) * float(len(networks))  # (row, network)
+    return torch.from_numpy(known.astype(np.float32)).repeat_interleave(n_units, dim=1)
 
 
 def _units(members: Sequence[FittedModel], cohort: Cohort, split: Split) -> list[tuple[float, float]]:
