@@ -290,9 +290,10 @@ def _table(path: Path, ids: Sequence[str]) -> Any:
     if not path.is_file():
         raise MissingInputError(f"the splits file {path} does not exist.")
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    if "participant_id" not in table or table["participant_id"].duplicated().any():
+    people = "sub-" + table["participant_id"].str.removeprefix("sub-") if "participant_id" in table else None
+    if people is None or people.duplicated().any():
         raise DataError(f"{path} needs a column participant_id that names nobody twice.")
-    table = table.set_index("participant_id")
+    table = table.drop(columns="participant_id").set_index(people)
     found = table.reindex([i if i in table.index else i.partition("@")[0] for i in ids]).fillna("n/a")
     return found.set_axis(list(ids))
 

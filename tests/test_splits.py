@@ -196,6 +196,13 @@ def test_saved_split_without_validation_gets_one(tmp_path):
     assert 0 < len(split.validation) < len(split.train)
 
 
+def test_saved_split_may_leave_the_prefix_of_participants_out_as_participants_tsv_may(tmp_path):
+    path = written(tmp_path, made())
+    path.write_text(path.read_text().replace("sub-", ""))
+    for split, whole in zip(splits.read(path, IDS, CLASSES), made(), strict=True):
+        np.testing.assert_array_equal(split.test, whole.test)
+
+
 def test_saved_split_with_a_family_on_both_sides_is_refused(tmp_path):
     path = written(tmp_path, made())
     with pytest.raises(DataError, match="group 'family-"):
