@@ -68,11 +68,12 @@ def of_target(out: Path, choices: Json, target: Json, scores: Any, main: str, be
         return []
     models = {m["id"]: m for m in choices.get("models", [])}
     row = scores[scores["model"] == best].iloc[0]
-    return [*_confounded(scores, models, row, main), *_on_two_sides(out, target), *_implausible(target, row, main),
+    removed = bool(choices.get("remove_confounds"))
+    return [*_confounded(scores, models, row, main, removed=removed), *_on_two_sides(out, target), *_implausible(target, row, main),
             *_rare_levels(choices.get("splits", {}), target), *_fixed(target, row), *_small(target, row)]  # fmt: skip
 
 
-def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str) -> Iterator[str]:
+def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str, *, removed: bool) -> Iterator[str]:
     """Tell where a result above chance is no farther than the interval of confounds that are above it too."""
     sign = -1 if main in prose.LOWER_IS_BETTER else 1
     rival = prose.rival_model(scores, models, main, row["model"], "confounds_only")
@@ -82,10 +83,14 @@ def _confounded(scores: Any, models: Mapping[str, Json], row: Any, main: str) ->
     other = scores[scores["model"] == rival].iloc[0]
     tells = sign * other["value"] > sign * row["chance"]
     if tells and max(sign * other["ci_low"], sign * other["ci_high"]) >= low:
+        remedy = (
+            "What they explain linearly was removed from features without a time axis; match the participants to rule out the rest."
+            if removed
+            else "Match the participants, or repeat the run with normalization.remove_confounds = true."
+        )
         yield (
             f"The confounds alone reach {prose.with_interval(other['value'], other['ci_low'], other['ci_high'])}, an interval that "
-            f"overlaps that of {row['model']}: the prediction may be theirs. Match the participants, or repeat the run with "
-            "normalization.remove_confounds = true."
+            f"overlaps that of {row['model']}: the prediction may be theirs. {remedy}"
         )
 
 

@@ -44,6 +44,14 @@ def test_confounds_whose_interval_overlaps_are_named(tmp_path, main, best, confo
     assert any("The confounds alone reach" in sentence for sentence in found) == overlaps
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_confounds_that_were_removed_are_not_to_be_removed_again(tmp_path, monkeypatch, removed):
+    monkeypatch.setitem(CHOICES, "remove_confounds", removed)
+    (found,) = said(tmp_path, (0.7, 0.65, 0.75), (0.6, 0.55, 0.66))
+    assert ("repeat the run with normalization.remove_confounds" in found) != removed
+    assert ("match the participants to rule out the rest" in found) == removed
+
+
 @pytest.mark.parametrize(
     ("p", "retrained", "doubted"),
     [(0.03, np.nan, True), (0.03, 0.02, False), (0.001, np.nan, False), (0.2, np.nan, False)],
