@@ -649,7 +649,7 @@ def load(
     people = pd.DataFrame({"participant_id": made["participant_ids"], **made["columns"]})
     for name, path in made["tables"].items():
         blocks[name] = phenotype_block(Path(path), made["participant_ids"], columns)
-    blocks[CONFOUNDS] = confounds_block(people, [c for c in covariates if c != target.name])
+    blocks[CONFOUNDS] = confounds_block(people, [c for c in covariates if c != target.name], site)
     if site and site != target.name:
         blocks[SITES] = sites_block(people[site])
     return Cohort(people, blocks, target)
@@ -689,25 +689,26 @@ def sites_block(cells: Any, levels: Sequence[str] = ()) -> Block:
     return Block(values.reshape(len(values), len(found)), ("column",), found)
 
 
-def confounds_block(people: Any, covariates: Sequence[str], levels: Mapping[str, Sequence[str]] | None = None) -> Block:
-    """Encode the confounds: numbers as they are, words as one column a level."""
+def confounds_block(people: Any, covariates: Sequence[str], site: str = "") -> Block:
+    """Encode the confounds: numbers as they are, words as one column a level; sites are words, though they be called by numbers."""
     labels, parts = [], []
     for name in covariates:
-        for label, values in encode_covariate(name, people[name], (levels or {}).get(name)):
+        are_words = name == site or name.lower() in quality.SITE_COLUMNS
+        for label, values in encode_covariate(name, people[name], are_words=are_words):
             labels.append(label)
             parts.append(values)
     values = np.column_stack(parts).astype(np.float32) if parts else np.zeros((len(people), 0), np.float32)
     return Block(values, ("column",), tuple(labels))
 
 
-def encode_covariate(name: str, cells: Any, levels: Sequence[str] | None = None) -> list[tuple[str, Array]]:
+def encode_covariate(name: str, cells: Any, *, are_words: bool = False) -> list[tuple[str, Array]]:
     """Encode one covariate."""
     import pandas as pd
 
     known = cells.notna().to_numpy()
-    if levels is None and are_numbers(cells[known]):
+    if not are_words and are_numbers(cells[known]):
         return [(name, pd.to_numeric(cells, errors="coerce").to_numpy(np.float64))]
-    found = list(levels or sorted(cells.dropna().unique()))
+    found = sorted(cells.dropna().unique())
     shown = found[1:] if len(found) == 2 else found
     return [(f"{name}={level}", np.where(known, (cells == level).to_numpy(np.float64), np.nan)) for level in shown]
 

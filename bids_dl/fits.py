@@ -657,7 +657,9 @@ def _by_level(step: Step, held: Held) -> list[dict[str, Any]]:
     named = {c for c in people if str(c).lower() in SUBGROUPS} | ({step.site} & set(people))
     rows = []
     for column in sorted(named - {step.target}):
-        labels = np.asarray(_levels_of(people[column]), dtype=object)[held.rows]
+        cells = people[column]
+        of_all = _named(cells) if column == step.site else _levels_of(cells)
+        labels = np.asarray(of_all, dtype=object)[held.rows]
         if len(set(labels)) > 1:
             rows += [{"column": column, **row} for row in metrics.by_level(held.predictions, list(labels))]
     return rows
@@ -667,13 +669,18 @@ SUBGROUPS = {"sex", "gender", "age"}
 MAX_LEVELS = 8
 
 
+def _named(cells: Any) -> list[str]:
+    """Name each participant's level as the cell does; a site that is called by a number is no quantity. Nothing is empty."""
+    return [c if isinstance(c, str) else "" for c in cells]
+
+
 def _levels_of(cells: Any) -> list[str]:
     """Name each participant's level of a column; a quantity's are its thirds, nothing is empty."""
     import pandas as pd
 
     numbers = pd.to_numeric(cells, errors="coerce")
     if numbers.notna().sum() < cells.notna().sum() or numbers.nunique() <= MAX_LEVELS:
-        return [str(c) if isinstance(c, str) else "" for c in cells]
+        return _named(cells)
     edges = np.unique(np.quantile(numbers.dropna(), [0, 1 / 3, 2 / 3, 1]))
     at = np.clip(np.searchsorted(edges, numbers.to_numpy(), side="right") - 1, 0, len(edges) - 2)
     names = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)]

@@ -350,6 +350,14 @@ def test_motion_of_the_scans_becomes_a_column(folders):
     assert cohorts.choose_covariates(config, plan.columns) == ["age", "site", "mean_fd"]
 
 
+@pytest.mark.parametrize(("column", "site"), [("site", ""), ("assessment", "assessment")])
+def test_sites_called_by_numbers_are_no_quantity(column, site):
+    people = pd.DataFrame({column: ["11025", "11026", np.nan, "11027"], "age": ["1", "2", "3", "4"]})
+    block = cohorts.confounds_block(people, ["age", column], site)
+    assert block.labels == ("age", f"{column}=11025", f"{column}=11026", f"{column}=11027")
+    np.testing.assert_array_equal(block.values[:, 1:], [[1, 0, 0], [0, 1, 0], [np.nan] * 3, [0, 0, 1]])
+
+
 def test_confounds_are_numbers_and_columns_a_level():
     people = pd.DataFrame({"age": ["20", "30", None], "sex": ["F", "M", "F"], "site": ["a", "b", "c"]}, dtype=object)
     block = cohorts.confounds_block(people, ["age", "sex", "site"])

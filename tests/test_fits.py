@@ -132,3 +132,14 @@ def test_onsets_of_participants_are_those_of_their_files(tmp_path):
     config = configuration.from_mapping({"bids_dir": "a", "output_dir": "b", "analysis_level": "group"})
     when = fits._onsets(SimpleNamespace(config=config, folder=tmp_path / "cohort"), "timeseries")
     assert when("sub-01").tolist() == [0, 2.5, 5]
+
+
+def test_sites_called_by_numbers_are_scored_by_themselves_not_in_thirds():
+    n = 40
+    people = pd.DataFrame({"centre": [str(11000 + k % 10) for k in range(n)], "age": [str(20 + k) for k in range(n)]})
+    known = Predictions(np.arange(n) % 2.0, np.full((n, 2), 0.5), np.arange(n), np.zeros(n, int), 2)
+    step = SimpleNamespace(cohort=SimpleNamespace(participants=people), site="centre", target="diagnosis")
+    rows = fits._by_level(step, SimpleNamespace(rows=np.arange(n), predictions=known))
+    found = {column: {row["level"] for row in rows if row["column"] == column} for column in ("centre", "age")}
+    assert found["centre"] == set(people["centre"])
+    assert len(found["age"]) == 3
