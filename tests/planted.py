@@ -60,7 +60,7 @@ SOLUTIONS: Mapping[str, Solution] = {
     "bilstm": Solution(WINDOWS, {"width": 16, "hidden": 8}, SHORT),
     "boosting": Solution(FEW),
     "brain_network_transformer": Solution(PARTS, wishes=GRAPH),
-    "brainnetcnn": Solution(PARTS, wishes=GRAPH),
+    "brainnetcnn": Solution(PARTS, {"input_dropout": 0.5}, GRAPH),
     "cnn2d": Solution(LESION),
     "cnn3d": Solution(WAYS),
     "cnn_ica": Solution(

@@ -11,8 +11,8 @@ from bids_dl.layers import Connectome, Network
 
 SUITS = ("edge",)
 SCHEDULE = {
-    "n_epochs": 25,
-    "patience": 6,
+    "n_epochs": 60,
+    "patience": 10,
     "batch_size": 16,
     "learning_rate": 3e-4,
     "weight_decay": 1e-2,
@@ -27,39 +27,91 @@ def activated(h: Tensor) -> Tensor:
     return nn.functional.leaky_relu(h, SLOPE)
 
 
+def weighed(near: Tensor, far: Tensor, weight: Tensor) -> Tensor:
+    """Sum the edges of each region i over the other regions k: those of a filter c are the activated near_i + far_k.
+
+    No edge is laid out. Where near_i + far_k > 0 a leaky ReLU is the sum itself, else ``SLOPE`` times it. So the regions k are
+    sorted by far_k; which of them lie above zero for a region i are the first so many, and prefix sums of their weights and of
+    weights times far_k tell what they add up to. Work and memory grow with the regions, not with their square.
+
+    Parameters
+    ----------
+    near, far
+        (participant, filter, region), what a region adds to its edges, and what it adds to those of the others.
+    weight
+        (new filter, filter, region k).
+
+    Returns
+    -------
+    Tensor
+        (participant, new filter, region i).
+    """
+    near, far = near.float(), far.float()
+    n_rows, n_in, n = near.shape
+    n_out = weight.shape[0]
+    by_region = weight.permute(1, 2, 0)  # (filter, region, new filter)
+    falling, order = torch.sort(far, dim=2, descending=True)
+    n_above = torch.searchsorted(
+        (-falling.detach()).contiguous(), near.detach().contiguous()
+    )  # (participant, filter, region)
+    filters = torch.arange(n_in, device=near.device)[:, None]
+    sorted_weight = (
+        by_region.flatten(0, 1).index_select(0, (order + filters * n).flatten()).view(n_rows, n_in, n, n_out)
+    )
+    both = torch.cat([sorted_weight, sorted_weight * falling[..., None]], dim=3).cumsum(dim=2)
+    both = nn.functional.pad(both, (0, 0, 1, 0)).flatten(0, 2)  # nothing is above zero: the sum is 0
+    columns = torch.arange(n_rows * n_in, device=near.device).view(n_rows, n_in, 1)
+    found = both.index_select(0, (n_above + columns * (n + 1)).flatten()).view(n_rows, n_in, n, 2 * n_out)
+    above = (near[..., None] * found[..., :n_out] + found[..., n_out:]).sum(dim=1)  # (participant, region, new filter)
+    whole = torch.einsum("pci,co->pio", near, by_region.sum(dim=1))
+    whole = whole + torch.einsum("pck,cko->po", far, by_region)[:, None]
+    out: Tensor = (SLOPE * whole + (1 - SLOPE) * above).transpose(1, 2)  # (participant, new filter, region)
+    return out
+
+
+def drawn(n_out: int, n_in: int, n_regions: int, n_summed: int) -> nn.Parameter:
+    """Draw weights (new filter, filter, region) that keep the variance of what ``n_summed`` of them are multiplied with."""
+    return nn.Parameter(torch.randn(n_out, n_in, n_regions) * (1 / n_summed) ** 0.5)
+
+
 class EdgeToEdge(nn.Module):
     """Give each edge (i, j) the weighted sum of all edges of its row i and of its column j.
 
-    As the row's sum is the same for all j and the column's for all i, two matrix products do what the paper's cross-shaped
-    convolution does. Takes and returns (participant, channel, region, region).
+    The row's sum is the same for all j and the column's for all i: both are returned by themselves, (participant, filter,
+    region), and edge (i, j) is their sum. Takes the matrix (participant, region, region), or what a layer before returned.
     """
 
     def __init__(self, n_regions: int, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.row = nn.Parameter(torch.randn(n_out, n_in, n_regions) * (1 / (2 * n_in * n_regions)) ** 0.5)
-        self.column = nn.Parameter(torch.randn(n_out, n_in, n_regions) * (1 / (2 * n_in * n_regions)) ** 0.5)
+        self.row = drawn(n_out, n_in, n_regions, 2 * n_in * n_regions)
+        self.column = drawn(n_out, n_in, n_regions, 2 * n_in * n_regions)
         self.bias = nn.Parameter(torch.zeros(n_out))
 
-    def forward(self, matrix: Tensor) -> Tensor:
-        """Return one matrix a filter."""
-        rows = torch.einsum("pcik,ock->poi", matrix, self.row)
-        columns = torch.einsum("pckj,ock->poj", matrix, self.column)
-        return (rows + self.bias[:, None]).unsqueeze(3) + columns.unsqueeze(2)  # (participant, filter, region, region)
+    def forward(self, rows: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the rows and what the columns add to each new edge."""
+        if columns is None:  # a matrix, whose edges are as they are
+            new = (
+                torch.einsum("pik,ok->poi", rows, self.row[:, 0]),
+                torch.einsum("pki,ok->poi", rows, self.column[:, 0]),
+            )
+        else:
+            new = weighed(rows, columns, self.row), weighed(columns, rows, self.column)
+        return new[0] + self.bias[:, None], new[1]
 
 
 class EdgeToNode(nn.Module):
-    """Give each region the weighted sum of its row and of its column, (participant, filter, region)."""
+    """Give each region the weighted sum of its row and, where directed, of its column, (participant, filter, region)."""
 
     def __init__(self, n_regions: int, n_in: int, n_out: int, *, directed: bool) -> None:
         super().__init__()
-        self.row = nn.Parameter(torch.randn(n_out, n_in, n_regions) * (1 / (n_in * n_regions)) ** 0.5)
+        self.row = drawn(n_out, n_in, n_regions, n_in * n_regions)
         self.column = nn.Parameter(torch.zeros(n_out, n_in, n_regions)) if directed else None
         self.bias = nn.Parameter(torch.zeros(n_out))
 
-    def forward(self, matrix: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return (participant, filter, region)."""
-        found = torch.einsum("pcik,ock->poi", matrix, self.row) + self.bias[:, None]
-        return found if self.column is None else found + torch.einsum("pcki,ock->poi", matrix, self.column)
+        found = weighed(rows, columns, self.row) + self.bias[:, None]
+        return found if self.column is None else found + weighed(columns, rows, self.column)
 
 
 class BrainNetCNN(Network):
@@ -80,18 +132,19 @@ class BrainNetCNN(Network):
 
     def embed(self, x: Tensor) -> Tensor:
         """Represent each participant by the node-to-graph layer."""
-        h = self.connectome(self.input_dropout(x)).unsqueeze(1)  # (participant, 1, region, region)
-        for layer in self.edges:
-            h = activated(layer(h))  # (participant, filter, region, region)
-        h = self.dropout(activated(self.nodes(h)).flatten(1))  # (participant, filter and region)
+        first, *others = self.edges
+        rows, columns = first(self.connectome(self.input_dropout(x)))  # (participant, filter, region) each
+        for layer in others:
+            rows, columns = layer(rows, columns)
+        h = self.dropout(activated(self.nodes(rows, columns)).flatten(1))  # (participant, filter and region)
         out: Tensor = self.dropout(activated(self.graph(h)))  # (participant, unit)
         return out
 
 
 def build(
     shapes: Sequence[tuple[int, ...]], n_outputs: int, directed: bool = False, *,
-    edge_filters: Sequence[int] = (4,), node_filters: int = 8,
-    graph_filters: int = 32, input_dropout: float = 0.2, dropout: float = 0.5,
+    edge_filters: Sequence[int] = (16,), node_filters: int = 16,
+    graph_filters: int = 64, input_dropout: float = 0.8, dropout: float = 0.5,
 ) -> BrainNetCNN:  # fmt: skip
     """Build a convolutional network for brain networks [1]_.
 
@@ -104,14 +157,14 @@ def build(
     directed
         Whether there is an edge in each direction; else one a pair.
     edge_filters
-        Filters of each edge-to-edge layer; the paper has 32 in one or two layers. Their time and memory grow with the
-        square of the regions.
+        Filters of each edge-to-edge layer; the paper has 32 in one or two layers.
     node_filters
         Filters of the edge-to-node layer.
     graph_filters
         Units of the node-to-graph layer.
     input_dropout
-        Part of the edges that is left out at each step of the training.
+        Part of the edges that is left out at each step of the training. So few are left because a few hundred participants
+        are fitted at once otherwise.
     dropout
         Part of the regions' and of the graph's units that is left out at each step of the training.
 

@@ -3,7 +3,7 @@ import planted
 import pytest
 import torch
 
-from bids_dl.models.brainnetcnn import EdgeToEdge, EdgeToNode, build
+from bids_dl.models.brainnetcnn import EdgeToEdge, EdgeToNode, build, weighed
 
 
 def slow_edge_to_edge(layer, matrix):
@@ -47,28 +47,68 @@ def randomised(layer):
     return layer
 
 
-@pytest.mark.parametrize("n_in", [1, 2])
-def test_edge_to_edge_follows_the_paper_word_for_word(n_in):
-    torch.manual_seed(0)
-    layer, matrix = randomised(EdgeToEdge(5, n_in, 3)), torch.randn(2, n_in, 5, 5)
-    expected = [slow_edge_to_edge(layer, one) for one in matrix.numpy()]
-    np.testing.assert_allclose(layer(matrix).detach(), expected, atol=1e-4)
+def as_edges(near, far):
+    """Lay out every edge of every filter, (participant, filter, region, region)."""
+    return torch.nn.functional.leaky_relu(near.unsqueeze(3) + far.unsqueeze(2), 0.33)
 
 
-def test_edge_to_edge_is_the_two_convolutions_that_others_write():
+def test_first_edge_to_edge_layer_follows_the_paper_word_for_word():
     torch.manual_seed(0)
-    layer, matrix = randomised(EdgeToEdge(5, 2, 3)), torch.randn(2, 2, 5, 5)
-    rows = torch.nn.functional.conv2d(matrix, layer.row.unsqueeze(2), layer.bias)  # (participant, filter, 5, 1)
-    columns = torch.nn.functional.conv2d(matrix, layer.column.unsqueeze(3))  # (participant, filter, 1, 5)
-    torch.testing.assert_close(layer(matrix), rows + columns, atol=1e-5, rtol=1e-4)
+    layer, matrix = randomised(EdgeToEdge(5, 1, 3)), torch.randn(2, 5, 5)
+    rows, columns = layer(matrix)
+    expected = [slow_edge_to_edge(layer, one) for one in matrix.unsqueeze(1).numpy()]
+    np.testing.assert_allclose((rows.unsqueeze(3) + columns.unsqueeze(2)).detach(), expected, atol=1e-4)
+
+
+def test_later_edge_to_edge_layer_follows_the_paper_word_for_word():
+    torch.manual_seed(0)
+    layer, near, far = randomised(EdgeToEdge(5, 2, 3)), torch.randn(2, 2, 5), torch.randn(2, 2, 5)
+    rows, columns = layer(near, far)
+    expected = [slow_edge_to_edge(layer, one) for one in as_edges(near, far).numpy()]
+    np.testing.assert_allclose((rows.unsqueeze(3) + columns.unsqueeze(2)).detach(), expected, atol=1e-4)
+
+
+def test_later_edge_to_edge_layer_is_the_two_convolutions_that_others_write():
+    torch.manual_seed(0)
+    layer, near, far = randomised(EdgeToEdge(5, 2, 3)), torch.randn(2, 2, 5), torch.randn(2, 2, 5)
+    rows, columns = layer(near, far)
+    edges = as_edges(near, far)
+    by_rows = torch.nn.functional.conv2d(edges, layer.row.unsqueeze(2), layer.bias)  # (participant, filter, 5, 1)
+    by_columns = torch.nn.functional.conv2d(edges, layer.column.unsqueeze(3))  # (participant, filter, 1, 5)
+    found = rows.unsqueeze(3) + columns.unsqueeze(2)
+    torch.testing.assert_close(found, by_rows + by_columns, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("directed", [False, True])
 def test_edge_to_node_follows_the_paper_word_for_word(directed):
     torch.manual_seed(0)
-    layer, matrix = randomised(EdgeToNode(5, 2, 3, directed=directed)), torch.randn(2, 2, 5, 5)
-    expected = [slow_edge_to_node(layer, one) for one in matrix.numpy()]
-    np.testing.assert_allclose(layer(matrix).detach(), expected, atol=1e-4)
+    layer = randomised(EdgeToNode(5, 2, 3, directed=directed))
+    near, far = torch.randn(2, 2, 5), torch.randn(2, 2, 5)
+    expected = [slow_edge_to_node(layer, one) for one in as_edges(near, far).numpy()]
+    np.testing.assert_allclose(layer(near, far).detach(), expected, atol=1e-4)
+
+
+def test_sums_over_sorted_regions_have_the_gradients_of_those_over_all_edges():
+    torch.manual_seed(0)
+    given = [torch.randn(3, 4, 50), torch.randn(3, 4, 50), torch.randn(6, 4, 50)]
+    sums, slow_sums = [], []
+    for made, of in (
+        (sums, weighed),
+        (slow_sums, lambda near, far, weight: torch.einsum("pcik,ock->poi", as_edges(near, far), weight)),
+    ):
+        leaves = [one.clone().requires_grad_() for one in given]
+        found = of(*leaves)
+        (found**2).sum().backward()
+        made.extend([found.detach(), *(leaf.grad for leaf in leaves)])
+    for fast, slow in zip(sums, slow_sums, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-3, rtol=1e-4)
+
+
+def test_edges_that_are_exactly_zero_or_alike_are_counted_once():
+    near, far = torch.tensor([[[0.0, 1.0, -1.0]]]), torch.tensor([[[0.0, -1.0, 1.0]]])
+    weight = torch.ones(1, 1, 3)
+    expected = torch.einsum("pcik,ock->poi", as_edges(near, far), weight)
+    torch.testing.assert_close(weighed(near, far, weight), expected)
 
 
 def test_direction_of_an_edge_matters_where_there_is_one():
@@ -82,13 +122,15 @@ def test_direction_of_an_edge_matters_where_there_is_one():
 def test_several_edge_to_edge_layers_follow_one_another():
     torch.manual_seed(0)
     module, x = build([(28,)], 1, edge_filters=(3, 2)).eval(), torch.randn(2, 28)
-    h = module.connectome(x).unsqueeze(1)
+    edges = module.connectome(x).unsqueeze(1).detach()
     for layer in module.edges:
-        h = torch.nn.functional.leaky_relu(layer(h), 0.33)
-    regions = torch.nn.functional.leaky_relu(module.nodes(h), 0.33).flatten(1)
+        found = np.stack([slow_edge_to_edge(layer, one) for one in edges.numpy()]).astype(np.float32)
+        edges = torch.nn.functional.leaky_relu(torch.from_numpy(found), 0.33)
+    regions = np.stack([slow_edge_to_node(module.nodes, one) for one in edges.numpy()]).astype(np.float32)
+    regions = torch.nn.functional.leaky_relu(torch.from_numpy(regions), 0.33).flatten(1)
     expected = torch.nn.functional.leaky_relu(module.graph(regions), 0.33)
-    assert h.shape == (2, 2, 8, 8)
-    torch.testing.assert_close(module.embed(x), expected)
+    assert edges.shape == (2, 2, 8, 8)
+    torch.testing.assert_close(module.embed(x), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
