@@ -101,6 +101,23 @@ def test_an_index_is_kept_and_used_again(xcpd, tmp_path: Path) -> None:
     assert list(names(root, bids_database_dir=str(kept), participant_label=["02"])) == ["sub-02"]
 
 
+@pytest.mark.parametrize("n", [2, query.FEW + 4])
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_output_inside_of_the_dataset_is_no_source(xcpd, tmp_path: Path, n: int, kept: bool) -> None:
+    root = xcpd(n)
+    own = "sub-01_task-rest_space-MNI152NLin6Asym_atlas-Seven_stat-mean_timeseries.tsv"
+    write_series(root / "results" / "sub-01" / "func" / own, np.zeros((30, 6)))
+    found = names(root, **({"bids_database_dir": str(tmp_path / "index")} if kept else {}))
+    assert [len(mine) for mine in found.values()] == [1] * n
+
+
+def test_an_output_of_bids_dl_is_a_source_only_where_it_is_named(fmriprep, xcpd) -> None:
+    root = fmriprep(1)
+    earlier = xcpd(1, folder="data/derivatives/bids_dl")
+    assert not any("timeseries" in name for name in names(root)["sub-01"])
+    assert any("timeseries" in name for name in names(root, derivatives={"earlier": str(earlier)})["sub-01"])
+
+
 def test_sessions_runs_and_tasks_are_told_apart(tmp_path: Path) -> None:
     root = tmp_path / "d"
     write_derivative(root)
@@ -408,6 +425,6 @@ def test_an_eeg_inside_the_scanner_stays_apart_from_its_bold(tmp_path: Path) -> 
     table = root / "derivatives" / "bids_dl" / "sub-1" / "eeg" / "sub-1_task-rest_atlas-eegAlpha"
     for end in ("stat-mean", "desc-envelope"):
         write_series(Path(f"{table}_{end}_timeseries.tsv"), np.ones((4, 6)))
-    found = names(root)
+    found = names(root, derivatives={"bids_dl": str(root / "derivatives" / "bids_dl")})
     assert found["sub-1"] == ["sub-1_task-rest_atlas-eegAlpha_stat-mean_timeseries.tsv", "sub-1_task-rest_bold.nii.gz"]
     assert found["sub-2"] == ["sub-2_task-rest_bold.nii.gz", "sub-2_task-rest_eeg.edf"]
