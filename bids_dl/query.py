@@ -206,15 +206,19 @@ def read_people(file: Path) -> Any:
         table = pd.read_csv(file, sep="\t", dtype=str, na_filter=False, encoding="utf-8-sig")
     except ValueError as problem:  # not UTF-8, empty, or with more cells than columns
         raise DataError(f"{file} cannot be read as a table of UTF-8 text: {str(problem).strip()}.") from problem
+    table = table.rename(columns=str.strip).apply(lambda cells: cells.str.strip())
+    table = table.mask(table.isin(MISSING)).dropna(how="all")
     if "participant_id" not in table:
-        raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
-    table = table.apply(lambda cells: cells.str.strip())
+        raise DataError(
+            f"{file} has no column participant_id; its columns, which tabs separate, are {', '.join(table.columns[:8])}."
+        )
+    if nameless := [n for n, one in enumerate(table["participant_id"].isna(), 2) if one]:
+        raise DataError(f"{file}: line {nameless[0]} has no participant_id; add it, or remove the line.")
     table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
     twice = table["participant_id"][table["participant_id"].duplicated()].unique()
     if len(twice):
         raise DataError(f"{file}: {', '.join(twice[:5])} stands in more than one row; keep one row a participant.")
-    table = table.set_index("participant_id")
-    return table.mask(table.isin(MISSING))
+    return table.set_index("participant_id")
 
 
 def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:

@@ -274,6 +274,38 @@ def test_space_around_a_cell_is_no_part_of_it_and_what_is_blank_is_missing(tmp_p
     assert list(found["age"].dropna()) == ["22", "7"]
 
 
+def people_of(tmp_path: Path, text: str, encoding: str = "utf-8") -> dict[str, dict[str, str]]:
+    (tmp_path / "participants.tsv").write_bytes(text.encode(encoding))
+    table = query.participants_table(tmp_path)
+    return {i: row.dropna().to_dict() for i, row in table.iterrows()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_participants_tsv_of_a_spreadsheet_is_read_as_it_is_meant(tmp_path: Path, ends: str, encoding: str) -> None:
+    lines = ["participant_id \tage\t diagnosis", " sub-01\t20 \tpatient ", "02\t\t n/a", "\t\t", "\t\t"]
+    found = people_of(tmp_path, ends.join(lines), encoding)
+    assert found == {"sub-01": {"age": "20", "diagnosis": "patient"}, "sub-02": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "participant_id;age\nsub-01;20\n",
+            "no column participant_id; its columns, which tabs separate, are participant_id;age",
+        ),
+        ("participant_id\tage\nsub-01\t20\n\t30\n", "line 3 has no participant_id"),
+        ("participant_id\tage\nsub-01\t20\n01\t30\n", "sub-01 stands in more than one row"),
+    ],
+)
+def test_participants_tsv_that_names_nobody_or_somebody_twice_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        people_of(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("[]", "lacks BIDSVersion and Name"), ('{"Name": "x"}', "lacks BIDSVersion"), ("{", "not JSON")],
