@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -172,20 +173,30 @@ def _user_plugin(path: Path) -> dict[str, Any]:
     return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args", {})}
 
 
+SAID_EVERY_S = 60.0
+"""Seconds between two lines of progress where there is no terminal for a bar."""
+
+
 class _progress:
-    """Show a bar on a terminal; say nothing elsewhere."""
+    """Show a bar on a terminal; elsewhere, in the log of a cluster or a container, say a line a minute at most."""
 
     def __init__(self, total: int, name: str, unit: str) -> None:
         from tqdm import tqdm
 
+        self.total, self.name, self.n, self.said = total, name, 0, time.monotonic()
         self.bar = tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
 
     def __enter__(self) -> Callable[..., None]:
         return self._advance
 
     def _advance(self, node: Any, status: str) -> None:
-        if status in {"end", "exception"} and not node.name.endswith("_waits"):
-            self.bar.update()
+        if status not in {"end", "exception"} or node.name.endswith("_waits"):
+            return
+        self.n += 1
+        self.bar.update()
+        if self.bar.disable and self.n < self.total and time.monotonic() - self.said >= SAID_EVERY_S:
+            self.said = time.monotonic()
+            LOG.info("%s: %d of %d steps are done.", self.name, self.n, self.total)
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

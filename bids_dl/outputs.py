@@ -240,6 +240,11 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
             meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"},
         )
         LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
+        reasons = table["excluded"].dropna()
+        if len(reasons):
+            LOG.warning(
+                "%s: none for %d, the reasons are in the table. The first: %s", name, len(reasons), reasons.iloc[0]
+            )
 
 
 def _said_limits(coverage: float) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_dl import config, engine
+from bids_dl import config, engine, outputs
 from bids_dl.errors import BidsDLError
 
 STEPS = """
@@ -109,6 +109,19 @@ def test_the_first_crash_stops_the_rest_where_asked(settings: config.Config, tmp
     more = [add("waits", tmp_path, after=["bad"]), add("more", tmp_path, after=["waits"])]
     assert engine.run(asked, "x", [bad, *more]) == {}
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, ["x: 1 of 3 steps", "x: 2 of 3 steps"]), (60.0, [])])
+def test_progress_is_told_where_there_is_no_terminal(
+    settings: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    seconds: float, said: list[str],
+) -> None:  # fmt: skip
+    outputs.start_logging(settings)
+    monkeypatch.setattr(engine, "SAID_EVERY_S", seconds)
+    engine.run(settings, "x", [add(name, tmp_path) for name in ("one", "two", "three")])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "steps are done" in line]
+    assert len(lines) == len(said)
+    assert all(one in line for one, line in zip(said, lines, strict=True))
 
 
 def test_several_processes_give_what_one_gives(settings: config.Config, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_problems_name_who_and_why(settings: config.Config) -> None:
     assert table["reason"][1] == "because"
 
 
-def test_predictions_of_a_bundle_are_one_table(settings: config.Config) -> None:
+def test_predictions_of_a_bundle_are_one_table(settings: config.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs.start_logging(settings)
     rows = [{"y_score": 0.75, "excluded": None}, {"y_score": None, "excluded": "was trained on it"}]
     records = [
         {"participant_id": f"sub-{n}", "predictions": [{"bundle": "dx-mlp", "row": row}]} for n, row in enumerate(rows)
@@ -76,6 +77,7 @@ def test_predictions_of_a_bundle_are_one_table(settings: config.Config) -> None:
     assert path.read_text().splitlines()[1:] == ["sub-0\t0.75\tn/a", "sub-1\tn/a\twas trained on it"]
     described = json.loads(path.with_suffix(".json").read_text())
     assert {"MeasurementToolMetadata", "y_score", "excluded"} == set(described)
+    assert "dx-mlp: none for 1, the reasons are in the table. The first: was trained on it" in capsys.readouterr().err
 
 
 def test_the_validator_says_what_it_found_and_does_not_stop_the_run(
