@@ -39,6 +39,12 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _check_bundles(bundles)
     if "dry_run" in modes:
         return _say_plan(config, scans)
+    with outputs.alone_with(config, list(scans)):
+        return _write(config, scans, bundles)
+
+
+def _write(config: Config, scans: dict[str, list[Scan]], bundles: list[str]) -> int:
+    """Write everything of these participants, who are this run's alone meanwhile."""
     decisive = (
         "features", "preparations", "select.derivatives", "select.raw_only", "select.no_derivatives", "select.session_label",
         "select.task_id", "select.bids_filter", "bids_dir", "networks.n_components", "networks.smoothing_mm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,24 @@ def test_a_second_run_into_one_work_folder_is_refused_while_the_first_is_at_work
         outputs.alone(settings).__enter__()
     with outputs.alone(settings):
         assert settings.work.is_dir()
+
+
+def test_a_second_run_is_kept_from_the_participants_of_the_first_but_not_from_others(settings: config.Config) -> None:
+    """Locks are those of a process, so the second run is another one."""
+    second = (
+        "import sys; from bids_dl import config, outputs\n"
+        f"settings = config.from_mapping({{'bids_dir': '.', 'output_dir': {str(settings.out)!r}, 'analysis_level': 'participant'}})\n"
+        "with outputs.alone_with(settings, sys.argv[1:]): print('alone')"
+    )
+    with outputs.alone_with(settings, ["sub-01", "sub-02"]):
+        others, same = (
+            subprocess.run([sys.executable, "-c", second, *ids], capture_output=True, text=True, check=False)
+            for ids in (["sub-03"], ["sub-03", "sub-02"])
+        )
+    assert others.stdout == "alone\n"
+    assert "another run is at work on sub-02" in same.stderr
+    with outputs.alone_with(settings, ["sub-02"]):
+        pass
 
 
 def test_problems_name_who_and_why(settings: config.Config) -> None:
