@@ -212,8 +212,9 @@ def read_people(file: Path) -> Any:
         raise DataError(
             f"{file} has no column participant_id; its columns, which tabs separate, are {', '.join(table.columns[:8])}."
         )
-    if nameless := [n for n, one in enumerate(table["participant_id"].isna(), 2) if one]:
-        raise DataError(f"{file}: line {nameless[0]} has no participant_id; add it, or remove the line.")
+    nameless = table.index[table["participant_id"].isna()]
+    if len(nameless):
+        raise DataError(f"{file}: row {nameless[0] + 1} has no participant_id; add it, or remove the row.")
     table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
     twice = table["participant_id"][table["participant_id"].duplicated()].unique()
     if len(twice):

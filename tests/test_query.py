@@ -295,7 +295,7 @@ def test_participants_tsv_of_a_spreadsheet_is_read_as_it_is_meant(tmp_path: Path
             "participant_id;age\nsub-01;20\n",
             "no column participant_id; its columns, which tabs separate, are participant_id;age",
         ),
-        ("participant_id\tage\nsub-01\t20\n\t30\n", "line 3 has no participant_id"),
+        ("participant_id\tage\nsub-01\t20\n\t\n\t30\n", "row 3 has no participant_id"),
         ("participant_id\tage\nsub-01\t20\n01\t30\n", "sub-01 stands in more than one row"),
     ],
 )
