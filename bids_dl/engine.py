@@ -42,7 +42,7 @@ class Task:
     despite: bool = False
 
 
-USUALLY = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+USUALLY: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """How Python meets the signals that end a run, unless whoever started it wants otherwise (``nohup``)."""
 FAILED = "_failed"
 """Key of a result that says why there is none."""
