@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/bids_dl $(DEMO)/data $(DEMO)/out participant --skip-bids-validation || test $$? -eq 1
 	$(BIN)/bids_dl $(DEMO)/data $(DEMO)/out group
 	@echo
-	@echo "The report: $(DEMO)/out/group.html; one participant's: $(DEMO)/out/sub-01.html"
+	@echo "The report: $(DEMO)/out/group.html; one participant's: $(DEMO)/out/sub-03.html"
 
 lint: install
 	$(BIN)/ruff check .

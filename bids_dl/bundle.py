@@ -16,7 +16,7 @@ import torch
 from bids_dl import building, derivatives
 from bids_dl.calibration import Calibration
 from bids_dl.cohort import FEWEST_TO_COMPARE, fingerprint
-from bids_dl.errors import DataError, MissingInputError
+from bids_dl.errors import DataError, MissingInputError, damaged
 from bids_dl.harmonization import Harmonization, Moved
 from bids_dl.normalization import Normalization
 from bids_dl.records import Array, Cohort, FittedModel, Split
@@ -115,12 +115,14 @@ def about(folder: Path) -> dict[str, Any]:
     Raises
     ------
     MissingInputError, DataError
-        If it is no bundle of bids_dl, or of a newer version.
+        If it is no bundle of bids_dl, or damaged, or of a newer version.
     """
     path = folder / "configs" / "metadata.json"
     if not path.is_file():
-        raise MissingInputError(f"{folder} is no bundle: it has no configs/metadata.json.")
-    found = json.loads(path.read_text(encoding="utf-8")).get("bids_dl")
+        raise MissingInputError(
+            f"{folder} is no bundle: it has no configs/metadata.json; give a folder of OUTPUT_DIR/group/bundles."
+        )
+    found = _json(path).get("bids_dl")
     if not found:
         raise DataError(
             f"{folder} is a MONAI bundle that bids_dl did not write; it does not say how its inputs are made."
@@ -132,22 +134,37 @@ def about(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as problem:
+        raise damaged(str(path), problem) from problem
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise damaged(str(path), problem) from problem
+
+
 def load(folder: Path) -> FittedModel:
     """Read a fitted model back, in any process and on any machine.
 
     Raises
     ------
     MissingInputError, DataError
-        As `about` does.
+        As `about` does, or if one of its files is not there or damaged.
     """
-    from safetensors.torch import load_file
-
     said = about(folder)
-    definition = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
+    definition = _json(folder / "configs" / "inference.json")["network_def"]
     with torch.device("meta"):
         module = building.instantiate(definition, classify=bool(said["levels"]))
-    module.load_state_dict(load_file(folder / "models" / "model.safetensors"), assign=True)
-    learned = load_file(folder / "models" / "normalization.safetensors")
+    module.load_state_dict(_tensors(folder / "models" / "model.safetensors"), assign=True)
+    learned = _tensors(folder / "models" / "normalization.safetensors")
     normalization = {name: _normalization(learned, name) for name in said["inputs"]}
     nobody = np.array([], np.intp)
     split = Split(nobody, nobody, nobody, said["split"])

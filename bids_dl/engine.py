@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +42,8 @@ class Task:
     despite: bool = False
 
 
+USUALLY: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""How Python meets the signals that end a run, unless whoever started it wants otherwise (``nohup``)."""
 FAILED = "_failed"
 """Key of a result that says why there is none."""
 
@@ -78,12 +84,39 @@ def run(config: Config, name: str, tasks: Sequence[Task], *, unit: str = "step")
     if config.run.write_graph:
         workflow.write_graph(dotfilename=str(config.out / "logs" / f"{name}.dot"), graph2use="flat", format="svg")
     graph = None
-    with _progress(len(tasks), name, unit) as advance:
+    with _stoppable(), _progress(len(tasks), name, unit) as advance:
         try:
             graph = workflow.run(**_plugin(config, advance))
         except RuntimeError as problem:
             LOG.debug("nipype ended with: %s", problem)
     return _results(config, graph, nodes, tasks)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """End the run at Ctrl-C, which a terminal tells everybody, and at what ``timeout`` and schedulers tell this process alone.
+
+    Workers inherit how a signal is met: they wait until this process ends them, then clean up, and none is left behind.
+    """
+    main = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() == main:
+            logging.getLogger("concurrent.futures").disabled = True  # that its workers end is no news then
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+
+    met = [number for number, usual in USUALLY.items() if signal.getsignal(number) == usual]
+    for number in met:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in met:
+            signal.signal(number, USUALLY[number])
 
 
 def _settings(config: Config) -> None:
@@ -172,20 +205,30 @@ def _user_plugin(path: Path) -> dict[str, Any]:
     return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args", {})}
 
 
+SAID_EVERY_S = 60.0
+"""Seconds between two lines of progress where there is no terminal for a bar."""
+
+
 class _progress:
-    """Show a bar on a terminal; say nothing elsewhere."""
+    """Show a bar on a terminal; elsewhere, in the log of a cluster or a container, say a line a minute at most."""
 
     def __init__(self, total: int, name: str, unit: str) -> None:
         from tqdm import tqdm
 
+        self.total, self.name, self.n, self.said = total, name, 0, time.monotonic()
         self.bar = tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
 
     def __enter__(self) -> Callable[..., None]:
         return self._advance
 
     def _advance(self, node: Any, status: str) -> None:
-        if status in {"end", "exception"} and not node.name.endswith("_waits"):
-            self.bar.update()
+        if status not in {"end", "exception"} or node.name.endswith("_waits"):
+            return
+        self.n += 1
+        self.bar.update()
+        if self.bar.disable and self.n < self.total and time.monotonic() - self.said >= SAID_EVERY_S:
+            self.said = time.monotonic()
+            LOG.info("%s: %d of %d steps are done.", self.name, self.n, self.total)
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import shutil
@@ -91,6 +92,33 @@ def alone(config: Config) -> Iterator[None]:
             ) from None
         except OSError as problem:
             LOG.debug("%s cannot be locked: %s", config.work, problem)
+        yield
+
+
+@contextmanager
+def alone_with(config: Config, ids: Sequence[str]) -> Iterator[None]:
+    """Keep a second run away from the participants of this one; others may be worked on beside it, as clusters do.
+
+    Of one file each participant locks the byte whose place is their hash, so that thousands need one open file.
+
+    Raises
+    ------
+    OutputError
+        If another run is at work on one of them. A file system without locks refuses nobody.
+    """
+    config.work.mkdir(parents=True, exist_ok=True)
+    with (config.work / "participants.lock").open("w") as held:
+        for participant_id in ids:
+            place = int(hashlib.sha256(participant_id.encode()).hexdigest()[:12], 16)
+            try:
+                fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except (BlockingIOError, PermissionError):
+                raise OutputError(
+                    f"another run is at work on {participant_id} in {config.work}; wait for its end, name other participants, "
+                    "or choose another output folder."
+                ) from None
+            except OSError as problem:
+                LOG.debug("%s cannot be locked: %s", config.work, problem)
         yield
 
 
@@ -240,6 +268,11 @@ def write_predictions(config: Config, records: Sequence[Mapping[str, Any]]) -> N
             meta | {k: {"Description": v} for k, v in described.items() if k != "participant_id"},
         )
         LOG.info("predictions for %d participants in %s.", int(table["excluded"].isna().sum()), path)
+        reasons = table["excluded"].dropna()
+        if len(reasons):
+            LOG.warning(
+                "%s: none for %d, the reasons are in the table. The first: %s", name, len(reasons), reasons.iloc[0]
+            )
 
 
 def _said_limits(coverage: float) -> dict[str, str]:

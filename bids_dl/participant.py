@@ -35,8 +35,16 @@ def run(config: Config, modes: frozenset[str]) -> int:
         return outputs.reports_only(config, modes)
     scans = query.find(config)
     _check_atlas(config)
+    bundles = [str(Path(b).resolve()) for b in config.bundles]
+    _check_bundles(bundles)
     if "dry_run" in modes:
         return _say_plan(config, scans)
+    with outputs.alone_with(config, list(scans)):
+        return _write(config, scans, bundles)
+
+
+def _write(config: Config, scans: dict[str, list[Scan]], bundles: list[str]) -> int:
+    """Write everything of these participants, who are this run's alone meanwhile."""
     decisive = (
         "features", "preparations", "select.derivatives", "select.raw_only", "select.no_derivatives", "select.session_label",
         "select.task_id", "select.bids_filter", "bids_dir", "networks.n_components", "networks.smoothing_mm",
@@ -45,7 +53,6 @@ def run(config: Config, modes: frozenset[str]) -> int:
     _refuse_other_networks(config, scans)
     derivatives.write_description(config.out, query.datasets(config))
     validation = outputs.start_validation(config)
-    bundles = [str(Path(b).resolve()) for b in config.bundles]
     outputs.write_configuration(config, "participant")
     tasks = _tasks(config, scans, bundles)
     done = engine.run(config, "participant", tasks, unit="batch")
@@ -94,6 +101,22 @@ def _refuse_one_name(feature: str, asked: Sequence[str]) -> None:
                 "files; rename one."
             )
         named[name] = spec
+
+
+def _check_bundles(bundles: Sequence[str]) -> None:
+    """Refuse at once a bundle that cannot be read, and two of one name, whose predictions would stand in one table."""
+    from bids_dl import bundle
+
+    named: dict[str, str] = {}
+    for path in bundles:
+        name = Path(path).name
+        if name in named:
+            raise UsageError(
+                f"the bundles '{named[name]}' and '{path}' are both called '{name}', and so would be their tables; rename one."
+            )
+        named[name] = path
+    for path in bundles:
+        bundle.load(Path(path))
 
 
 def _trained_on(config: Config, scans: Mapping[str, Any]) -> list[str]:

@@ -213,10 +213,12 @@ def _refuse_known(prints: set[str], said: Mapping[str, Any], config: Config, par
     DataError
         Naming the participant.
     """
-    dataset = str(query.description(config.bids)["Name"])
-    if ({bundle.identity(dataset, participant_id)} | prints) & set(said["participants"]):
+    dataset, known = str(query.description(config.bids)["Name"]), set(said["participants"])
+    by_name = bundle.identity(dataset, participant_id) in known
+    if by_name or prints & known:
+        how = f"the dataset of both is called '{dataset}'" if by_name else "the features are the same"
         raise DataError(
-            f"{participant_id} was among the participants this bundle was trained on; its prediction would be too good."
+            f"{participant_id} was among the participants this bundle was trained on ({how}); its prediction would be too good."
         )
 
 

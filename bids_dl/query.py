@@ -98,6 +98,8 @@ def is_derivative(folder: Path) -> bool:
 def datasets(config: Config) -> dict[str, Path]:
     """List the datasets to look in: the one given, those named, and those in its derivatives folder.
 
+    An output of bids_dl, whose tables would come before the images that they were made of, is looked in only where it is named.
+
     Raises
     ------
     MissingInputError, InvalidDatasetError
@@ -114,9 +116,17 @@ def datasets(config: Config) -> dict[str, Path]:
     if nested.is_dir() and not config.select.no_derivatives:
         for folder in sorted(nested.iterdir()):
             usable = (folder / "dataset_description.json").is_file() and folder != config.out
-            if usable and folder not in found.values():
+            if usable and folder not in found.values() and not _is_own(folder):
                 found.setdefault(folder.name, folder)
     return found
+
+
+def _is_own(folder: Path) -> bool:
+    """Tell whether bids_dl made a dataset; one that cannot be read is refused when a scan of it is chosen."""
+    try:
+        return pipeline(folder) == "bids_dl"
+    except InvalidDatasetError:
+        return False
 
 
 def participant_ids(config: Config) -> list[str]:
@@ -196,15 +206,20 @@ def read_people(file: Path) -> Any:
         table = pd.read_csv(file, sep="\t", dtype=str, na_filter=False, encoding="utf-8-sig")
     except ValueError as problem:  # not UTF-8, empty, or with more cells than columns
         raise DataError(f"{file} cannot be read as a table of UTF-8 text: {str(problem).strip()}.") from problem
+    table = table.rename(columns=str.strip).apply(lambda cells: cells.str.strip())
+    table = table.mask(table.isin(MISSING)).dropna(how="all")
     if "participant_id" not in table:
-        raise DataError(f"{file} has no column participant_id; its columns are {', '.join(table.columns[:8])}.")
-    table = table.apply(lambda cells: cells.str.strip())
+        raise DataError(
+            f"{file} has no column participant_id; its columns, which tabs separate, are {', '.join(table.columns[:8])}."
+        )
+    nameless = table.index[table["participant_id"].isna()]
+    if len(nameless):
+        raise DataError(f"{file}: row {nameless[0] + 1} has no participant_id; add it, or remove the row.")
     table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
     twice = table["participant_id"][table["participant_id"].duplicated()].unique()
     if len(twice):
         raise DataError(f"{file}: {', '.join(twice[:5])} stands in more than one row; keep one row a participant.")
-    table = table.set_index("participant_id")
-    return table.mask(table.isin(MISSING))
+    return table.set_index("participant_id")
 
 
 def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:
@@ -215,19 +230,18 @@ def layouts(folder: Path, ids: Sequence[str], select: Select) -> Iterator[Any]:
     """
     if select.bids_database_dir:
         place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-        yield _layout(folder, select, Path(select.bids_database_dir) / f"{folder.name}-{place}")
+        yield _layout(folder, "sub-", Path(select.bids_database_dir) / f"{folder.name}-{place}")
     elif len(ids) <= FEW:
-        yield from (_layout(folder / participant_id, select, None) for participant_id in ids)
+        yield from (_layout(folder / participant_id) for participant_id in ids)
     else:
-        yield _layout(folder, select, None, ids)
+        yield _layout(folder, rf"sub-(?:{'|'.join(re.escape(i.removeprefix('sub-')) for i in ids)})(?:/|$)")
 
 
-def _layout(root: Path, select: Select, stored: Path | None, ids: Sequence[str] = ()) -> Any:
+def _layout(root: Path, only: str = "", stored: Path | None = None) -> Any:
+    """Index a folder. Of what lies right in it ``only`` names that begin so: an output inside of a dataset is none of it."""
     import bids
 
-    ignore = [re.compile(r"^/(derivatives|sourcedata|work|code|stimuli)(/|$)"), re.compile(r"/\.")]
-    if ids:
-        ignore.append(re.compile(rf"^/sub-(?!(?:{'|'.join(re.escape(i.removeprefix('sub-')) for i in ids)})(?:/|$))"))
+    ignore = [re.compile(r"/\."), re.compile(rf"^/(?!{only}).")]
     indexer = bids.BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     return bids.BIDSLayout(
         root, validate=False, indexer=indexer, database_path=stored, is_derivative=True, config=["bids", "derivatives"]

@@ -164,6 +164,16 @@ def test_missing_folder_is_named(tmp_path):
         bundle.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["configs/metadata.json", "configs/inference.json", "models/model.safetensors", "models/normalization.safetensors"],
+)
+def test_damaged_file_is_named(one, file):
+    (one / file).write_bytes((one / file).read_bytes()[:-40])
+    with pytest.raises(DataError, match=f"{file} ends early or is damaged"):
+        bundle.load(one)
+
+
 def test_bundle_of_another_program_is_refused(one):
     edit(one / "configs" / "metadata.json", lambda m: m.pop("bids_dl"))
     with pytest.raises(DataError, match="MONAI bundle that bids_dl did not write"):

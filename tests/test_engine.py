@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bids_dl import config, engine
+from bids_dl import config, engine, outputs
 from bids_dl.errors import BidsDLError
 
 STEPS = """
@@ -17,6 +21,13 @@ def add(value, log):
     with open(log, "a") as lines: lines.write(f"{value}\\n")
     return value + 1
 def fail(log): raise ValueError("on purpose")
+def wait(log):
+    import time
+    try:
+        Path(log).write_text("begun")
+        time.sleep(60)
+    finally:
+        Path(log).unlink()
 """
 
 
@@ -109,6 +120,55 @@ def test_the_first_crash_stops_the_rest_where_asked(settings: config.Config, tmp
     more = [add("waits", tmp_path, after=["bad"]), add("more", tmp_path, after=["waits"])]
     assert engine.run(asked, "x", [bad, *more]) == {}
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, ["x: 1 of 3 steps", "x: 2 of 3 steps"]), (60.0, [])])
+def test_progress_is_told_where_there_is_no_terminal(
+    settings: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    seconds: float, said: list[str],
+) -> None:  # fmt: skip
+    outputs.start_logging(settings)
+    monkeypatch.setattr(engine, "SAID_EVERY_S", seconds)
+    engine.run(settings, "x", [add(name, tmp_path) for name in ("one", "two", "three")])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "steps are done" in line]
+    assert len(lines) == len(said)
+    assert all(one in line for one, line in zip(said, lines, strict=True))
+
+
+STOPPED = """
+import sys
+from bids_dl import cli, config, engine
+def run(arguments):
+    given = {"bids_dir": "/none", "output_dir": sys.argv[1], "analysis_level": "group", "run": {"nprocs": 2}}
+    engine.run(config.from_mapping(given), "x", [engine.Task("one", "made_up_steps:wait", {"log": sys.argv[2]})])
+cli.run = run
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_cleans_up_and_leaves_no_worker(
+    settings: config.Config, tmp_path: Path, number: int
+) -> None:
+    begun, away = tmp_path / "begun", tmp_path.as_posix()
+    command = [sys.executable, "-c", STOPPED, str(settings.out), str(begun)]
+    one = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": f"{away}:."},
+    )
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(one.pid, number)  # a terminal tells everybody
+    else:
+        one.send_signal(number)
+    _, said = one.communicate(timeout=50)  # to the end of the pipe, which every worker holds
+    assert (one.returncode, said) == (130, "bids_dl: stopped; run the same command again to go on.\n")
+    assert not begun.exists()
 
 
 def test_several_processes_give_what_one_gives(settings: config.Config, tmp_path: Path) -> None:

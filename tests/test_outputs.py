@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_a_second_run_into_one_work_folder_is_refused_while_the_first_is_at_work
         assert settings.work.is_dir()
 
 
+def test_a_second_run_is_kept_from_the_participants_of_the_first_but_not_from_others(settings: config.Config) -> None:
+    """Locks are those of a process, so the second run is another one."""
+    second = (
+        "import sys; from bids_dl import config, outputs\n"
+        f"settings = config.from_mapping({{'bids_dir': '.', 'output_dir': {str(settings.out)!r}, 'analysis_level': 'participant'}})\n"
+        "with outputs.alone_with(settings, sys.argv[1:]): print('alone')"
+    )
+    with outputs.alone_with(settings, ["sub-01", "sub-02"]):
+        others, same = (
+            subprocess.run([sys.executable, "-c", second, *ids], capture_output=True, text=True, check=False)
+            for ids in (["sub-03"], ["sub-03", "sub-02"])
+        )
+    assert others.stdout == "alone\n"
+    assert "another run is at work on sub-02" in same.stderr
+    with outputs.alone_with(settings, ["sub-02"]):
+        pass
+
+
 def test_problems_name_who_and_why(settings: config.Config) -> None:
     found = {"sub-1": None, "sub-2": {"problems": []}, "sub-3": {"problems": [{"scan": "x", "reason": "because"}]}}
     outputs.write_problems(settings.out, found)
@@ -66,7 +85,8 @@ def test_problems_name_who_and_why(settings: config.Config) -> None:
     assert table["reason"][1] == "because"
 
 
-def test_predictions_of_a_bundle_are_one_table(settings: config.Config) -> None:
+def test_predictions_of_a_bundle_are_one_table(settings: config.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs.start_logging(settings)
     rows = [{"y_score": 0.75, "excluded": None}, {"y_score": None, "excluded": "was trained on it"}]
     records = [
         {"participant_id": f"sub-{n}", "predictions": [{"bundle": "dx-mlp", "row": row}]} for n, row in enumerate(rows)
@@ -76,6 +96,7 @@ def test_predictions_of_a_bundle_are_one_table(settings: config.Config) -> None:
     assert path.read_text().splitlines()[1:] == ["sub-0\t0.75\tn/a", "sub-1\tn/a\twas trained on it"]
     described = json.loads(path.with_suffix(".json").read_text())
     assert {"MeasurementToolMetadata", "y_score", "excluded"} == set(described)
+    assert "dx-mlp: none for 1, the reasons are in the table. The first: was trained on it" in capsys.readouterr().err
 
 
 def test_the_validator_says_what_it_found_and_does_not_stop_the_run(

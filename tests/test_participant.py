@@ -154,6 +154,19 @@ def test_another_configuration_is_refused_and_overwrite_replaces(fmriprep, tmp_p
     assert {query.entities(p)["atlas"] for p in out.rglob("*_relmat.tsv")} == {"Aicha"}
 
 
+def test_what_is_no_bundle_and_two_bundles_of_one_name_are_refused_before_anything_is_done(
+    xcpd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = xcpd(1), tmp_path / "out"
+    assert run(data, out, "--bundle", data) == 66
+    assert "is no bundle" in capsys.readouterr().err
+    for folder in "ab":
+        (tmp_path / folder / "mlp").mkdir(parents=True)
+    assert run(data, out, "--bundle", tmp_path / "a" / "mlp", tmp_path / "b" / "mlp") == 64
+    assert "both called 'mlp'" in capsys.readouterr().err
+    assert not (out / "logs").exists()
+
+
 @pytest.mark.parametrize("other", [("--task-id", "rest"), ("--no-derivatives",)])
 def test_another_choice_of_scans_is_refused_as_it_would_take_the_place_of_the_first(
     fmriprep, tmp_path: Path, capsys, other: tuple[str, ...]

@@ -236,14 +236,17 @@ def test_directed_connectome_stays_one(tmp_path, new):
 def test_participant_it_was_trained_on_is_refused_by_name(tmp_path, new):
     folder, _, _ = save(tmp_path)
     row = predict(folder, *new(EDGES, name="old dataset"))["row"]
-    assert "sub-01 was among the participants this bundle was trained on" in row["excluded"]
+    assert (
+        "sub-01 was among the participants this bundle was trained on (the dataset of both is called 'old"
+        in row["excluded"]
+    )
     assert row["y_score"] is None
 
 
 def test_participant_it_was_trained_on_is_refused_under_another_name(tmp_path, new):
     folder, _, cohort = save(tmp_path)
     row = predict(folder, *new(cohort.features["connectivity"].values[7]))["row"]
-    assert "was among the participants" in row["excluded"]
+    assert "was among the participants this bundle was trained on (the features are the same)" in row["excluded"]
 
 
 @pytest.mark.parametrize("given", [{"edges": None}, {"edges": EDGES, "atlas": "other"}])

@@ -101,6 +101,23 @@ def test_an_index_is_kept_and_used_again(xcpd, tmp_path: Path) -> None:
     assert list(names(root, bids_database_dir=str(kept), participant_label=["02"])) == ["sub-02"]
 
 
+@pytest.mark.parametrize("n", [2, query.FEW + 4])
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_output_inside_of_the_dataset_is_no_source(xcpd, tmp_path: Path, n: int, kept: bool) -> None:
+    root = xcpd(n)
+    own = "sub-01_task-rest_space-MNI152NLin6Asym_atlas-Seven_stat-mean_timeseries.tsv"
+    write_series(root / "results" / "sub-01" / "func" / own, np.zeros((30, 6)))
+    found = names(root, **({"bids_database_dir": str(tmp_path / "index")} if kept else {}))
+    assert [len(mine) for mine in found.values()] == [1] * n
+
+
+def test_an_output_of_bids_dl_is_a_source_only_where_it_is_named(fmriprep, xcpd) -> None:
+    root = fmriprep(1)
+    earlier = xcpd(1, folder="data/derivatives/bids_dl")
+    assert not any("timeseries" in name for name in names(root)["sub-01"])
+    assert any("timeseries" in name for name in names(root, derivatives={"earlier": str(earlier)})["sub-01"])
+
+
 def test_sessions_runs_and_tasks_are_told_apart(tmp_path: Path) -> None:
     root = tmp_path / "d"
     write_derivative(root)
@@ -257,6 +274,38 @@ def test_space_around_a_cell_is_no_part_of_it_and_what_is_blank_is_missing(tmp_p
     assert list(found["age"].dropna()) == ["22", "7"]
 
 
+def people_of(tmp_path: Path, text: str, encoding: str = "utf-8") -> dict[str, dict[str, str]]:
+    (tmp_path / "participants.tsv").write_bytes(text.encode(encoding))
+    table = query.participants_table(tmp_path)
+    return {i: row.dropna().to_dict() for i, row in table.iterrows()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_participants_tsv_of_a_spreadsheet_is_read_as_it_is_meant(tmp_path: Path, ends: str, encoding: str) -> None:
+    lines = ["participant_id \tage\t diagnosis", " sub-01\t20 \tpatient ", "02\t\t n/a", "\t\t", "\t\t"]
+    found = people_of(tmp_path, ends.join(lines), encoding)
+    assert found == {"sub-01": {"age": "20", "diagnosis": "patient"}, "sub-02": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "participant_id;age\nsub-01;20\n",
+            "no column participant_id; its columns, which tabs separate, are participant_id;age",
+        ),
+        ("participant_id\tage\nsub-01\t20\n\t\n\t30\n", "row 3 has no participant_id"),
+        ("participant_id\tage\nsub-01\t20\n01\t30\n", "sub-01 stands in more than one row"),
+    ],
+)
+def test_participants_tsv_that_names_nobody_or_somebody_twice_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        people_of(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("[]", "lacks BIDSVersion and Name"), ('{"Name": "x"}', "lacks BIDSVersion"), ("{", "not JSON")],
@@ -408,6 +457,6 @@ def test_an_eeg_inside_the_scanner_stays_apart_from_its_bold(tmp_path: Path) -> 
     table = root / "derivatives" / "bids_dl" / "sub-1" / "eeg" / "sub-1_task-rest_atlas-eegAlpha"
     for end in ("stat-mean", "desc-envelope"):
         write_series(Path(f"{table}_{end}_timeseries.tsv"), np.ones((4, 6)))
-    found = names(root)
+    found = names(root, derivatives={"bids_dl": str(root / "derivatives" / "bids_dl")})
     assert found["sub-1"] == ["sub-1_task-rest_atlas-eegAlpha_stat-mean_timeseries.tsv", "sub-1_task-rest_bold.nii.gz"]
     assert found["sub-2"] == ["sub-2_task-rest_bold.nii.gz", "sub-2_task-rest_eeg.edf"]

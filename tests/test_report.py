@@ -786,3 +786,12 @@ def test_what_the_rules_of_quality_left_out_is_counted_and_their_limit_is_drawn(
 def test_a_group_without_measures_has_no_section_on_quality(group):
     assert "#quality" not in group[1]
     assert 'id="quality"' not in group[1]
+
+
+def test_a_bar_below_zero_has_the_colour_that_maps_have_there() -> None:
+    shown = (
+        report._environment()
+        .get_template("macros.html.j2")
+        .module.bars([("A", 1.0, "5%"), ("B", 0.4, "-2%"), ("C", 0.1, 3)], "#d55e00")
+    )
+    assert re.findall("background: (#[0-9a-f]+)", shown) == ["#d55e00", "#56b4e9", "#d55e00"]
