@@ -483,7 +483,10 @@ def _with_bars(rows: Any, colour: str, *, dash: str = "solid", **more: Any) -> J
 
 
 def subgroup_dots(view: View, kind: str = "subgroups") -> list[Json]:
-    """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines."""
+    """Draw the main metric in each subgroup, a figure a column, for the best model and the baselines.
+
+    Ranges of a quantity stand in their order, words in that of the best model's scores.
+    """
     table = view.read("metrics", kind)
     if table.empty:
         return []
@@ -493,7 +496,8 @@ def subgroup_dots(view: View, kind: str = "subgroups") -> list[Json]:
 
 def _subgroup_dots(table: Any, column: str, view: View) -> Json:
     table = table.assign(level=table["level"].astype(str))
-    order = table[table["model"] == view.best].sort_values("value")["level"].tolist()
+    best = table[table["model"] == view.best]
+    order = best["level"].iloc[np.argsort(_lower_ends(best["level"]) or best["value"], kind="stable")].tolist()
     data = [
         _dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals, view.best]
     ]
@@ -501,6 +505,14 @@ def _subgroup_dots(table: Any, column: str, view: View) -> Json:
     axes["title"] = _heading(column)
     height = 110 + 21 * table["level"].nunique()
     return _figure(data, _layout(height, prose.METRICS.get(view.main, view.main), **{**axes, **ABOVE}))
+
+
+def _lower_ends(levels: Iterable[str]) -> list[float]:
+    """Read where the ranges of a quantity, or numbers, begin; nothing where a level is a word."""
+    try:
+        return [float(level.partition(" to ")[0]) for level in levels]
+    except ValueError:
+        return []
 
 
 def _dots(rows: Any, model: str, view: View, most: int) -> Json:

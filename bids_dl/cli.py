@@ -73,7 +73,9 @@ class _Describe(argparse.Action):
         if folder not in zoo.ENTRY:
             raise UsageError(f"'{folder}' is no kind of method; {zoo.nearest(folder, zoo.ENTRY)}")
         for method in [name] if name else zoo.names(folder):
-            print(f"{folder}.{method}: {zoo.summary(folder, method)}")
+            print(f"{folder}.{method}: {zoo.summary(folder, method).replace(']_', ']')}")
+            for mark, paper in zoo.references(folder, method).items():
+                print(f"    [{mark}] {paper}")
             for option, default in zoo.options(folder, method).items():
                 print(f"    {option} = {json.dumps(default)}")
         parser.exit(0)
@@ -323,6 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BidsDLError as problem:
         print(f"bids_dl: {problem}", file=sys.stderr)
         return problem.exit_code
+    except BrokenPipeError:  # whoever reads what is printed has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as problem:
         print(f"bids_dl: {no_room(problem)}; free space and run again: what is finished is kept.", file=sys.stderr)
         return 74

@@ -363,7 +363,7 @@ def of_method(folder: str, method: str) -> list[Reference]:
     if method not in zoo.names(folder):
         return []
     titled = {r.link: r for r in references().values() if r.link}
-    found = [match for line in zoo.references(folder, method) if (match := IN_FILE.match(line))]
+    found = [match for line in zoo.references(folder, method).values() if (match := IN_FILE.match(line))]
     return [
         titled.get(m["link"]) or Reference(_bibtex_names(m["authors"]), m["year"], "", m["venue"], m["link"] or "")
         for m in found

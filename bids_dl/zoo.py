@@ -120,11 +120,11 @@ def summary(zoo: str, name: str) -> str:
     return (ast.get_docstring(_definition(zoo, name)) or "").split("\n")[0]
 
 
-def references(zoo: str, name: str) -> tuple[str, ...]:
-    """Read the papers that a method's summary marks, such as ``[1]_``, from the list that ends its docstring."""
+def references(zoo: str, name: str) -> dict[str, str]:
+    """Read the papers that a method's summary marks, such as ``[1]_``, by their numbers, from the list that ends its docstring."""
     listed = (ast.get_docstring(_definition(zoo, name)) or "").partition("\nReferences\n")[2]
     papers = dict(re.findall(r"^\.\. \[(\d+)\] (.+)$", listed, flags=re.MULTILINE))
-    return tuple(papers[mark] for mark in re.findall(r"\[(\d+)\]_", summary(zoo, name)))
+    return {mark: papers[mark] for mark in re.findall(r"\[(\d+)\]_", summary(zoo, name))}
 
 
 def check_options(zoo: str, name: str, given: Mapping[str, Any]) -> None:

@@ -77,3 +77,18 @@ def test_bars_of_states_have_each_levels_mean_and_deviation(tmp_path):
     hc, mdd = figures[0]["data"]
     assert (hc["name"], hc["y"], hc["error_y"]["array"]) == ("hc (n = 8)", [0.1, 0.2], [0.05, 0.05])
     assert mdd["y"] == [0.4, 0.5]
+
+
+def test_ranges_of_a_quantity_stand_in_their_order_and_words_in_that_of_the_scores(tmp_path):
+    levels = {"age": {"6 to 11": 0.7, "11 to 14": 0.9, "14 to 60": 0.6}, "site": {"A": 0.7, "B": 0.5}}
+    rows = [
+        ("edges_linear", column, level, "auc", value, 9) for column, of in levels.items() for level, value in of.items()
+    ]
+    table = pd.DataFrame(rows, columns=["model", "column", "level", "metric", "value", "n"])
+    path = tmp_path / "group" / "metrics" / "target-group_subgroups.tsv"
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, sep="\t", index=False)
+    view = charts.View(tmp_path, {"name": "group"}, {"edges_linear": {}}, "auc", "edges_linear", [], 2)
+    age, site = (figure["layout"]["yaxis"]["categoryarray"] for figure in charts.subgroup_dots(view))
+    assert age == ["6 to 11", "11 to 14", "14 to 60"]
+    assert site == ["B", "A"]

@@ -129,8 +129,22 @@ def test_describe_knows_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.build_parser().parse_args(["--describe", "models.mlp"])
     assert "hidden" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["--describe", "models.gcn"])
+    said = capsys.readouterr().out
+    assert "[1] Kipf" in said
+    assert "]_" not in said
     with pytest.raises(UsageError, match="models"):
         cli.build_parser().parse_args(["--describe", "model"])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    given = [sys.executable, "-m", "bids_dl", "--describe", "models"]
+    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_dry_run_writes_no_result(capsys: pytest.CaptureFixture[str], xcpd, tmp_path: Path) -> None:
