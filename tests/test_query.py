@@ -365,6 +365,18 @@ def test_freesurfers_folders_are_found_where_fmriprep_leaves_them(fmriprep) -> N
     assert [(s.path, s.participant_id, s.prepared) for s in found] == [(stats, "sub-01", True)]
 
 
+def test_freesurfers_root_is_listed_once_for_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "subjects"
+    write_derivative(root)
+    for folder in ("sub-1", "sub-1_ses-2", "sub-1_ses-1", "sub-10_ses-1", "sub-2", "sub-3"):
+        (root / folder / "stats").mkdir(parents=True)
+    ids, listed, glob = ["sub-1", "sub-10", "sub-2", "sub-3"], [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: listed.append(self) or glob(self, pattern))
+    found = [s.path.parent.name for s in query._freesurfer(settings(root), ids)]
+    assert found == ["sub-1", "sub-1_ses-1", "sub-1_ses-2", "sub-10_ses-1", "sub-2", "sub-3"]
+    assert listed.count(root) == 1
+
+
 def test_genotypes_of_the_dataset_belong_to_everybody(fmriprep) -> None:
     root = fmriprep(2)
     (root / "genetics").mkdir()
