@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -210,18 +211,26 @@ SAID_EVERY_S = 60.0
 
 
 class _progress:
-    """Show a bar on a terminal; elsewhere, in the log of a cluster or a container, say a line a minute at most."""
+    """Show a bar on a terminal; elsewhere, in the log of a cluster or a container, say a line a minute at most.
+
+    From the first task on the garbage collector passes over what is there: MultiProc runs it for each task, over the objects of
+    all tasks, which took most of the time of a thousand small ones.
+    """
 
     def __init__(self, total: int, name: str, unit: str) -> None:
         from tqdm import tqdm
 
         self.total, self.name, self.n, self.said = total, name, 0, time.monotonic()
         self.bar = tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
+        self.has_begun = False
 
     def __enter__(self) -> Callable[..., None]:
         return self._advance
 
     def _advance(self, node: Any, status: str) -> None:
+        if not self.has_begun:
+            gc.freeze()
+            self.has_begun = True
         if status not in {"end", "exception"} or node.name.endswith("_waits"):
             return
         self.n += 1
@@ -231,6 +240,7 @@ class _progress:
             LOG.info("%s: %d of %d steps are done.", self.name, self.n, self.total)
 
     def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
         self.bar.close()
 
 

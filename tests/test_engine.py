@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -193,3 +194,9 @@ def test_a_plugin_file_chooses_the_engine(settings: config.Config, tmp_path: Pat
     (tmp_path / "plugin.yml").write_text("plugin: Linear")
     asked = replace(settings, run=replace(settings.run, use_plugin=str(tmp_path / "plugin.yml")))
     assert engine.run(asked, "x", [add("one", tmp_path)]) == {"one": 2}
+
+
+def test_the_garbage_collector_passes_over_the_graph_while_it_runs(settings: config.Config) -> None:
+    found = engine.run(settings, "x", [engine.Task("one", "gc:get_freeze_count", {})])
+    assert found["one"] > 1000
+    assert gc.get_freeze_count() == 0
