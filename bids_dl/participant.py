@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from bids_dl.records import Scan
 
 LOG = logging.getLogger("bids_dl")
 BATCH = 8
-"""Participants a node: enough to pay for the node, few enough to resume and to spread well."""
+"""Participants a node on average: enough to pay for the node, few enough to resume and to spread well."""
 
 
 def run(config: Config, modes: frozenset[str]) -> int:
@@ -209,7 +210,19 @@ def _batches(scans: Mapping[str, Sequence[Scan]]) -> Iterator[list[str]]:
     slow = [i for i, mine in scans.items() if any(not s.prepared and s.kind in able for s in mine)]
     quick = [i for i in scans if i not in set(slow)]
     yield from ([i] for i in slow)
-    yield from (quick[start : start + BATCH] for start in range(0, len(quick), BATCH))
+    yield from _runs_of(quick)
+
+
+def _runs_of(ids: Sequence[str]) -> Iterator[list[str]]:
+    """Cut participants into runs of `BATCH` on average, by their own names: a newcomer changes no run but the one it joins."""
+    run: list[str] = []
+    for participant_id in ids:
+        if run and zlib.crc32(participant_id.encode()) % BATCH == 0:
+            yield run
+            run = []
+        run.append(participant_id)
+    if run:
+        yield run
 
 
 def _stamp(config: Config, scans: Mapping[str, Sequence[Scan]], ids: Sequence[str]) -> str:

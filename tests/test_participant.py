@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_confounds, write_derivative, write_image, write_series
 
-from bids_dl import cli, derivatives, extraction, query
+from bids_dl import cli, derivatives, extraction, participant, query
 from bids_dl.records import Scan
 
 BIN = Path(sys.executable).parent
@@ -430,3 +430,12 @@ def test_two_atlases_of_one_name_are_refused(fmriprep, tmp_path: Path, capsys: p
     said = capsys.readouterr().err
     assert "both called 'Two'" in said
     assert str(tmp_path / "two") in said
+
+
+def test_a_newcomer_changes_no_batch_but_its_own() -> None:
+    ids = [f"sub-{number:03d}" for number in range(200)]
+    before = list(participant._batches(dict.fromkeys(ids, [])))
+    after = list(participant._batches(dict.fromkeys(["sub-0000", *ids], [])))
+    assert [i for batch in before for i in batch] == ids
+    assert 4 < len(ids) / len(before) < 16
+    assert len([batch for batch in before if batch not in after]) <= 1
