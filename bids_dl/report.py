@@ -59,11 +59,8 @@ def _with_measured(out: Path, entry: Json, measured: Sequence[Json]) -> Json:
 
 def _quality(out: Path, participant_id: str, measured: Sequence[Json]) -> Json:
     """List what was measured of each scan, with the flags that the whole cohort gave rise to."""
-    table = written.read_table(out / "quality.tsv")
-    mine = table[table["participant_id"] == participant_id] if "flags" in table else table
-    flags = {
-        str(s): str(f).split(", ") for s, f in zip(mine.get("scan", ()), mine.get("flags", ()), strict=True) if f == f
-    }
+    path = out / "quality.tsv"
+    flags = _flags(path, tuple(query.versions([path]))).get(participant_id, {})
     scans = [
         {
             "name": q["scan"], "failure": q.get("failure"),
@@ -72,6 +69,17 @@ def _quality(out: Path, participant_id: str, measured: Sequence[Json]) -> Json:
         for q in measured
     ]  # fmt: skip
     return {"scans": scans, "flagged": sum(map(len, flags.values()))}
+
+
+@lru_cache(maxsize=1)
+def _flags(path: Path, version: tuple[object, ...]) -> dict[str, dict[str, list[str]]]:
+    """Read who has which measures flagged, of which scan: once for all pages, as long as the table is of that ``version``."""
+    table = written.read_table(path)
+    found: dict[str, dict[str, list[str]]] = {}
+    rows = table[table["flags"].notna()] if "flags" in table else table.head(0)
+    for person, scan, flags in rows.reindex(columns=["participant_id", "scan", "flags"]).itertuples(index=False):
+        found.setdefault(person, {})[str(scan)] = str(flags).split(", ")
+    return found
 
 
 def _placed(out: Path, entry: Json) -> Json:

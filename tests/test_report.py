@@ -673,6 +673,16 @@ def test_measures_stand_with_their_units_and_only_this_participants_flags(measur
     }
 
 
+def test_the_table_of_quality_is_read_once_for_all_pages_until_it_changes(tmp_path, monkeypatch):
+    read, paths = written.read_table, []
+    monkeypatch.setattr(written, "read_table", lambda path: paths.append(path) or read(path))
+    for flags in ("tsnr", "tsnr, dvars_percent"):
+        table = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "scan": ["a", "b"], "flags": [None, flags]})
+        derivatives.write_table(tmp_path / "quality.tsv", table)
+        assert [report._quality(tmp_path, i, [])["flagged"] for i in ("sub-1", "sub-2")] == [0, len(flags.split(", "))]
+    assert len(paths) == 2
+
+
 def test_a_scan_that_could_not_be_measured_says_why(measured):
     assert "It could not be measured: it is &lt;cut&gt; off." in measured[1]
 
