@@ -21,7 +21,8 @@ from bids_dl.errors import DataError, UsageError
 from bids_dl.records import Split, Target
 
 LOG = logging.getLogger("bids_dl")
-ROWS_PER_TASK = 32
+ROWS_PER_TASK, MOST_FILLS = 32, 250
+"""Participants whose features one task reads, more where there would be too many tasks: each reads the plan of all."""
 SMALL_COHORT = 200
 N_RETRAINED = 99
 BASELINES = ("dummy", "confounds_only", "linear")
@@ -687,13 +688,13 @@ def _tasks(config: Config, plan: cohorts.Plan, chosen: Choices, digest: str) -> 
 
 def _fills(name: str, function: str, folder: Path, n_rows: int, digest: str, **more: Any) -> list[engine.Task]:
     """Write down the steps that read every participant's features into a cohort's folder."""
-    fresh = (folder / "fresh").is_file()
+    fresh, step = (folder / "fresh").is_file(), max(ROWS_PER_TASK, -(-n_rows // MOST_FILLS))
     return [
         engine.Task(
-            f"{name}_{start}", function, {"folder": str(folder), **more, "start": start, "stop": start + ROWS_PER_TASK},
+            f"{name}_{start}", function, {"folder": str(folder), **more, "start": start, "stop": start + step},
             stamp=digest, redo=fresh,
         )
-        for start in range(0, n_rows, ROWS_PER_TASK)
+        for start in range(0, n_rows, step)
     ]  # fmt: skip
 
 

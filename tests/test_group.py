@@ -1052,3 +1052,11 @@ def test_a_run_that_is_killed_while_it_lays_out_begins_anew(tmp_path):
         group._renew(folder, "a", killed)
     group._renew(folder, "a", folder.mkdir)
     assert (folder / "fresh").is_file()
+
+
+@pytest.mark.parametrize(("n", "n_tasks"), [(33, 2), (8000, 250), (40_001, 249)])
+def test_tasks_that_fill_the_cohort_take_everybody_once_and_stay_few(tmp_path, n, n_tasks):
+    given = [task.arguments for task in group._fills("fill", "f", tmp_path, n, "")]
+    rows = [row for one in given for row in range(one["start"], min(one["stop"], n))]
+    assert rows == list(range(n))
+    assert len(given) == n_tasks
