@@ -434,8 +434,8 @@ def test_two_atlases_of_one_name_are_refused(fmriprep, tmp_path: Path, capsys: p
 
 def test_a_newcomer_changes_no_batch_but_its_own() -> None:
     ids = [f"sub-{number:03d}" for number in range(200)]
-    before = list(participant._batches(dict.fromkeys(ids, [])))
-    after = list(participant._batches(dict.fromkeys(["sub-0000", *ids], [])))
+    before = list(participant._batches({i: [] for i in ids}))
+    after = list(participant._batches({i: [] for i in ["sub-0000", *ids]}))
     assert [i for batch in before for i in batch] == ids
     assert 4 < len(ids) / len(before) < 16
     assert len([batch for batch in before if batch not in after]) <= 1
