@@ -387,9 +387,7 @@ def _freesurfer(config: Config, ids: Sequence[str]) -> Iterator[Scan]:
     sessions = {s.removeprefix("ses-") for s in config.select.session_label}
     for root in roots:
         sessions_of: dict[str, list[Path]] = {}
-        for folder in sorted(
-            root.glob("sub-*_ses-*")
-        ):  # once a root: a glob a participant would list all folders each time
+        for folder in sorted(root.glob("sub-*_ses-*")):  # once a root, not once a participant: each lists all folders
             sessions_of.setdefault(folder.name.partition("_ses-")[0], []).append(folder)
         for participant_id in ids:
             for folder in [root / participant_id, *sessions_of.get(participant_id, ())]:
