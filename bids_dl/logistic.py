@@ -46,7 +46,7 @@ def path(x: Array, y: NDArray[np.int_], penalties: Sequence[float] | Array, *, n
     told = np.eye(n_outputs)[y] if n_outputs > 1 else y[:, None].astype(np.float64)
     options = {"maxiter": MOST_STEPS, "maxls": LINE_SEARCH, "gtol": GRADIENT, "ftol": 64 * np.finfo(float).eps}
     at, found = np.zeros(n_outputs * (x.shape[1] + 1)), []
-    with threads.for_values(x.size):  # each step of L-BFGS also solves a system of 20
+    with threads.for_vectors(x.size):  # each step of L-BFGS also solves a system of 20
         for penalty in penalties:
             given = (x, told, say / say.sum(), 1 / (penalty * say.sum()))
             at = minimize(_loss, at, given, method="L-BFGS-B", jac=True, options=options).x

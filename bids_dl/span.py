@@ -160,7 +160,7 @@ def _corner(inner: Kernel, rows: NDArray[np.intp]) -> Corner:
 
 def _axes(inner: Kernel, rows: NDArray[np.intp]) -> Span:
     at = inner.at(rows)
-    with threads.for_values(len(at) ** 2):
+    with threads.for_vectors(len(at) ** 2):
         variances, axes = np.linalg.eigh(inner.values[np.ix_(at, at)])
     kept = variances > max(variances.max(), 1e-12) * 1e-6
     if not kept.any():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bids_dl import ridge, threads
+from bids_dl import logistic, ridge, span, threads
 
 
 def n_threads() -> set[int]:
@@ -22,6 +24,14 @@ def test_what_is_large_takes_the_threads_of_the_run(
         with threads.for_values(n_values):
             inside = n_threads()
         assert (inside, n_threads()) == ({expected}, {2})
+
+
+def test_solvers_that_go_step_by_step_are_large_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, x = [], np.random.default_rng(0).normal(size=(60, 20))
+    monkeypatch.setattr(threads, "for_values", lambda n: asked.append(n) or nullcontext())
+    logistic.path(x, (x[:, 0] > 0).astype(int), [1.0], n_outputs=1)
+    span._axes(span.Kernel(x @ x.T, np.arange(60)), np.arange(60))
+    assert asked == [x.size // threads.VECTORS, 60**2 // threads.VECTORS]
 
 
 def test_any_number_of_threads_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
