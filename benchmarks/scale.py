@@ -1,10 +1,11 @@
-"""scale.py WORK {edges,volumes} [--participants N] [--models MODEL…]: seconds and peak memory of a large cohort.
+"""scale.py WORK {edges,volumes} [--participants N] [--models MODEL…] [--whole]: seconds and peak memory of a large cohort.
 
 ``edges``: connectomes of 200 regions (19,900 edges) of 10,000 participants; ``volumes``: 24×24×24 voxels, of 50 and of
 2,000 participants. Each lies as the participant level would leave it, with a planted effect of a class and a quantity. The
 cohort is laid out and filled as the group level does it, then each model is fitted as one of its workers fits it: on the
 training rows of the first of five folds, with the prediction of its test rows, and its bundle. Prints seconds, peak memory
-without and with the pages of files, and the AUC or r of the test rows.
+without and with the pages of files, and the AUC or r of the test rows. ``--whole`` runs the group level itself in the place of
+these steps: all folds, scores, explanations, bundles and the report, in one process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import measure
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+")
     parser.add_argument("--targets", nargs="+", default=["diagnosis"], choices=TARGETS)
     parser.add_argument("--epochs", type=int, default=0, help="at most so many; the model's own number if not given")
+    parser.add_argument("--whole", action="store_true", help="run the group level from its start to the report")
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -46,17 +49,38 @@ def main() -> None:
     for n in options.participants or SIZES[options.kind]:
         work = options.work / f"{options.kind}-{n}"
         models = options.models or MODELS[options.kind]
-        steps = [["write", str(n)], ["fill"], *(["fit", t, m] for t in options.targets for m in models)]
-        for step in steps:
+        fits = [["fill"], *(["fit", t, m] for t in options.targets for m in models)]
+        for step in [["write", str(n)], *([["group"]] if options.whole else fits)]:
             if step[0] == "write" and (work / "data" / "participants.tsv").is_file():
                 continue
             again = [__file__, str(work), options.kind, "--epochs", str(options.epochs), "--stage", *step]
-            took = measure.run([sys.executable, *again], every=0.05)
+            took = measure.run(
+                [sys.executable, *(group(work, options, models) if step == ["group"] else again)], every=0.05
+            )
             if took.code:
                 sys.exit(f"{' '.join(step)} failed with exit code {took.code}.")
             print(
                 n, " ".join(step), f"{took.seconds:.1f} | {took.own_gb:.3f} | {took.peak_gb:.3f}", sep=" | ", flush=True
             )
+
+
+def group(work: Path, options: argparse.Namespace, models: Sequence[str]) -> list[str]:
+    """Write the arguments of the group level's command."""
+    shutil.rmtree(work / "out" / "group", ignore_errors=True)
+    given = ["--features", FEATURES[options.kind], "--models", *models, "--target", *options.targets, "--nprocs", "1"]
+    asked = work / "asked.toml"
+    asked.write_text(f"[training]\nn_epochs = {options.epochs}\n", encoding="utf-8")
+    return [
+        "-m",
+        "bids_dl",
+        str(work / "data"),
+        str(work / "out"),
+        "group",
+        "--config-file",
+        str(asked),
+        "--clean-workdir",
+        *given,
+    ]
 
 
 def stage(work: Path, kind: str, epochs: int, name: str, *arguments: str) -> None:
@@ -87,6 +111,10 @@ def write(work: Path, kind: str, n: int) -> None:
         record = {"participant_id": participant_id, "features": [entry], "problems": [], "quality": []}
         derivatives.write_json(work / "out" / "logs" / "participants" / f"{participant_id}.json", record)
     people = pd.DataFrame({"participant_id": ids, "diagnosis": np.where(sick, "patient", "control"), "age": age})
+    people["sex"], people["site"] = (
+        generator.choice(["F", "M"], n),
+        [f"site{k:02d}" for k in generator.integers(0, 20, n)],
+    )
     derivatives.write_table(work / "data" / "participants.tsv", people)
     derivatives.write_json(work / "data" / "dataset_description.json", {"Name": "scale", "BIDSVersion": "1.10.0"})
 
