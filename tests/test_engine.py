@@ -137,7 +137,8 @@ def test_progress_is_told_where_there_is_no_terminal(
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that runs in the background has it ignored
 from bids_dl import cli, config, engine
 def run(arguments):
     given = {"bids_dir": "/none", "output_dir": sys.argv[1], "analysis_level": "group", "run": {"nprocs": 2}}

@@ -149,7 +149,8 @@ def test_who_was_trained_on_is_refused_by_name_and_by_series(trained):
     bids, out, folder, _, _ = trained
     assert apply(folder, bids, out, "sub-03")["row"] == {
         "n_volumes": None, "n_decoded": None, "part_face": None, "part_house": None,
-        "excluded": "sub-03 was among the participants this bundle was trained on; its prediction would be too good.",
+        "excluded": "sub-03 was among the participants this bundle was trained on (the dataset of both is called 'seen'); its "
+        "prediction would be too good.",
     }  # fmt: skip
     for run in ("_run-1", "_run-2"):
         kept = series_of(out, "sub-10", run).read_text()
