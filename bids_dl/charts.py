@@ -69,7 +69,8 @@ def _plain(value: Any) -> Any:
 
 
 def _heading(text: str) -> Json:
-    return {"text": text, "font": {"size": 13, "color": "#1c2430"}, "x": 0, "xanchor": "left", "xref": "paper"}
+    place = {"x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 8}}
+    return {"text": text, "font": {"size": 13, "color": "#1c2430"}, **place}
 
 
 def distribution(people: Any, target: Json) -> Json:
@@ -359,7 +360,7 @@ def learning_curves(view: View) -> list[Json]:
             _line(mean.index, mean[f"{part}_loss"], LEVELS[i], 2.5, name=part)
             for i, part in enumerate(("train", "validation"))
         ]
-        figures.append(_figure(data, _layout(250, "epoch", "loss", title=_heading(model), **ABOVE)))
+        figures.append(_figure(data, _layout(266, "epoch", "loss", title=_heading(model), margin={"t": 50}, **ABOVE)))
     return figures
 
 
@@ -385,7 +386,7 @@ def _state_bars(rows: Any, title: str, unit: str) -> Json:
          "marker": {"color": LEVELS[number % len(LEVELS)]}}
         for number, (level, mine) in enumerate(rows.astype({"level": str}).groupby("level", sort=False))
     ]  # fmt: skip
-    axes = {"xaxis": {"type": "category"}, "barmode": "group", "title": _heading(title), "margin": {"t": 46}}
+    axes = {"xaxis": {"type": "category"}, "barmode": "group", "title": _heading(title), "margin": {"t": 50}}
     return _figure(bars, _layout(270, "state", unit, **{**axes, **ABOVE}))
 
 
@@ -501,9 +502,9 @@ def _subgroup_dots(table: Any, column: str, view: View) -> Json:
     data = [
         _dots(table[table["model"] == model], model, view, int(table["n"].max())) for model in [*view.rivals, view.best]
     ]
-    axes = {"yaxis": {"type": "category", "categoryorder": "array", "categoryarray": order}, "margin": {"t": 40}}
+    axes = {"yaxis": {"type": "category", "categoryorder": "array", "categoryarray": order}, "margin": {"t": 68}}
     axes["title"] = _heading(column)
-    height = 110 + 21 * table["level"].nunique()
+    height = 138 + 21 * table["level"].nunique()
     return _figure(data, _layout(height, prose.METRICS.get(view.main, view.main), **{**axes, **ABOVE}))
 
 
