@@ -26,8 +26,12 @@ def for_vectors(n: int) -> AbstractContextManager[Any]:
 
 
 def for_values(n: int) -> AbstractContextManager[Any]:
-    """Take one thread of BLAS for fewer than `LARGE` values, and as many as OpenMP has (``--omp-nthreads``) for more."""
-    many = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    """Take one thread of BLAS for fewer than `LARGE` values, and as many as OpenMP has (``--omp-nthreads``) for more.
+
+    Never more than there are cores: three threads on two idle cores had not finished after a minute what two did in 3 s.
+    """
+    cores = len(os.sched_getaffinity(0))
+    many = min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
     limited: AbstractContextManager[Any] = _blas().limit(limits=many if n >= LARGE else 1)
     return limited
 

@@ -15,11 +15,14 @@ def n_threads() -> set[int]:
     return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 
 
-@pytest.mark.parametrize(("n_values", "expected"), [(threads.LARGE - 1, 1), (threads.LARGE, 3)])
-def test_what_is_large_takes_the_threads_of_the_run(
-    monkeypatch: pytest.MonkeyPatch, n_values: int, expected: int
+@pytest.mark.parametrize(
+    ("n_values", "n_cores", "expected"), [(threads.LARGE - 1, 3, 1), (threads.LARGE, 3, 3), (threads.LARGE, 1, 1)]
+)
+def test_what_is_large_takes_the_threads_of_the_run_but_no_more_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, n_values: int, n_cores: int, expected: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(n_cores)))
     with threadpool_limits(2, user_api="blas"):
         with threads.for_values(n_values):
             inside = n_threads()
