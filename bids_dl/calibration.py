@@ -197,10 +197,8 @@ def expected_error(truth: Array, probabilities: Array, *, n_bins: int = N_BINS) 
         said, right = probabilities[:, 1], truth == 1
     else:
         said, right = probabilities.max(axis=1), truth == probabilities.argmax(axis=1)
-    _, at = np.unique(said, return_inverse=True)
-    observed = (np.bincount(at, right) / np.bincount(at))[
-        at
-    ]  # the order of rows of which the same is said tells nothing
+    _, at = np.unique(said, return_inverse=True)  # the order of rows of which the same is said tells nothing
+    observed = (np.bincount(at, right) / np.bincount(at))[at]
     bins = np.array_split(np.argsort(said, kind="stable"), min(n_bins, len(said)))
     return float(sum(abs(said[b].mean() - observed[b].mean()) * len(b) for b in bins) / len(said))
 

@@ -549,6 +549,12 @@ def steps_of(file: Path, described: Mapping[str, Any]) -> Array:
     return standardised(kept) if len(kept) else kept
 
 
+def said_beside(file: Path) -> dict[str, Any]:
+    """Read the sidecar of a feature's file; nothing where there is none."""
+    sidecar = derivatives.sidecar_path(file)
+    return query.read_json(sidecar) if sidecar.is_file() else {}
+
+
 def onsets(files: Sequence[Path]) -> Array:
     """Say when each step of a participant's series was, (step,), in seconds from the start of its run, runs end to end.
 
@@ -556,8 +562,7 @@ def onsets(files: Sequence[Path]) -> Array:
     """
     found = [np.zeros(0)]
     for file in files:
-        beside = derivatives.sidecar_path(file)
-        said = query.read_json(beside) if beside.is_file() else {}
+        said = said_beside(file)
         held = np.asarray(np.isfinite(read(file)[0]).any(axis=1))
         censored = said.get("CensoredVolumes", [])
         volumes = np.setdiff1d(np.arange(len(held) + len(censored)), censored)
@@ -693,8 +698,7 @@ def confounds_block(people: Any, covariates: Sequence[str], site: str = "") -> B
     """Encode the confounds: numbers as they are, words as one column a level; sites are words, though they be called by numbers."""
     labels, parts = [], []
     for name in covariates:
-        are_words = name == site or name.lower() in quality.SITE_COLUMNS
-        for label, values in encode_covariate(name, people[name], are_words=are_words):
+        for label, values in encode_covariate(name, people[name], are_words=quality.is_site(name, site)):
             labels.append(label)
             parts.append(values)
     values = np.column_stack(parts).astype(np.float32) if parts else np.zeros((len(people), 0), np.float32)
@@ -756,8 +760,7 @@ def choose_covariates(config: Config, columns: Mapping[str, Sequence[Any]]) -> l
     lower = {str(c).lower(): str(c) for c in columns}
     found = list(dict.fromkeys(config.targets.covariates)) or [lower[c] for c in COVARIATES if c in lower]
     for name in found:
-        is_site = name == config.splits.site_column or name.lower() in quality.SITE_COLUMNS
-        if not is_site and (word := _among_numbers(columns[name])):
+        if not quality.is_site(name, config.splits.site_column) and (word := _among_numbers(columns[name])):
             raise DataError(f"covariate '{name}' holds '{word}' among numbers; mend the cell, or write n/a.")
     return [c for c in found if len({v for v in columns[c] if isinstance(v, str)}) > 1]
 

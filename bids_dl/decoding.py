@@ -155,10 +155,10 @@ def _runs(
     for person in given.participant_ids:
         for file in map(Path, variant.files.get(person, ())):
             try:
-                found.setdefault(person, []).append(_run(file, delay_s))
+                run = _run(file, delay_s)
+                found.setdefault(person, []).append(run)
             except DataError as problem:
                 lacking.setdefault(person, []).append(str(problem))
-    found = {person: mine for person, mine in found.items() if mine}
     if not found:
         said = next((reasons[0] for reasons in lacking.values()), f"nobody has {variant.name}.")
         raise DataError(f"no participant has series with events: {said}")
@@ -189,15 +189,9 @@ def _run(series: Path, delay_s: float) -> Run:
     told = (source >= 0) & (source < len(values))
     on, unknown = np.zeros(values.shape, bool), source >= len(values)
     on[told], unknown[told] = values[source[told]] > 0, np.isnan(values[source[told]]).any(axis=1)
-    censored = frozenset(said_beside(series).get("CensoredVolumes", ()))
+    censored = frozenset(cohorts.said_beside(series).get("CensoredVolumes", ()))
     late_s = float(said["HaemodynamicDelay"]) + later * period
     return Run(series, _run_name(series), on, unknown, conditions, censored, period, late_s, said.get("LateEvents", 0))
-
-
-def said_beside(series: Path) -> dict[str, Any]:
-    """Read the sidecar of a series; nothing where there is none."""
-    sidecar = derivatives.sidecar_path(series)
-    return query.read_json(sidecar) if sidecar.is_file() else {}
 
 
 def _events_file(series: Path) -> Path:

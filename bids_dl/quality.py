@@ -48,6 +48,13 @@ FEWEST_FREE = 20
 have nothing in common correlate by more than 0.44 in one of 20 cases; a connectome of such a run is mostly chance."""
 
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre", "acquisition_site")
+
+
+def is_site(column: str, named: str) -> bool:
+    """Tell whether a column of participants.tsv holds sites: the one ``named`` so, or one of `SITE_COLUMNS`."""
+    return column == named or column.lower() in SITE_COLUMNS
+
+
 """Columns of participants.tsv that name the site, in lower case; the first one that there is."""
 
 

@@ -49,7 +49,7 @@ def read(said: Mapping[str, Any], config: Config, participant_id: str, record: M
 
 
 def _course(file: Path, asked: Mapping[str, Any]) -> Course:
-    beside = decoding.said_beside(file)
+    beside = cohorts.said_beside(file)
     period = float(beside.get("RepetitionTime", np.nan))
     _refuse_other_period(file, period, asked["repetition_time"])
     series = windows.volumes_of(file, asked["regions"], causal=asked["causal"])

@@ -90,7 +90,7 @@ def _refuse_other_words(config: Config, column: str, trained: Sequence[Any], cel
     mine, theirs = ({c for c in some if isinstance(c, str)} for some in (trained, cells))
     numbers = cohorts.are_numbers(mine)
     fits = any(cohorts.are_numbers([cell]) for cell in theirs) if numbers else bool(mine & theirs)
-    if fits or not theirs or column == config.splits.site_column or column.lower() in quality.SITE_COLUMNS:
+    if fits or not theirs or quality.is_site(column, config.splits.site_column):
         return
     raise DataError(
         f"--test-dataset {config.test_dataset}: its column '{column}' holds {', '.join(sorted(theirs)[:3])}, and that of the "

@@ -74,7 +74,7 @@ def volumes_of(file: Path, regions: Sequence[str], *, causal: bool, n_volumes: i
         raise DataError(
             f"{file.name} has other regions than the other participants' series; extract it with the same atlas."
         )
-    censored = decoding.said_beside(file).get("CensoredVolumes", [])
+    censored = cohorts.said_beside(file).get("CensoredVolumes", [])
     if n_volumes is not None and len(values) + len(censored) != n_volumes:
         raise DataError(
             f"{file.name} has {len(values)} volumes and {len(censored)} censored ones, its events {n_volumes}; extract both "

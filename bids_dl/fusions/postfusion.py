@@ -102,7 +102,7 @@ class PostFusion(nn.Module):
 
         Whoever has it has it whatever it becomes. The other members represent their inputs once.
         """
-        parts = list(self.members(*inputs).split([*self.widths, len(self.widths)], dim=1))
+        parts = list(self.apart(self.members(*inputs)))
         member: Any = self.members[position]
 
         def run(x: Tensor) -> Tensor:

@@ -51,9 +51,7 @@ def weighed(near: Tensor, far: Tensor, weight: Tensor) -> Tensor:
     n_out = weight.shape[0]
     by_region = weight.permute(1, 2, 0)  # (filter, region, new filter)
     falling, order = torch.sort(far, dim=2, descending=True)
-    n_above = torch.searchsorted(
-        (-falling.detach()).contiguous(), near.detach().contiguous()
-    )  # (participant, filter, region)
+    n_above = torch.searchsorted((-falling.detach()).contiguous(), near.detach().contiguous())  # by participant, filter
     filters = torch.arange(n_in, device=near.device)[:, None]
     sorted_weight = (
         by_region.flatten(0, 1).index_select(0, (order + filters * n).flatten()).view(n_rows, n_in, n, n_out)
